@@ -1,0 +1,44 @@
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+# The first of these that runs and has a supported version; set PYTHON=… to choose another.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+  $$name -c '$(SUPPORTED)' 2>/dev/null && echo $$name && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCE ?= auto
+
+.PHONY: run test check bench setup clean
+
+run: setup  ## ingest images and serve them on port 8000
+	@status=0; $(BIN)/python -m worker ingest $(SOURCE) || status=$$?; \
+	  [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status
+	@echo
+	@echo "Serving on http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000}. In another terminal, try:"
+	@echo "  curl -F image=@examples/flower.png 'http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000}/search?top_k=3&thumbnails=false'"
+	@echo "  curl http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000}/health"
+	@echo "or open http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000}/docs. Your own images: make run SOURCE=path/to/folder"
+	@echo
+	@exec $(BIN)/python -m service
+
+test: setup  ## run all tests
+	$(BIN)/python -m pytest
+
+check: setup  ## linter, formatter, strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## measure speed and memory, as ratios of one run
+	$(BIN)/python -m benchmarks.bench $(SOURCE)
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(or $(PYTHON),false) -c '$(SUPPORTED)' || \
+	  { echo "error: Python 3.11, 3.12 or 3.13 is needed; set PYTHON=path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+clean:  ## remove the environment and caches, not the data
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,73 @@
+"""Every error that users can meet; each message says what to do.
+
+ImageSearchError
+├── SettingsError            an environment variable or option has a bad value
+├── SourceError              the images to ingest cannot be had (missing, empty, damaged)
+├── DownloadError            a download failed or its checksum is wrong
+├── WeightsError             the model's weights cannot be had
+├── ImageError               one image cannot be used
+│   ├── NotAnImageError      not an image, or damaged
+│   └── ImageTooLargeError   too many pixels
+├── FilterError              a metadata filter is not valid
+├── RecordError              a record or query vector is not valid
+└── VectorIndexError
+    ├── IndexNotFoundError   there is no such index yet
+    ├── IndexMismatchError   the index was built with something else (model, metric, dimension)
+    └── StoreError           the store failed: disk full, read-only, unreachable, damaged
+"""
+
+
+class ImageSearchError(Exception):
+    """Base of all errors that are shown to users without a traceback."""
+
+
+class SettingsError(ImageSearchError):
+    """An environment variable or option has a bad value."""
+
+
+class SourceError(ImageSearchError):
+    """The images to ingest cannot be had."""
+
+
+class DownloadError(ImageSearchError):
+    """A download failed, or what came has the wrong checksum."""
+
+
+class WeightsError(ImageSearchError):
+    """The model's weights cannot be had."""
+
+
+class ImageError(ImageSearchError):
+    """One image cannot be used."""
+
+
+class NotAnImageError(ImageError):
+    """The bytes are not an image, or a damaged one."""
+
+
+class ImageTooLargeError(ImageError):
+    """The image has more pixels than allowed."""
+
+
+class FilterError(ImageSearchError):
+    """A metadata filter is not valid."""
+
+
+class RecordError(ImageSearchError):
+    """A record or a query vector is not valid."""
+
+
+class VectorIndexError(ImageSearchError):
+    """Base of the errors of the vector index."""
+
+
+class IndexNotFoundError(VectorIndexError):
+    """There is no such index yet."""
+
+
+class IndexMismatchError(VectorIndexError):
+    """The index was built with another model, metric or dimension."""
+
+
+class StoreError(VectorIndexError):
+    """The store failed: disk full, read-only, unreachable or damaged."""

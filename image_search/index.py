@@ -1,0 +1,158 @@
+"""The vector index: records, matches, and the one interface that every store implements."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+
+from image_search.embedding import Embeddings
+from image_search.errors import RecordError
+from image_search.filters import Filter
+from image_search.manifest import DIMENSION, Manifest
+
+MetadataValue = str | int | float | bool | list[str]
+Metadata = Mapping[str, MetadataValue]
+
+LABEL_FIELD: Final = "label"
+THUMBNAIL_FIELD: Final = "thumbnail"
+_RESERVED_FIELDS: Final = {LABEL_FIELD, THUMBNAIL_FIELD}
+
+# Pinecone's limits, kept by every store so that an index can move.
+MAX_TOP_K: Final = 10_000
+MAX_ID_LENGTH: Final = 512
+_ID: Final = re.compile(rf"[ -~]{{1,{MAX_ID_LENGTH}}}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image: `embedding` is float32 [512], `thumbnail` a JPEG or empty.
+
+    `id` is 1 to 512 printable ASCII characters. Numbers in `metadata` are finite.
+    """
+
+    id: str
+    embedding: Embeddings
+    label: str | None
+    metadata: Metadata
+    thumbnail: bytes
+
+
+@dataclass(frozen=True)
+class Match:
+    """One result of a query.
+
+    `score` is Pinecone's: cosine similarity or dot product, where more is more similar, or the
+    squared euclidean distance, where less is.
+    """
+
+    id: str
+    score: float
+    label: str | None
+    metadata: Metadata
+    thumbnail: bytes
+
+
+class VectorIndex(Protocol):
+    """One namespace of an index. All methods raise StoreError when the store fails."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the index was built with."""
+        ...
+
+    def upsert(self, records: Sequence[Record]) -> None:
+        """Insert the records, replacing those whose id exists; of one id given twice, the last.
+
+        When it returns they are durable, all of them; readers never see a part of them.
+        Raises RecordError, and writes nothing, if one of them is not valid.
+        """
+        ...
+
+    def query(
+        self,
+        embedding: Embeddings,
+        top_k: int,
+        filter: Filter | None = None,  # noqa: A002
+    ) -> list[Match]:
+        """The `top_k` (0 to 10,000) records most similar to float32 [512], best first.
+
+        Equal scores are ordered by id. Fewer come back where fewer pass the filter.
+        Raises RecordError for a vector or a `top_k` that is not valid.
+        """
+        ...
+
+    def fetch(self, ids: Sequence[str]) -> dict[str, Record]:
+        """The records with these ids; ids that do not exist are left out."""
+        ...
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete the records with these ids; ids that do not exist do not matter."""
+        ...
+
+    def list_ids(self, *, prefix: str = "", after: str = "", limit: int = 100) -> list[str]:
+        """The first `limit` ids that begin with `prefix` and come after `after`, in order."""
+        ...
+
+    def count(self) -> int:
+        """How many records there are."""
+        ...
+
+    def flush(self) -> None:
+        """After many upserts: make queries as fast as they can be."""
+        ...
+
+
+def check_records(records: Sequence[Record]) -> None:
+    """Raise RecordError, which names the id, unless every record is valid."""
+    for record in records:
+        if not _ID.fullmatch(record.id):
+            raise RecordError(
+                f"the id {record.id!r} is not 1 to {MAX_ID_LENGTH} printable ASCII characters"
+            )
+        try:
+            check_embedding(record.embedding)
+            _check_metadata(record.metadata)
+        except RecordError as exc:
+            raise RecordError(f"record {record.id!r}: {exc}") from exc
+
+
+def check_embedding(embedding: Embeddings) -> None:
+    """Raise RecordError unless it is float32 [512], finite and not all zero."""
+    if embedding.shape != (DIMENSION,) or embedding.dtype != np.float32:
+        raise RecordError(
+            f"an embedding is float32 [{DIMENSION}], not {embedding.dtype} {list(embedding.shape)}"
+        )
+    if not np.isfinite(embedding).all():
+        raise RecordError("the embedding holds NaN or infinity")
+    if not embedding.any():
+        raise RecordError("the embedding is all zeros, which has no direction to compare")
+
+
+def check_query(embedding: Embeddings, top_k: int) -> None:
+    """Raise RecordError unless both can be queried with."""
+    check_embedding(embedding)
+    if not 0 <= top_k <= MAX_TOP_K:
+        raise RecordError(f"top_k is {top_k}; it must be 0 to {MAX_TOP_K:,}")
+
+
+def _check_metadata(metadata: Metadata) -> None:
+    for field, value in metadata.items():
+        if not field or field.startswith("$") or field in _RESERVED_FIELDS:
+            raise RecordError(
+                f"metadata field {field!r}: names are not empty, do not begin with $, and are not "
+                + " or ".join(sorted(_RESERVED_FIELDS))
+            )
+        if isinstance(value, list):
+            valid = all(isinstance(item, str) for item in value)
+        elif isinstance(value, float):
+            valid = math.isfinite(value)
+        else:
+            valid = isinstance(value, str | int)
+        if not valid:
+            raise RecordError(
+                f"metadata field {field!r} is {value!r}: allowed are strings, finite numbers, "
+                "booleans and lists of strings"
+            )

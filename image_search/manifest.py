@@ -1,0 +1,73 @@
+"""What an index was built with; recorded with the vectors and checked before every use."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from image_search import __version__
+from image_search.errors import IndexMismatchError
+from image_search.settings import Metric
+
+DIMENSION: Final = 512
+
+
+class ModelSpec(BaseModel):
+    """All that decides which embedding an image gets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: Annotated[Literal["vgg16"], Field(description="Network.")] = "vgg16"
+    weights: Annotated[str, Field(description="Name of the weights.", examples=["imagenet"])]
+    fingerprint: Annotated[
+        str, Field(description="First 16 hex digits of the SHA-256 of all weights.")
+    ]
+    input_size: Annotated[int, Field(description="Side of the network's input, in pixels.")]
+    preprocessing: Annotated[int, Field(description="Version of decoding and preprocessing.")]
+    dimension: Annotated[int, Field(description="Numbers in an embedding.")] = DIMENSION
+
+    def __str__(self) -> str:
+        return (
+            f"{self.architecture} with weights {self.weights} ({self.fingerprint}), input size "
+            f"{self.input_size}, preprocessing {self.preprocessing}"
+        )
+
+
+class Manifest(BaseModel):
+    """The facts of one namespace of an index."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelSpec
+    metric: Metric
+    namespace: str
+    created_at: datetime
+    created_by: str
+
+    @classmethod
+    def new(cls, model: ModelSpec, metric: Metric, namespace: str) -> Self:
+        """The manifest of an index that is being created now, by this version."""
+        return cls(
+            model=model,
+            metric=metric,
+            namespace=namespace,
+            created_at=datetime.now(UTC),
+            created_by=f"image-search {__version__}",
+        )
+
+    def require_model(self, model: ModelSpec) -> None:
+        """Raise IndexMismatchError, naming both sides, unless `model` built this index."""
+        # A name can differ (a path here, `imagenet` there) where the weights are the same.
+        if model.model_copy(update={"weights": self.model.weights}) != self.model:
+            raise IndexMismatchError(
+                f"the index was built with {self.model}; what is at hand is {model}. "
+                "Use the index's own weights and input size, or another index"
+            )
+
+    def require_metric(self, metric: Metric) -> None:
+        """Raise IndexMismatchError, naming both sides, unless the index has this metric."""
+        if metric != self.metric:
+            raise IndexMismatchError(
+                f"the index was built with the metric {self.metric}, asked for is {metric}: "
+                "use the index's metric, or another index"
+            )

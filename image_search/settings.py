@@ -1,0 +1,102 @@
+"""All settings, in one place: environment variables that begin with IMAGE_SEARCH_."""
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from image_search.errors import SettingsError
+
+ENV_PREFIX = "IMAGE_SEARCH_"
+
+Metric = Literal["cosine", "euclidean", "dotproduct"]
+
+
+class Settings(BaseSettings):
+    """One field per variable; the field's name in capitals follows the prefix."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True)
+
+    data_dir: Annotated[Path, Field(description="Folder of the index and of downloads.")] = Path(
+        "data"
+    )
+    # Pinecone's rule for index names, so that a name fits every store.
+    index: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9]([a-z0-9-]{0,43}[a-z0-9])?$",
+            description="Name of the index: lower-case letters, digits and hyphens, at most 45.",
+        ),
+    ] = "images"
+    namespace: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9_-]{1,64}$",
+            description="Part of the index to use: letters, digits, _ and -, at most 64.",
+        ),
+    ] = "__default__"
+    metric: Annotated[
+        Metric, Field(description="Metric of a new index: cosine, euclidean or dotproduct.")
+    ] = "cosine"
+    weights: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="VGG16 weights of a new index: auto, imagenet, bundled, or the path of a "
+            "Keras .h5 or .weights.h5 file.",
+        ),
+    ] = "auto"
+    input_size: Annotated[
+        int,
+        Field(
+            ge=32,
+            le=1024,
+            description="Side of the square, in pixels, that a new index's images are resized to.",
+        ),
+    ] = 32
+    batch_size: Annotated[
+        int, Field(ge=1, le=4096, description="Images embedded at once by the worker.")
+    ] = 128
+    max_pixels: Annotated[
+        int,
+        Field(
+            ge=1,
+            # Pillow's own limit against decompression bombs stays the upper bound.
+            le=89_000_000,
+            description="Largest image accepted, in pixels.",
+        ),
+    ] = 64_000_000
+    max_upload_bytes: Annotated[
+        int, Field(ge=1, description="Largest request body that the service reads.")
+    ] = 20 * 1024 * 1024
+    host: Annotated[str, Field(description="Address that the service listens on.")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535, description="Port of the service.")] = 8000
+
+
+def variable(field: str) -> str:
+    """The environment variable that sets `field`."""
+    return ENV_PREFIX + field.upper()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment; `overrides` (fields by name) win over it.
+
+    Raises SettingsError, which names the variable, for a bad value or an unknown variable.
+    """
+    known = {variable(field) for field in Settings.model_fields}
+    for name in os.environ:
+        if name.startswith(ENV_PREFIX) and name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise SettingsError(f"{name} is not a setting: {hint}")
+    try:
+        return Settings(**overrides)
+    except ValidationError as exc:
+        problems = "; ".join(
+            f"{variable(str(error['loc'][0]))}={error['input']!r}: {error['msg']}"
+            for error in exc.errors()
+        )
+        raise SettingsError(problems) from exc

@@ -1,0 +1,85 @@
+"""Serve on the configured address: python -m service."""
+
+import argparse
+import ctypes
+import logging
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import Final
+
+import uvicorn
+
+from image_search.errors import ImageSearchError, SettingsError
+from image_search.settings import Settings, load_settings
+from service.app import create_app
+
+_M_ARENA_MAX: Final = -8  # malloc.h
+_HELP: Final = """\
+exit codes:
+  0  stopped by SIGINT or SIGTERM, after the requests in flight
+  1  could not start, as when the port is in use
+  2  bad setting
+
+Settings are environment variables, IMAGE_SEARCH_*; the README lists them.
+"""
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code."""
+    argparse.ArgumentParser(
+        prog="python -m service",
+        description="Answer image searches over HTTP.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        settings = load_settings()
+        listener = _listen(settings)
+    except SettingsError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    except ImageSearchError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
+    _limit_arenas()
+    # Uvicorn, once it has ended in order, raises the signal again.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
+    with listener:
+        config = uvicorn.Config(create_app(settings), log_config=None, access_log=False)
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _limit_arenas() -> None:
+    """Let glibc's threads share two heaps: 150 MB less, measured, than one each."""
+    with suppress(AttributeError):  # only glibc has it
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
+class _ListenError(ImageSearchError):
+    """The address cannot be listened on."""
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as exc:
+        raise _ListenError(
+            f"cannot listen on {settings.host} port {settings.port}: {exc.strerror}. Stop what "
+            "uses it, or set IMAGE_SEARCH_PORT or IMAGE_SEARCH_HOST"
+        ) from exc
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""The application: its routes and what they answer."""
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Annotated, TypedDict
+
+from fastapi import APIRouter, FastAPI, File, Query, Request, UploadFile
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel, ConfigDict, Field
+
+from image_search import __version__
+from image_search.filters import Condition
+from image_search.index import LABEL_FIELD, MetadataValue
+from image_search.manifest import Manifest, ModelSpec
+from image_search.settings import Settings
+from service import problems
+from service.searcher import Searcher
+from service.uploads import UploadRoute
+
+MAX_TOP_K = 100
+
+
+class SearchParameters(BaseModel):
+    """The query string of a search."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K, description="How many matches.")] = 10
+    label: Annotated[
+        list[str],
+        Field(description="Only images with this label; repeat it to allow several."),
+    ] = []
+    thumbnails: Annotated[bool, Field(description="Whether matches carry thumbnails.")] = True
+
+
+class MatchResponse(BaseModel):
+    """One image of the index."""
+
+    id: Annotated[str, Field(examples=["cifar10-train-00042"])]
+    label: Annotated[str | None, Field(examples=["cat"])]
+    score: Annotated[
+        float,
+        Field(
+            description="Cosine similarity or dot product, where more is more similar; or the "
+            "squared euclidean distance, where less is.",
+            examples=[0.91],
+        ),
+    ]
+    thumbnail: Annotated[
+        str | None, Field(description="JPEG as a data URI.", examples=["data:image/jpeg;base64,…"])
+    ]
+    metadata: dict[str, MetadataValue]
+
+
+class TookMs(BaseModel):
+    """Milliseconds spent."""
+
+    decode: float
+    embed: float
+    search: float
+    total: float
+
+
+class SearchResponse(BaseModel):
+    """The matches, best first."""
+
+    matches: list[MatchResponse]
+    model: ModelSpec
+    took_ms: TookMs
+
+
+class HealthResponse(BaseModel):
+    """What answers searches."""
+
+    status: Annotated[str, Field(examples=["ok"])]
+    store: Annotated[str, Field(examples=["embedded"])]
+    index: Annotated[str, Field(examples=["images"])]
+    manifest: Manifest
+    model: ModelSpec
+    count: Annotated[int, Field(description="Images in the index.", examples=[50000])]
+    version: str
+
+
+class State(TypedDict):
+    """What requests find in `request.state`."""
+
+    searcher: Searcher
+    settings: Settings
+
+
+router = APIRouter(route_class=UploadRoute)
+
+
+@router.post(
+    "/search",
+    operation_id="search",
+    summary="Find the images most similar to an uploaded one",
+    responses=problems.responses(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    ),
+)
+async def search(
+    request: Request,
+    image: Annotated[UploadFile, File(description="Any image that Pillow reads.")],
+    parameters: Annotated[SearchParameters, Query()],
+) -> SearchResponse:
+    """The `top_k` images of the index whose VGG16 embeddings are most similar, best first."""
+    searcher: Searcher = request.state.searcher
+    labels = Condition(LABEL_FIELD, "$in", tuple(parameters.label)) if parameters.label else None
+    result = await run_in_threadpool(searcher.search, await image.read(), parameters.top_k, labels)
+    return SearchResponse(
+        matches=[
+            MatchResponse(
+                id=match.id,
+                label=match.label,
+                score=match.score,
+                thumbnail=_data_uri(match.thumbnail) if parameters.thumbnails else None,
+                metadata=dict(match.metadata),
+            )
+            for match in result.matches
+        ],
+        model=result.model,
+        took_ms=TookMs(**result.took_ms),
+    )
+
+
+def _data_uri(jpeg: bytes) -> str | None:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else None
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service with these settings; it opens the index in the background."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+        searcher = Searcher(settings)
+        searcher.start()
+        try:
+            yield State(searcher=searcher, settings=settings)
+        finally:
+            searcher.close()
+
+    app: FastAPI = FastAPIOffline(
+        redoc_url=None,
+        title="Image search",
+        version=__version__,
+        description="Upload a picture, get the most similar images of the index.",
+        lifespan=lifespan,
+    )
+    problems.install(app)
+    app.include_router(router)
+
+    @app.get(
+        "/health",
+        operation_id="health",
+        summary="Whether a search would succeed",
+        responses=problems.responses(HTTPStatus.SERVICE_UNAVAILABLE),
+    )
+    def health(request: Request) -> HealthResponse:
+        """200 when a search would succeed, 503 with the reason when not."""
+        manifest, count = request.state.searcher.check()
+        return HealthResponse(
+            status="ok",
+            store="embedded",
+            index=settings.index,
+            manifest=manifest,
+            model=manifest.model,
+            count=count,
+            version=__version__,
+        )
+
+    @app.get("/", include_in_schema=False)
+    def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    return app

@@ -1,0 +1,1 @@
+"""The ingestion worker: reads images, embeds them in batches, upserts them into the index."""

@@ -1,0 +1,227 @@
+"""The worker's command line."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Final, NoReturn
+
+from image_search.embedding import Embedder
+from image_search.errors import (
+    DownloadError,
+    ImageSearchError,
+    IndexNotFoundError,
+    SettingsError,
+    SourceError,
+)
+from image_search.index import VectorIndex
+from image_search.manifest import Manifest
+from image_search.settings import Settings, load_settings
+from image_search.stores import create_index, open_index
+from image_search.weights import AUTO, choose_weights
+from worker.ingest import Summary, ingest
+from worker.sources import Source, Split, open_source
+
+_log = logging.getLogger("worker")
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNREADABLE: Final = 3
+
+_EXIT_CODES: Final = """\
+exit codes:
+  0    every image of the source is in the index
+  1    stopped by an error (disk, store, weights, download); start again to go on
+  2    wrong usage, bad setting, or a source that does not exist or holds no images
+  3    finished, but some images could not be read; they are listed on standard error
+  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM: the batch in flight was finished;
+       start again to go on
+
+Settings are environment variables, IMAGE_SEARCH_*; the README lists them.
+"""
+
+
+def main() -> int:
+    """Parse the command line and run; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    arguments = _parser().parse_args()
+    overrides = {
+        name: value
+        for name in ("batch_size", "metric", "index", "namespace")
+        if (value := getattr(arguments, name)) is not None
+    }
+    try:
+        settings = load_settings(**overrides)
+        return _ingest(arguments.source, arguments.split, arguments.limit, settings)
+    except (SettingsError, SourceError) as exc:
+        return _fail(str(exc), EXIT_USAGE)
+    except ImageSearchError as exc:
+        return _fail(str(exc), EXIT_FAILED)
+    except Exception as exc:  # a defect: say where it is, without a traceback
+        trace = exc.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
+        return _fail(f"unexpected, please report it: {exc!r} at {where}", EXIT_FAILED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m worker",
+        description="Embed images with VGG16 and upsert them into the vector index.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    ingest_parser = commands.add_parser(
+        "ingest",
+        help="bring images into the index",
+        description="Bring images into the index. Run it again at any time: it goes on where it\n"
+        "stopped, and embeds only what is new or has changed.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ingest_parser.add_argument(
+        "source",
+        nargs="?",
+        default="auto",
+        metavar="SOURCE",
+        help="cifar10 (downloaded), sample (drawn), a folder, zip or tar of images, flat or with "
+        "one sub-folder a label, or CIFAR-10's binary archive; auto, the default, is cifar10 "
+        "where it is to be had and sample otherwise",
+    )
+    ingest_parser.add_argument(
+        "--split", choices=("train", "test"), default="train", help="of CIFAR-10 (default: train)"
+    )
+    ingest_parser.add_argument(
+        "--limit", type=_positive, metavar="N", help="only the first N images"
+    )
+    ingest_parser.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="images embedded at once (default: 128)"
+    )
+    ingest_parser.add_argument(
+        "--metric",
+        choices=("cosine", "euclidean", "dotproduct"),
+        help="metric of a new index (default: cosine)",
+    )
+    ingest_parser.add_argument("--index", metavar="NAME", help="index (default: images)")
+    ingest_parser.add_argument(
+        "--namespace", metavar="NAME", help="part of the index (default: __default__)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+_positive.__name__ = "number"  # argparse names the type in its message
+
+
+def _ingest(source_name: str, split: Split, limit: int | None, settings: Settings) -> int:
+    stop = _Stop()
+    index: VectorIndex | None
+    try:
+        index = open_index(settings)
+    except IndexNotFoundError:
+        index = None
+    source = _source(source_name, split, index, settings)
+    if source is None:
+        return 0
+    embedder, index = _embedder_and_index(index, settings)
+    started = time.monotonic()
+    summary = ingest(source, index, embedder, settings, limit=limit, stop=stop.event)
+    index.flush()
+    _report(source, summary, index, settings, time.monotonic() - started)
+    if stop.signal is not None:
+        return 128 + stop.signal
+    return EXIT_UNREADABLE if summary.unreadable else 0
+
+
+def _source(
+    name: str, split: Split, index: VectorIndex | None, settings: Settings
+) -> Source | None:
+    """The source to ingest; None when `auto` finds an index of something else."""
+    if name != "auto":
+        return open_source(name, split=split, data_dir=settings.data_dir)
+    if index is not None and index.count() and not index.list_ids(prefix="cifar10-", limit=1):
+        if index.list_ids(prefix="sample-", limit=1):
+            return open_source("sample", split=split, data_dir=settings.data_dir)
+        print(f"index {settings.index} holds {index.count():,} images: nothing to ingest")
+        return None
+    try:
+        return open_source("cifar10", split=split, data_dir=settings.data_dir)
+    except DownloadError as exc:
+        _log.warning("ingesting the drawn sample, as CIFAR-10 cannot be had: %s", exc)
+        return open_source("sample", split=split, data_dir=settings.data_dir)
+
+
+def _embedder_and_index(
+    index: VectorIndex | None, settings: Settings
+) -> tuple[Embedder, VectorIndex]:
+    """The model and the index, which fit together: what is not set is as the index has it."""
+    if index is None:
+        embedder = Embedder(choose_weights(settings.weights), settings.input_size)
+        manifest = Manifest.new(embedder.model, settings.metric, settings.namespace)
+        index = create_index(settings, manifest)
+    else:
+        built_with = index.manifest
+        if "metric" in settings.model_fields_set:
+            built_with.require_metric(settings.metric)
+        weights = built_with.model.weights if settings.weights == AUTO else settings.weights
+        input_size = built_with.model.input_size
+        if "input_size" in settings.model_fields_set:
+            input_size = settings.input_size
+        embedder = Embedder(weights, input_size)
+    index.manifest.require_model(embedder.model)
+    return embedder, index
+
+
+def _report(
+    source: Source, summary: Summary, index: VectorIndex, settings: Settings, seconds: float
+) -> None:
+    state = "stopped" if summary.interrupted else "finished"
+    print(
+        f"{state} {source.name}: {summary.embedded:,} images embedded, {summary.unchanged:,} "
+        f"unchanged, {len(summary.unreadable):,} unreadable, {source.ignored:,} other files "
+        f"ignored, in {seconds:.1f} s ({summary.embedded / seconds:,.0f} images/s)\n"
+        f"index {settings.index}, namespace {settings.namespace}, {index.manifest.metric}, "
+        f"{index.manifest.model}: {index.count():,} images"
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+class _Stop:
+    """The first SIGINT or SIGTERM asks for an orderly end, a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.event.is_set():
+            _exit_now(number)
+        self.signal = number
+        self.event.set()
+        print("finishing the batch in flight; once more to end at once", file=sys.stderr)
+
+
+def _exit_now(number: int) -> NoReturn:
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Ingestion: read, decode, embed and upsert, overlapping, with bounded memory.
+
+    reader thread --(batches of decoded images)--> caller's thread --(records)--> upsert thread
+    looks up what is there already, decodes        embeds                         commits
+
+Ids are stable and records carry the SHA-256 of what they were made of, so that a run goes on where
+another stopped, and embeds again only what is new or has changed.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from os import cpu_count
+from queue import Empty, Full, Queue
+from typing import Any, Final, TypeVar
+
+from PIL import Image
+
+from image_search import images
+from image_search.embedding import Embedder
+from image_search.errors import ImageError
+from image_search.images import Pixels
+from image_search.index import Metadata, Record, VectorIndex
+from image_search.progress import Progress
+from image_search.settings import Settings
+from worker.sources import Item, Source
+
+# What is looked up and decoded at once, bounded by count and by the bytes held.
+_CHUNK_ITEMS: Final = 256
+_CHUNK_BYTES: Final = 64 * 1024 * 1024
+# A commit costs the same for one record as for hundreds, and what is not committed is lost in a
+# crash: about a second of embedding on two cores.
+_RECORDS_PER_COMMIT: Final = 512
+_QUEUED_BATCHES: Final = 2
+_POLL_SECONDS: Final = 0.1
+
+T = TypeVar("T")
+
+
+@dataclass
+class Summary:
+    """What one run did. `unreadable` maps ids to reasons."""
+
+    embedded: int = 0
+    unchanged: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    id: str
+    label: str | None
+    metadata: Metadata
+    pixels: Pixels
+    thumbnail: bytes
+
+
+def ingest(
+    source: Source,
+    index: VectorIndex,
+    embedder: Embedder,
+    settings: Settings,
+    *,
+    limit: int | None = None,
+    stop: threading.Event | None = None,
+) -> Summary:
+    """Bring the first `limit` images of `source` into the index; resumable and idempotent.
+
+    `stop` ends it early: the batches in flight are finished and committed. Errors of the source
+    and of the store are raised once what was embedded before them is committed, if it can be.
+    """
+    return _Ingestion(index, embedder, settings, stop or threading.Event()).run(source, limit)
+
+
+class _Ingestion:
+    def __init__(
+        self, index: VectorIndex, embedder: Embedder, settings: Settings, stop: threading.Event
+    ) -> None:
+        self._index = index
+        self._embedder = embedder
+        self._settings = settings
+        self._stop = stop
+        self._summary = Summary()
+        self._failed = threading.Event()
+        self._errors: list[BaseException] = []
+        self._decoded: Queue[list[_Decoded] | None] = Queue(_QUEUED_BATCHES)
+        self._records: Queue[list[Record] | None] = Queue(_QUEUED_BATCHES)
+
+    def run(self, source: Source, limit: int | None) -> Summary:
+        total = source.total if limit is None else min(limit, source.total)
+        with Progress("ingesting", total, "images") as progress:
+            self._progress = progress
+            reader = self._start(lambda: self._read(source, limit), self._decoded)
+            upserter = self._start(self._upsert, None)
+            try:
+                while (batch := self._take(self._decoded)) is not None:
+                    self._put(self._records, self._embed(batch))
+            except BaseException:
+                self._failed.set()
+                raise
+            finally:
+                self._put(self._records, None)
+                reader.join()
+                upserter.join()
+        if self._errors:
+            raise self._errors[0]
+        self._summary.interrupted = self._stop.is_set()
+        return self._summary
+
+    # --- stages ---
+
+    def _read(self, source: Source, limit: int | None) -> None:
+        batch: list[_Decoded] = []
+        pool = ThreadPoolExecutor(cpu_count())
+        try:
+            for chunk in _chunks(source.items(), limit):
+                present = self._index.fetch([item.id for item in chunk])
+                results = pool.map(lambda item: self._decode(item, present), chunk)  # noqa: B023
+                for item, result in zip(chunk, results, strict=True):
+                    if self._stop.is_set() or self._failed.is_set():
+                        return
+                    if isinstance(result, _Decoded):
+                        batch.append(result)
+                        if len(batch) == self._settings.batch_size:
+                            self._put(self._decoded, batch)
+                            batch = []
+                        continue
+                    if isinstance(result, ImageError):
+                        self._summary.unreadable[item.id] = str(result)
+                        self._progress.message(f"skipped {item.id}: {result}")
+                    else:
+                        self._summary.unchanged += 1
+                    self._progress.update(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            if batch:
+                self._put(self._decoded, batch)
+
+    def _decode(self, item: Item, present: dict[str, Record]) -> _Decoded | ImageError | None:
+        """None for an item that the index holds as it is."""
+        if isinstance(item.content, ImageError):
+            return item.content
+        metadata = {**item.metadata, "sha256": hashlib.sha256(_bytes(item.content)).hexdigest()}
+        record = present.get(item.id)
+        if record is not None and (record.label, record.metadata) == (item.label, metadata):
+            return None
+        try:
+            if isinstance(item.content, bytes):
+                image = self._embedder.decode(item.content, max_pixels=self._settings.max_pixels)
+            else:
+                image = Image.fromarray(item.content)
+        except ImageError as exc:
+            return exc
+        return _Decoded(
+            id=item.id,
+            label=item.label,
+            metadata=metadata,
+            pixels=self._embedder.pixels(image),
+            thumbnail=images.thumbnail(image),
+        )
+
+    def _embed(self, batch: list[_Decoded]) -> list[Record]:
+        embeddings = self._embedder.embed([decoded.pixels for decoded in batch])
+        return [
+            Record(decoded.id, embedding, decoded.label, decoded.metadata, decoded.thumbnail)
+            for decoded, embedding in zip(batch, embeddings, strict=True)
+        ]
+
+    def _upsert(self) -> None:
+        pending: list[Record] = []
+        last = False
+        while not last:
+            records = self._take(self._records)
+            last = records is None
+            pending += records or []
+            if pending and (last or len(pending) >= _RECORDS_PER_COMMIT):
+                self._index.upsert(pending)
+                self._summary.embedded += len(pending)
+                self._progress.update(len(pending))
+                pending = []
+
+    # --- threads and queues; a failure in one stage ends the others ---
+
+    def _start(self, work: Callable[[], None], output: Queue[Any] | None) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as exc:  # raised again in the caller's thread
+                self._errors.append(exc)
+                if output is None:
+                    self._failed.set()
+            finally:
+                if output is not None:
+                    self._put(output, None)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+    def _put(self, queue: "Queue[T | None]", value: T | None) -> None:
+        while not self._failed.is_set():
+            with suppress(Full):
+                queue.put(value, timeout=_POLL_SECONDS)
+                return
+
+    def _take(self, queue: "Queue[T | None]") -> T | None:
+        while not self._failed.is_set():
+            with suppress(Empty):
+                return queue.get(timeout=_POLL_SECONDS)
+        return None
+
+
+def _bytes(content: bytes | Pixels) -> bytes:
+    return content if isinstance(content, bytes) else content.tobytes()
+
+
+def _chunks(items: Iterator[Item], limit: int | None) -> Iterator[list[Item]]:
+    chunk: list[Item] = []
+    held = 0
+    for number, item in enumerate(items):
+        if number == limit:
+            break
+        chunk.append(item)
+        held += 0 if isinstance(item.content, ImageError) else len(_bytes(item.content))
+        if len(chunk) == _CHUNK_ITEMS or held >= _CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
