@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-import httpx
+import httpx2
 
 from image_search.errors import DownloadError
 from image_search.progress import Progress
@@ -14,7 +14,7 @@ from image_search.progress import Progress
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS: Final = 4
-_TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
+_TIMEOUT: Final = httpx2.Timeout(30.0, connect=10.0)
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -35,7 +35,7 @@ def download(url: str, path: Path, *, md5: str, retry_delay: float = 1.0) -> Pat
             try:
                 _fetch(url, part)
                 break
-            except httpx.TransportError as exc:
+            except httpx2.TransportError as exc:
                 # With nothing received there is no connection to this server: do not insist.
                 if attempt == _ATTEMPTS - 1 or not part.exists():
                     raise
@@ -47,9 +47,9 @@ def download(url: str, path: Path, *, md5: str, retry_delay: float = 1.0) -> Pat
             part.unlink()
             raise
         return part.replace(path)
-    except httpx.HTTPStatusError as exc:
+    except httpx2.HTTPStatusError as exc:
         raise DownloadError(f"{url} answered {exc.response.status_code}") from exc
-    except httpx.HTTPError as exc:
+    except httpx2.HTTPError as exc:
         raise DownloadError(
             f"{url} could not be downloaded: {str(exc) or type(exc).__name__}"
         ) from exc
@@ -67,13 +67,13 @@ def _check(path: Path, md5: str, advice: str) -> None:
 def _fetch(url: str, part: Path) -> None:
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
-    with httpx.stream(
+    with httpx2.stream(
         "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT
     ) as response:
-        if have and response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if have and response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             return  # nothing is left to fetch; the checksum decides
         response.raise_for_status()
-        if response.status_code != httpx.codes.PARTIAL_CONTENT:
+        if response.status_code != httpx2.codes.PARTIAL_CONTENT:
             have = 0
         size = response.headers.get("Content-Length")
         total = have + int(size) if size else None

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -103,7 +104,8 @@ def import_keras() -> Any:
 @contextmanager
 def _without_banner() -> Iterator[None]:
     """Take the log lines of TensorFlow's C++ side, which no setting stops, out of an import."""
-    if "tensorflow" in sys.modules:
+    # Elsewhere than in the main thread, it would hold back what others write meanwhile.
+    if "tensorflow" in sys.modules or threading.current_thread() is not threading.main_thread():
         yield
         return
     sys.stderr.flush()

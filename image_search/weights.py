@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,8 +59,11 @@ def load_weights(network: Any, weights: str) -> str:
             ".h5 or .weights.h5 file"
         )
     try:
-        network.load_weights(path)
-    except (OSError, ValueError, KeyError) as exc:
+        with warnings.catch_warnings():
+            # Keras only warns of layers that keep their random weights.
+            warnings.simplefilter("error", UserWarning)
+            network.load_weights(path)
+    except (OSError, ValueError, KeyError, UserWarning) as exc:
         raise WeightsError(
             f"{path} does not hold the weights of keras.applications.VGG16(include_top=False) "
             f"as .h5 or .weights.h5: {str(exc).splitlines()[0]}"

@@ -11,6 +11,7 @@ from typing import Final
 
 import uvicorn
 
+from image_search.embedding import import_keras
 from image_search.errors import ImageSearchError, SettingsError
 from image_search.settings import Settings, load_settings
 from service.app import create_app
@@ -35,7 +36,6 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = load_settings()
         listener = _listen(settings)
@@ -46,6 +46,7 @@ def main() -> int:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     _limit_arenas()
+    import_keras()
     # Uvicorn, once it has ended in order, raises the signal again.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))

@@ -61,9 +61,9 @@ class ProblemError(HTTPException):
 
 def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI declaration of the problems that a route answers."""
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
     return {
-        status.value: {"description": status.phrase, "content": {MEDIA_TYPE: schema}}
+        status.value: {"description": status.phrase, "content": content}
         for status in statuses
     }
 

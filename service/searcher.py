@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from image_search.embedding import Embedder, import_keras
+from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, StoreError
 from image_search.filters import Filter
 from image_search.index import Match, VectorIndex
@@ -102,7 +102,6 @@ class Searcher:
         return self._state
 
     def _follow(self) -> None:
-        import_keras()  # while there may be no index yet
         while not self._closing.is_set():
             try:
                 self._refresh()

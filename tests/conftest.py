@@ -2,16 +2,15 @@
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from image_search import images
 from image_search.embedding import Embedder, Embeddings
 from image_search.images import Pixels
 from image_search.manifest import DIMENSION, ModelSpec
@@ -41,22 +40,15 @@ def settings() -> Settings:
     return load_settings()
 
 
-class FakeEmbedder:
-    """Deterministic embeddings without a network: a projection of a hash of the pixels."""
+class FakeEmbedder(Embedder):
+    """Deterministic embeddings without a network: random numbers seeded by the pixels."""
 
     def __init__(self) -> None:
-        self.model = ModelSpec(
-            weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1
-        )
+        self.model = ModelSpec(weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1)
+        self._min_side = 96
         self.embedded = 0
 
-    def decode(self, content: bytes, *, max_pixels: int) -> Image.Image:
-        return images.decode(content, max_pixels=max_pixels, min_side=256)
-
-    def pixels(self, image: Image.Image) -> Pixels:
-        return np.asarray(image)
-
-    def embed(self, batch: list[Pixels]) -> Embeddings:
+    def embed(self, batch: Sequence[Pixels] | Pixels) -> Embeddings:
         self.embedded += len(batch)
         seeds = [int(hashlib.sha256(image.tobytes()).hexdigest(), 16) for image in batch]
         return np.array(
@@ -87,10 +79,7 @@ def cifar10_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def free_port() -> Iterator[int]:
-    import socket
-
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    yield port
+        return int(probe.getsockname()[1])

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -80,16 +80,23 @@ def create_index(settings: Settings, manifest: Manifest) -> "EmbeddedIndex":
 
     Raises IndexMismatchError when a sibling namespace has another metric or model.
     """
+    with suppress(IndexNotFoundError):
+        return open_index(settings)
     folder = _folder(settings)
+    schema = pa.schema(_FIELDS, metadata={_MANIFEST_KEY: manifest.model_dump_json()})
     with _errors_of_the_store(folder):
         folder.mkdir(parents=True, exist_ok=True)
         connection = _connect(folder)
-        for namespace in connection.table_names(limit=1):
+        for namespace in connection.list_tables(limit=1).tables:
             sibling = EmbeddedIndex(connection.open_table(namespace), folder).manifest
             sibling.require_metric(manifest.metric)
             sibling.require_model(manifest.model)
-        schema = pa.schema(_FIELDS, metadata={_MANIFEST_KEY: manifest.model_dump_json()})
-        table = connection.create_table(settings.namespace, schema=schema, exist_ok=True)
+        try:
+            table = connection.create_table(settings.namespace, schema=schema)
+        except ValueError as exc:
+            if "already exists" not in str(exc):
+                raise
+            table = connection.open_table(settings.namespace)
         index = EmbeddedIndex(table, folder / f"{settings.namespace}.lance")
         index.sync()
         return index

@@ -1,0 +1,184 @@
+"""Embeddings against Keras' own VGG16, and the weights' three origins."""
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_search import weights
+from image_search.embedding import Embedder, Embeddings, import_keras
+from image_search.errors import IndexMismatchError, WeightsError
+from image_search.manifest import DIMENSION, Manifest
+from image_search.weights import choose_weights
+from tests.conftest import ROOT, SHARED
+from worker import sample
+from worker.sources import open_source
+
+ORIGINAL = SHARED / "data" / "vgg16-tiny-imagenet-32.h5"
+# Mean of ImageNet's training images in BGR order, subtracted by VGG16's authors:
+# https://www.robots.ox.ac.uk/~vgg/research/very_deep/
+MEAN_BGR = np.array([103.939, 116.779, 123.68])
+
+
+needs_original = pytest.mark.skipif(
+    not ORIGINAL.exists(), reason="the original of the bundled weights is not at hand"
+)
+# Keras' own saving meets NumPy's newest rules.
+saves_with_keras = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def pictures(count: int, size: int = 32) -> Any:
+    kinds = [sample.KINDS[i % len(sample.KINDS)] for i in range(count)]
+    return np.stack(
+        [np.asarray(sample.draw(kind, i).resize((size, size))) for i, kind in enumerate(kinds)]
+    )
+
+
+def keras_embeddings(pixels: Any, size: int = 32) -> Any:
+    """Keras' application with the bundled weights, run as its documentation says."""
+    keras = import_keras()
+    network = keras.applications.VGG16(
+        weights=None, include_top=False, pooling="avg", input_shape=(size, size, 3)
+    )
+    weights.load_weights(network, "bundled")
+    return network.predict(pixels[..., ::-1] - MEAN_BGR, verbose=0)
+
+
+def cosines(one: Embeddings, other: Embeddings) -> Any:
+    products = (one * other).sum(axis=1)
+    return products / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+
+
+def test_embeddings_are_those_of_keras(embedder: Embedder) -> None:
+    images = pictures(20)
+    embeddings = embedder.embed(images)
+    assert embeddings.dtype == np.float32
+    assert embeddings.shape == (20, DIMENSION)
+    np.testing.assert_allclose(embeddings, keras_embeddings(images), rtol=1e-3, atol=1e-3)
+
+
+def test_larger_inputs_are_averaged_over_the_last_feature_map() -> None:
+    images = pictures(2, size=64)
+    embeddings = Embedder("bundled", 64).embed(images)
+    np.testing.assert_allclose(embeddings, keras_embeddings(images, 64), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(200, 120), (33, 31), (16, 16), (1, 1)])
+def test_other_sizes_are_resized_with_antialiasing(
+    embedder: Embedder, size: tuple[int, int]
+) -> None:
+    image = sample.draw("castle", 0).resize(size)
+    # Pillow's bilinear filter is the same triangle, rounded to whole numbers at the end.
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+    [found] = embedder.embed([np.asarray(image)])
+    assert cosines(found[None], embedder.embed([expected])).item() > 0.995
+
+
+def test_an_embedding_does_not_depend_on_its_batch(embedder: Embedder) -> None:
+    images = pictures(70)
+    together = embedder.embed(images)
+    alone = np.concatenate([embedder.embed(images[i : i + 1]) for i in range(70)])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+    mixed = embedder.embed([images[0], pictures(1, size=50)[0], images[2]])
+    np.testing.assert_allclose(mixed[[0, 2]], together[[0, 2]], rtol=1e-4, atol=1e-4)
+
+
+def test_an_empty_batch_has_no_embeddings(embedder: Embedder) -> None:
+    assert embedder.embed([]).shape == (0, DIMENSION)
+
+
+def test_similar_pictures_have_similar_embeddings(embedder: Embedder) -> None:
+    original = sample.draw("boat", 0)
+    darker = original.point(lambda value: value * 0.9)
+    other = sample.draw("cactus", 0)
+    first, second, third = embedder.embed([embedder.pixels(i) for i in (original, darker, other)])
+    assert cosines(first[None], second[None]) > cosines(first[None], third[None])
+
+
+@needs_original
+def test_bundled_weights_embed_as_their_original(embedder: Embedder, cifar10_archive: Path) -> None:
+    source = open_source(str(cifar10_archive), split="test", data_dir=Path())
+    images = [
+        np.asarray(item.content) for item, _ in zip(source.items(), range(1000), strict=False)
+    ]
+    assert len(images) == 1000
+    original = Embedder(str(ORIGINAL), 32)
+    assert cosines(embedder.embed(images), original.embed(images)).min() >= 0.999
+
+
+def test_bundled_weights_are_compact_and_described() -> None:
+    folder = ROOT / "image_search" / "bundled"
+    assert sum(file.stat().st_size for file in folder.glob("*.npz")) <= 16e6
+    assert "non-commercial" in (folder / "README.md").read_text()
+
+
+@saves_with_keras
+def test_a_file_of_keras_weights_can_be_used(embedder: Embedder, tmp_path: Path) -> None:
+    path = tmp_path / "mine.weights.h5"
+    network = import_keras().applications.VGG16(weights=None, include_top=False)
+    weights.load_weights(network, "bundled")
+    network.save_weights(path)
+    mine = Embedder(str(path), 32)
+    assert mine.model.weights == "mine.weights.h5"
+    assert mine.model.fingerprint == embedder.model.fingerprint
+    manifest = Manifest.new(embedder.model, "cosine", "n")
+    manifest.require_model(mine.model)  # the same weights under another name
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not HDF5"])
+def test_files_that_hold_no_weights_are_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "wrong.h5"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"wrong\.h5"):
+        Embedder(str(path), 32)
+
+
+@saves_with_keras
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    keras = import_keras()
+    path = tmp_path / "other.weights.h5"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save_weights(path)
+    with pytest.raises(WeightsError, match=r"other\.weights\.h5"):
+        Embedder(str(path), 32)
+
+
+def test_another_model_is_refused_with_both_sides_named(embedder: Embedder) -> None:
+    other = embedder.model.model_copy(update={"fingerprint": "feed", "weights": "imagenet"})
+    with pytest.raises(IndexMismatchError) as caught:
+        Manifest.new(other, "cosine", "n").require_model(embedder.model)
+    assert "imagenet (feed)" in str(caught.value)
+    assert f"bundled ({embedder.model.fingerprint})" in str(caught.value)
+
+
+def test_imagenet_weights_are_reported_when_they_cannot_be_had() -> None:
+    with pytest.raises(WeightsError, match="ImageNet"):
+        Embedder("imagenet", 32)
+
+
+def test_auto_is_bundled_without_a_network_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert choose_weights("auto") == "bundled"
+    [line] = caplog.messages
+    assert line.startswith("using the bundled weights")
+
+
+@needs_original
+def test_auto_is_imagenet_where_it_is_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "keras" / "models" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    cached.parent.mkdir(parents=True)
+    shutil.copy(ORIGINAL, cached)
+    with pytest.raises(WeightsError, match="checksum"):
+        Embedder("imagenet", 32)
+    # A stand-in cannot have the checksum of the real file.
+    checksum = hashlib.md5(cached.read_bytes()).hexdigest()
+    monkeypatch.setattr(weights, "_IMAGENET_MD5", checksum)
+    assert choose_weights("auto") == "imagenet"
+    assert Embedder("imagenet", 32).model.weights == "imagenet"

@@ -1,0 +1,445 @@
+"""The programs as users run them: processes, signals, kill -9, full disks, real images."""
+
+import base64
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_search.embedding import Embedder
+from image_search.errors import IndexNotFoundError
+from image_search.manifest import Manifest
+from image_search.settings import Settings, load_settings
+from image_search.stores import create_index, open_index
+from tests.conftest import ROOT
+from tests.test_ingest import assert_same_records, folder_of
+from worker import sample
+from worker.sources import open_source
+
+QUERY = ROOT / "examples" / "boat.png"
+
+
+def start(*command: str, **environ: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled", **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*command: str, **environ: str) -> tuple[int, str, str]:
+    process = start(*command, **environ)
+    out, err = process.communicate(timeout=300)
+    assert "Traceback" not in err
+    return process.returncode, out, err
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def count(settings: Settings) -> int:
+    try:
+        return open_index(settings).count()
+    except IndexNotFoundError:
+        return 0
+
+
+class Service:
+    """A service process and its address."""
+
+    def __init__(self, port: int, **environ: str) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = start("service", IMAGE_SEARCH_PORT=str(port), **environ)
+
+    def health(self) -> int:
+        try:
+            return httpx2.get(f"{self.url}/health").status_code
+        except httpx2.TransportError:
+            assert self.process.poll() is None, self.process.communicate()[1]
+            return 0
+
+    def search(self, content: bytes, **parameters: Any) -> Any:
+        response = httpx2.post(
+            f"{self.url}/search", files={"image": content}, params=parameters, timeout=30
+        )
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def count(self) -> int:
+        return int(httpx2.get(f"{self.url}/health").json()["count"])
+
+
+@contextmanager
+def service(port: int, **environ: str) -> Iterator[Service]:
+    running = Service(port, **environ)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.communicate()
+
+
+def another_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# --- the worker's command line --------------------------------------------------------------------
+
+
+def test_help_explains_the_exit_codes() -> None:
+    for command in (["worker", "--help"], ["worker", "ingest", "--help"]):
+        code, out, _ = run(*command)
+        assert code == 0
+        for expected in ("exit codes:", "130", "143"):
+            assert expected in out
+
+
+def test_auto_without_a_network_is_the_sample_and_says_so(settings: Settings) -> None:
+    code, out, err = run("worker", "ingest", "--limit", "50", IMAGE_SEARCH_WEIGHTS="auto")
+    assert code == 0
+    assert "using the bundled weights" in err
+    assert "ingesting the drawn sample" in err
+    assert "50 images embedded" in out
+    assert set(open_index(settings).list_ids(prefix="sample-")) == set(
+        open_index(settings).list_ids()
+    )
+    code, out, _ = run("worker", "ingest", "--limit", "60")
+    assert "10 images embedded, 50 unchanged" in out
+
+
+def test_auto_leaves_an_index_of_other_images_alone(settings: Settings, tmp_path: Path) -> None:
+    assert run("worker", "ingest", str(folder_of(tmp_path / "mine", 3)))[0] == 0
+    code, out, _ = run("worker", "ingest")
+    assert code == 0
+    assert "nothing to ingest" in out
+    assert count(settings) == 3
+
+
+def test_unreadable_images_have_their_own_exit_code(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "mine", 3)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    code, out, err = run("worker", "ingest", str(folder))
+    assert code == 3
+    assert "skipped mine/broken.jpg" in err
+    assert "3 images embedded, 0 unchanged, 1 unreadable" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "code", "message"),
+    [
+        (["missing-folder"], {}, 2, "there is no missing-folder"),
+        (["sample", "--limit", "0"], {}, 2, "at least 1"),
+        (["sample", "--limit", "x"], {}, 2, "invalid number value"),
+        (["sample", "--metric", "manhattan"], {}, 2, "invalid choice"),
+        (["sample", "--index", "Not Allowed"], {}, 2, "IMAGE_SEARCH_INDEX"),
+        (["sample"], {"IMAGE_SEARCH_BATCH_SIZE": "0"}, 2, "IMAGE_SEARCH_BATCH_SIZE"),
+        (["sample"], {"IMAGE_SEARCH_INPUT_SIZ": "64"}, 2, "did you mean IMAGE_SEARCH_INPUT_SIZE"),
+        (["sample"], {"IMAGE_SEARCH_WEIGHTS": "missing.h5"}, 1, "there is no weights file"),
+        (["sample"], {"IMAGE_SEARCH_WEIGHTS": "imagenet"}, 1, "ImageNet weights cannot be had"),
+        (["cifar10"], {}, 1, "could not be downloaded"),
+    ],
+)
+def test_wrong_usage_is_explained(
+    arguments: list[str], environ: dict[str, str], code: int, message: str
+) -> None:
+    found, _, err = run("worker", "ingest", *arguments, **environ)
+    assert message in err
+    assert found == code
+
+
+def test_folders_and_archives_that_hold_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("worker", "ingest", str(tmp_path / "empty"))
+    assert (code, "holds no images" in err) == (2, True)
+    archive = tmp_path / "cut.tar.gz"
+    folder = folder_of(tmp_path / "mine", 30)
+    subprocess.run(["tar", "czf", archive, "-C", folder, "."], check=True)
+    archive.write_bytes(archive.read_bytes()[:-2000])
+    code, _, err = run("worker", "ingest", str(archive))
+    assert (code, "damaged" in err) == (2, True)
+
+
+def test_an_index_of_another_model_or_metric_is_refused(
+    settings: Settings, embedder: Embedder
+) -> None:
+    other = embedder.model.model_copy(update={"fingerprint": "feed"})
+    create_index(settings, Manifest.new(other, "euclidean", settings.namespace))
+    code, _, err = run("worker", "ingest", "sample")
+    assert code == 1
+    assert "bundled (feed)" in err
+    assert f"bundled ({embedder.model.fingerprint})" in err
+    code, _, err = run("worker", "ingest", "sample", "--metric", "cosine")
+    assert code == 1
+    assert "metric euclidean" in err
+    assert "cosine" in err
+    assert count(settings) == 0
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs more rights than this test has")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_explained_and_what_was_acknowledged_is_kept(tmp_path: Path) -> None:
+    data = tmp_path / "small"
+    with mounted(data, "size=3m"):
+        code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_DATA_DIR=str(data))
+        assert code == 1
+        assert "disk is full" in err
+        kept = count(load_settings(data_dir=data))
+        subprocess.run(["mount", "-o", "remount,size=50m", data], check=True)
+        code, out, _ = run("worker", "ingest", "sample", IMAGE_SEARCH_DATA_DIR=str(data))
+        assert code == 0
+        assert f"{1000 - kept} images embedded, {kept} unchanged" in out
+
+
+def test_a_write_that_fails_is_explained(settings: Settings) -> None:
+    """The same where nothing can be mounted: no file may grow beyond a megabyte."""
+    process = subprocess.run(
+        [sys.executable, "-m", "worker", "ingest", "sample"],
+        env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert "disk is full" in process.stderr
+    assert count(settings) == 0
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with mounted(data, "ro"):
+        code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_DATA_DIR=str(data))
+        assert (code, "cannot be written" in err) == (1, True)
+    file = tmp_path / "file"
+    file.write_text("")
+    code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_DATA_DIR=str(file))
+    assert (code, str(file) in err) == (1, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_worker_in_order(settings: Settings, number: signal.Signals) -> None:
+    process = start("worker", "ingest", "sample")
+    wait_until(lambda: count(settings) > 0)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "stopped sample" in out
+    assert "Traceback" not in err
+    assert f"{count(settings):,} images embedded" in out
+
+
+# --- kill -9 --------------------------------------------------------------------------------------
+
+
+def test_kill_9_of_the_worker_loses_and_breaks_nothing(settings: Settings, tmp_path: Path) -> None:
+    source = tmp_path / "sample"
+    for kind in sample.KINDS:
+        (source / kind).mkdir(parents=True)
+        for seed in range(400):
+            sample.draw(kind, seed).save(source / kind / f"{seed:03d}.jpg")
+    undisturbed = load_settings(data_dir=tmp_path / "undisturbed")
+    code, _, err = run(
+        "worker", "ingest", str(source), IMAGE_SEARCH_DATA_DIR=str(undisturbed.data_dir)
+    )
+    assert code == 0, err
+    expected = open_index(undisturbed)
+
+    moments = random.Random(9)
+    seen = 0
+    for kill in range(10):
+        process = start("worker", "ingest", str(source), "--batch-size", "32")
+        # Half of the kills hit at once, when a run begins, half after it has committed more.
+        if kill % 2:
+            wait_until(lambda: count(settings) > seen or process.poll() is not None)  # noqa: B023
+            time.sleep(moments.uniform(0, 0.5))
+        else:
+            time.sleep(moments.uniform(0, 8))
+        process.kill()
+        process.communicate()
+        now = count(settings)
+        assert now >= seen, "an acknowledged batch was lost"
+        seen = now
+    assert seen > 0
+    code, out, _ = run("worker", "ingest", str(source))
+    assert code == 0
+    assert f"{seen:,} unchanged" in out
+    assert_same_records(expected, open_index(settings))
+
+
+def test_kill_9_of_a_service_during_queries_breaks_nothing(
+    settings: Settings, free_port: int
+) -> None:
+    assert run("worker", "ingest", "sample", "--limit", "100")[0] == 0
+    before = open_index(settings).fetch(open_index(settings).list_ids())
+    with service(free_port) as running:
+        wait_until(lambda: running.health() == 200)
+        clients = [
+            subprocess.Popen(
+                ["curl", "-s", "-F", f"image=@{QUERY}", f"{running.url}/search"],
+                stdout=subprocess.DEVNULL,
+            )
+            for _ in range(8)
+        ]
+        time.sleep(0.02)
+        running.process.kill()
+        for client in clients:
+            client.wait()
+    after = open_index(settings).fetch(open_index(settings).list_ids())
+    assert before.keys() == after.keys()
+    with service(free_port) as running:
+        wait_until(lambda: running.health() == 200)
+        assert len(running.search(QUERY.read_bytes())["matches"]) == 10
+
+
+# --- the service's process ------------------------------------------------------------------------
+
+
+def test_two_services_see_a_running_ingest_and_end_in_order() -> None:
+    with service(another_port()) as first, service(another_port()) as second:
+        services = (first, second)
+        wait_until(lambda: all(each.health() == 503 for each in services))
+        assert run("worker", "ingest", "sample", "--limit", "20")[0] == 0
+        wait_until(lambda: all(each.health() == 200 for each in services))
+        worker = start("worker", "ingest", "sample")
+        seen: list[set[int]] = [set(), set()]
+
+        def watch() -> bool:
+            for each, counts in zip(services, seen, strict=True):
+                if each.health() == 200:
+                    counts.add(each.count())
+                    matches = each.search(QUERY.read_bytes(), top_k=100, thumbnails=False)
+                    assert len({match["id"] for match in matches["matches"]}) == min(
+                        100, len(matches["matches"])
+                    )
+            return worker.poll() is not None
+
+        wait_until(watch)
+        worker.communicate()
+        wait_until(lambda: all(each.health() == 200 and each.count() == 1000 for each in services))
+        for counts in seen:
+            assert any(20 < number < 1000 for number in counts), "no progress was seen"
+        for each in services:
+            each.process.terminate()
+            _, err = each.process.communicate(timeout=30)
+            assert each.process.returncode == 0
+            assert "Traceback" not in err
+
+
+def test_a_port_in_use_is_explained(free_port: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port))
+        taken.listen()
+        code, _, err = run("service", IMAGE_SEARCH_PORT=str(free_port))
+    assert code == 1
+    assert f"port {free_port}" in err
+    assert "IMAGE_SEARCH_PORT" in err
+
+
+def test_a_bad_setting_of_the_service_is_explained() -> None:
+    code, _, err = run("service", IMAGE_SEARCH_PORT="http")
+    assert (code, "IMAGE_SEARCH_PORT" in err) == (2, True)
+
+
+def test_an_endless_upload_is_refused_while_it_is_read(free_port: int) -> None:
+    with service(free_port, IMAGE_SEARCH_MAX_UPLOAD_BYTES="2000000") as running:
+        wait_until(lambda: running.health() == 503)
+        with socket.create_connection(("127.0.0.1", free_port), timeout=30) as connection:
+            connection.sendall(
+                b"POST /search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+                b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+            )
+            head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="q"\r\n\r\n'
+            connection.sendall(b"%x\r\n%s\r\n" % (len(head), head))
+            answer = b""
+            connection.settimeout(0.01)
+            for _ in range(10_000):
+                try:
+                    connection.sendall(b"2710\r\n" + bytes(10_000) + b"\r\n")
+                except OSError:
+                    break
+                try:
+                    answer += connection.recv(65536)
+                    break
+                except TimeoutError:
+                    continue
+            connection.settimeout(30)
+            while part := connection.recv(65536):
+                answer += part
+        assert b"413" in answer.split(b"\r\n")[0]
+        assert b"upload_too_large" in answer
+        assert running.health() == 503, "it goes on"
+
+
+# --- real images ----------------------------------------------------------------------------------
+
+
+def test_real_cifar10_end_to_end(
+    settings: Settings, cifar10_archive: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = 3000
+    code, out, err = run("worker", "ingest", str(cifar10_archive), "--limit", str(limit))
+    assert code == 0, err
+    assert f"{limit:,} images embedded" in out
+    index = open_index(settings)
+    assert index.list_ids(limit=limit) == [f"cifar10-train-{n:05d}" for n in range(limit)]
+
+    queries: dict[str, list[bytes]] = {}
+    for item in open_source(str(cifar10_archive), split="test", data_dir=Path()).items():
+        assert item.label is not None
+        queries.setdefault(item.label, [])
+        if len(queries[item.label]) < 10:
+            path = settings.data_dir / "query.png"
+            Image.fromarray(np.asarray(item.content)).save(path)
+            queries[item.label].append(path.read_bytes())
+    assert len(queries) == 10
+
+    hits: Counter[str] = Counter()
+    with service(free_port) as running:
+        wait_until(lambda: running.health() == 200)
+        for label, images in queries.items():
+            for image in images:
+                matches = running.search(image)["matches"]
+                assert len(matches) == 10
+                thumbnail = base64.b64decode(matches[0]["thumbnail"].partition(",")[2])
+                assert thumbnail.startswith(b"\xff\xd8")
+                hits[label] += sum(match["label"] == label for match in matches)
+    precision = sum(hits.values()) / (10 * 10 * 10)
+    with capsys.disabled():
+        print(f"\nprecision@10 of 100 test images in {limit:,} images: {precision:.3f}")
+        print(json.dumps({label: hits[label] / 100 for label in sorted(hits)}))
+    # Chance is 0.1; the bundled weights reach 0.4 to 0.5, the more the larger the index.
+    assert precision > 0.25

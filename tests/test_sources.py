@@ -1,0 +1,418 @@
+"""Sources of images: CIFAR-10's binary layout, folders, archives, the sample."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+
+from image_search.errors import DownloadError, ImageError, SourceError
+from worker import sample
+from worker.sources import Item, Source, open_source
+
+PACKERS: Final = {"zip": "zip", "tar": "tar", "tar.gz": "gztar", "tar.xz": "xztar"}
+# In the order that the dataset numbers them.
+LABELS: Final = [
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+]
+
+
+def opened(path: Path | str, split: str = "train") -> Source:
+    return open_source(
+        str(path), split="test" if split == "test" else "train", data_dir=Path("nowhere")
+    )
+
+
+def by_id(source: Source) -> dict[str, Item]:
+    items = list(source.items())
+    found = {item.id: item for item in items}
+    assert len(found) == len(items) == source.total
+    assert all(re.fullmatch(r"[ -~]{1,512}", id_) for id_ in found)
+    return found
+
+
+def contents(source: Source) -> dict[str, tuple[str | None, object]]:
+    return {id_: (item.label, item.content) for id_, item in by_id(source).items()}
+
+
+def write(folder: Path, *names: str) -> Path:
+    """Files that hold their own names; sources do not decode."""
+    for name in names:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(os.fsencode(name))
+    return folder
+
+
+def pack(folder: Path, kind: str, *, wrapped: bool = False) -> Path:
+    """An archive that is named like the folder, of what it holds or of itself."""
+    root, base = (folder.parent, folder.name) if wrapped else (folder, None)
+    target = folder.parent / "packed" / folder.name
+    return Path(shutil.make_archive(str(target), PACKERS[kind], root, base))
+
+
+# --- CIFAR-10 ---
+
+
+def record(label: int, pixels: np.ndarray) -> bytes:
+    """One record as https://www.cs.toronto.edu/~kriz/cifar.html gives it."""
+    planes = [pixels[:, :, channel].tobytes() for channel in range(3)]
+    return bytes([label]) + b"".join(planes)
+
+
+@pytest.fixture
+def cifar10(tmp_path: Path) -> tuple[Path, list[tuple[int, np.ndarray]]]:
+    """An unpacked folder of two records a batch, and the records in order, test ones last."""
+    rng = np.random.default_rng(0)
+    records = [(n % 10, rng.integers(0, 256, (32, 32, 3), np.uint8)) for n in range(12)]
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    (folder / "batches.meta.txt").write_text("\n".join([*LABELS, "", ""]))
+    names = [*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"]
+    for n, name in enumerate(names):
+        (folder / name).write_bytes(b"".join(record(*r) for r in records[2 * n : 2 * n + 2]))
+    (folder / "readme.html").write_text("<html>")
+    return folder, records
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "bare tar.gz"])
+@pytest.mark.parametrize(("split", "first", "last"), [("train", 0, 10), ("test", 10, 12)])
+def test_cifar10(
+    cifar10: tuple[Path, list[tuple[int, object]]], kind: str, split: str, first: int, last: int
+) -> None:
+    folder, records = cifar10
+    path = folder
+    if kind != "folder":
+        path = pack(folder, kind.removeprefix("bare "), wrapped="bare" not in kind)
+    items = list(opened(path, split).items())
+    assert [item.id for item in items] == [f"cifar10-{split}-{n:05d}" for n in range(last - first)]
+    assert opened(path, split).total == len(items)
+    for item, (label, pixels) in zip(items, records[first:last], strict=True):
+        assert item.label == LABELS[label]
+        assert item.metadata == {"source": "cifar10", "split": split}
+        np.testing.assert_array_equal(item.content, pixels)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("data_batch_3.bin", None, r"data_batch_3\.bin missing"),
+        ("batches.meta.txt", None, r"batches\.meta\.txt missing"),
+        ("data_batch_5.bin", b"", r"data_batch_5\.bin has 0 bytes"),
+        ("data_batch_5.bin", bytes(3074), r"data_batch_5\.bin has 3,074 bytes"),
+        ("data_batch_2.bin", b"\x0a" + bytes(3072), "label has no name"),
+    ],
+)
+def test_damaged_cifar10(
+    cifar10: tuple[Path, object], file: str, content: bytes | None, message: str
+) -> None:
+    folder, _ = cifar10
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        opened(folder)
+    if file != "batches.meta.txt":  # an archive without it is one of image files
+        with pytest.raises(SourceError, match=message):
+            opened(pack(folder, "tar.gz", wrapped=True))
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz"])
+def test_truncated_cifar10(cifar10: tuple[Path, object], kind: str) -> None:
+    archive = pack(cifar10[0], kind, wrapped=True)
+    os.truncate(archive, archive.stat().st_size // 2)
+    with pytest.raises(SourceError, match="damaged"):
+        opened(archive)
+
+
+def test_cifar10_that_cannot_be_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"cifar-10-binary\.tar\.gz could not be downloaded"):
+        open_source("cifar10", split="train", data_dir=tmp_path)
+    (tmp_path / "downloads" / "cifar-10-binary.tar.gz").write_bytes(b"something else")
+    with pytest.raises(DownloadError, match=r"cifar-10-binary\.tar\.gz has the checksum"):
+        open_source("cifar10", split="train", data_dir=tmp_path)
+
+
+# --- folders and archives ---
+
+# What a folder holds: by file, the id and the label.
+TREES: Final[dict[str, dict[str, tuple[str, str | None]]]] = {
+    "flat": {"a.png": ("pics/a.png", None), "b c.JPEG": ("pics/b c.JPEG", None)},
+    "labels": {"cat/a.png": ("pics/cat/a.png", "cat"), "dog/a.png": ("pics/dog/a.png", "dog")},
+    "one label": {"cat/a.png": ("pics/cat/a.png", "cat"), "cat/b.gif": ("pics/cat/b.gif", "cat")},
+    "label of its name": {
+        "cat/a.png": ("pics/cat/a.png", "cat"),
+        "pics/a.png": ("pics/pics/a.png", "pics"),
+    },
+    "mixed depths": {
+        "a.png": ("pics/a.png", None),
+        "cat/a.png": ("pics/cat/a.png", "cat"),
+        "cat/old/2/a.png": ("pics/cat/old/2/a.png", "cat"),
+    },
+    "folder around": {
+        "all/cat/a.png": ("pics/cat/a.png", "cat"),
+        "all/dog/b.png": ("pics/dog/b.png", "dog"),
+    },
+    "unicode": {
+        "Käse/ä%41.png": ("pics/K%C3%A4se/%C3%A4%2541.png", "Käse"),
+        "Käse/äA.png": ("pics/K%C3%A4se/%C3%A4A.png", "Käse"),
+        "犬/🐕.png": ("pics/%E7%8A%AC/%F0%9F%90%95.png", "犬"),
+    },
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("kind", ["folder", *PACKERS])
+def test_ids_labels_and_contents(tmp_path: Path, tree: str, kind: str) -> None:
+    folder = write(tmp_path / "pics", *TREES[tree])
+    expected = {id_: (label, os.fsencode(name)) for name, (id_, label) in TREES[tree].items()}
+    if kind == "folder":
+        assert contents(opened(folder)) == expected
+    else:
+        assert contents(opened(pack(folder, kind))) == expected
+        assert contents(opened(pack(folder, kind, wrapped=True))) == expected
+
+
+def test_metadata_names_source_and_path(tmp_path: Path) -> None:
+    items = by_id(opened(write(tmp_path / "pics", "dog/x/a.png", "b.png")))
+    assert items["pics/dog/x/a.png"].metadata == {"source": "pics", "path": "dog/x/a.png"}
+    assert items["pics/b.png"].metadata == {"source": "pics", "path": "b.png"}
+
+
+@pytest.mark.parametrize("kind", ["folder", *PACKERS])
+def test_files_that_are_no_images(tmp_path: Path, kind: str) -> None:
+    folder = write(tmp_path / "pics", "a.png", "notes.txt", "cat/data.csv", "cat/png")
+    write(folder, ".a.png", ".git/a.png", "cat/.DS_Store", "__MACOSX/._a.png", "__MACOSX/b.png")
+    source = opened(folder if kind == "folder" else pack(folder, kind, wrapped=True))
+    assert (list(by_id(source)), source.ignored) == (["pics/a.png"], 3)
+
+
+def test_order_is_the_same_every_time(tmp_path: Path) -> None:
+    names = [f"{label}/{n}.png" for n in range(20, 10, -1) for label in ("dog", "cat")]
+    folder = write(tmp_path / "pics", *names)
+    for path in (folder, pack(folder, "zip"), pack(folder, "tar")):
+        source = opened(path)
+        assert [item.id for item in source.items()] == list(by_id(source)) == list(by_id(source))
+    assert list(by_id(opened(folder))) == sorted(f"pics/{name}" for name in names)
+
+
+def test_hard_links_in_a_tar(tmp_path: Path) -> None:
+    folder = write(tmp_path / "pics", "cat/a.png", "dog/x.png")
+    os.link(folder / "cat/a.png", folder / "dog/b.png")
+    assert contents(opened(pack(folder, "tar"))) == contents(opened(folder))
+
+
+def test_file_that_was_appended_to_a_tar_again(tmp_path: Path) -> None:
+    folder = write(tmp_path / "pics", "cat/a.png", "dog/x.png")
+    archive = pack(folder, "tar")
+    (folder / "cat/a.png").write_bytes(b"new")
+    with tarfile.open(archive, "a") as appended:
+        appended.add(folder / "cat/a.png", "./cat/a.png")
+    assert contents(opened(archive)) == contents(opened(folder))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are any bytes")
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz"])
+def test_names_that_are_not_utf_8(tmp_path: Path, kind: str) -> None:
+    names = [
+        os.fsdecode(name) for name in (b"caf\xe9/\xff.png", b"caf\xe9/\xfe.png", b"x/\xff.png")
+    ]
+    folder = write(tmp_path / "pics", *names)
+    items = by_id(opened(folder if kind == "folder" else pack(folder, kind)))
+    assert set(items) == {"pics/caf%E9/%FF.png", "pics/caf%E9/%FE.png", "pics/x/%FF.png"}
+    assert {item.content for item in items.values()} == set(map(os.fsencode, names))
+    for item in items.values():
+        for text in (item.label, *item.metadata.values()):
+            assert str(text).encode()  # a lone surrogate could not be stored
+
+
+@pytest.mark.parametrize("kind", ["folder", *PACKERS])
+def test_long_paths(tmp_path: Path, kind: str) -> None:
+    deep = "/".join(letter * 200 for letter in "abc")
+    names = [f"{deep}/{'ü' * 20}{n}.png" for n in range(3)] + ["x.png"]
+    folder = write(tmp_path / "pics", *names)
+    items = by_id(opened(folder if kind == "folder" else pack(folder, kind)))
+    assert len(items) == len(names)
+    assert sorted(map(len, items)) == [len("pics/x.png"), 512, 512, 512]
+    assert {item.metadata["path"] for item in items.values()} == set(names)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "no/where.zip", "x" * 300])
+def test_source_that_does_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="cifar10, sample"):
+        opened(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pics.png", b"\x89PNG", "neither a folder nor"),
+        ("pics.rar", b"Rar!", "neither a folder nor"),
+        ("pics.zip", b"not a zip", "damaged"),
+        ("pics.zip", b"", "damaged"),
+        ("pics.tar", b"not a tar", "damaged"),
+        ("pics.tar", b"", "damaged"),
+        ("pics.tgz", b"not a tar", "damaged"),
+        ("pics.tar.xz", b"\xfd7zXZ\0", "damaged"),
+    ],
+)
+def test_file_that_is_no_source(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message) as caught:
+        opened(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", *PACKERS])
+@pytest.mark.parametrize("names", [[], ["notes.txt", "cat/.a.png"]])
+def test_no_images(tmp_path: Path, kind: str, names: list[str]) -> None:
+    folder = write(tmp_path / "pics", *names)
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(SourceError, match="holds no images"):
+        opened(folder if kind == "folder" else pack(folder, kind, wrapped=True))
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    """A folder of four pictures that do not compress."""
+    folder = write(tmp_path / "pics", *(f"cat/{name}.png" for name in "012ü"))
+    for n, file in enumerate(sorted(folder.rglob("*.png"))):
+        file.write_bytes(np.random.default_rng(n).bytes(1000))
+    return folder
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_truncated_archive(big: Path, kind: str) -> None:
+    archive = pack(big, kind)
+    whole = archive.read_bytes()
+    # A plain tar is cut in headers, in contents and in what fills up blocks, never at their ends.
+    end = len(whole.rstrip(b"\0")) if kind == "tar" else len(whole) * 9 // 10
+    for size in range(100, end, 128):
+        archive.write_bytes(whole[:size])
+        with pytest.raises(SourceError, match="damaged"):
+            opened(archive)
+
+
+def test_damaged_header_in_the_middle_of_a_tar(big: Path) -> None:
+    archive = big.parent / "pics.tar"
+    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as packed:
+        packed.add(big, "pics")
+    archive.write_bytes(archive.read_bytes().replace(b"cat/2.png", b"cat/3.png", 1))
+    with pytest.raises(SourceError, match="damaged"):
+        opened(archive)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_damage_anywhere_is_an_error_of_the_source(big: Path, kind: str) -> None:
+    archive = pack(big, kind)
+    whole = archive.read_bytes()
+    # A zip's names and sizes are at its end, a tar's before each file.
+    headers = range(whole.find(b"PK\1\2"), len(whole)) if kind == "zip" else range(0, 3000, 5)
+    for position in headers:
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        archive.write_bytes(damaged)
+        with suppress(SourceError):
+            source = opened(archive)
+            assert len(list(source.items())) == source.total
+
+
+def test_one_damaged_file_in_a_zip(big: Path) -> None:
+    expected = contents(opened(big))
+    bad = "pics/cat/2.png"
+    content = expected[bad][1]
+    assert isinstance(content, bytes)
+    with zipfile.ZipFile(big.parent / "pics.zip", "w") as archive:
+        for file in big.rglob("*.png"):
+            archive.write(file, file.relative_to(big))
+    damaged = (big.parent / "pics.zip").read_bytes().replace(content, content[::-1])
+    (big.parent / "pics.zip").write_bytes(damaged)
+    found = contents(opened(big.parent / "pics.zip"))
+    assert isinstance(found.pop(bad)[1], ImageError)
+    del expected[bad]
+    assert found == expected
+
+
+def test_encrypted_zip(big: Path) -> None:
+    archive = pack(big, "zip")
+    content = bytearray(archive.read_bytes())
+    content[content.rindex(b"PK\1\2") + 8] |= 1
+    archive.write_bytes(content)
+    with pytest.raises(SourceError, match="encrypted"):
+        opened(archive)
+
+
+def test_file_that_vanishes_or_is_huge(tmp_path: Path) -> None:
+    folder = write(tmp_path / "pics", "a.png", "b.png", "c.png", "d.png")
+    source = opened(folder)
+    (folder / "b.png").unlink()
+    os.truncate(folder / "c.png", 2**28 + 1)  # a hole, which takes no room
+    found = {item.id: item.content for item in source.items()}
+    assert isinstance(found["pics/b.png"], ImageError)
+    assert isinstance(found["pics/c.png"], ImageError)
+    assert (found["pics/a.png"], found["pics/d.png"]) == (b"a.png", b"d.png")
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_archive_that_vanishes(big: Path, kind: str) -> None:
+    source = opened(pack(big, kind))
+    shutil.rmtree(big.parent / "packed")
+    with pytest.raises(SourceError, match="cannot be read"):
+        list(source.items())
+
+
+# --- the sample ---
+
+
+def test_sample() -> None:
+    items = by_id(opened("sample"))
+    assert len(items) == 1000
+    labels = [item.label for item in items.values()]
+    assert len(set(labels)) == 10
+    assert {labels.count(label) for label in set(labels)} == {100}
+    seen = set()
+    for item in items.values():
+        assert isinstance(item.content, np.ndarray)
+        assert item.content.shape == (96, 96, 3)
+        assert item.content.dtype == np.uint8
+        assert item.metadata == {"source": "sample"}
+        seen.add(item.content.tobytes())
+    held_out = {sample.draw(kind, seed).tobytes() for kind in sample.KINDS for seed in (100, 999)}
+    assert len(seen | held_out) == 1020
+    assert "sample-castle-042" in items
+
+
+def test_sample_is_the_same_in_every_process() -> None:
+    digest = hashlib.sha256(b"".join(sample.draw(kind, 7).tobytes() for kind in sample.KINDS))
+    program = (
+        "import hashlib; from worker import sample; print(hashlib.sha256("
+        "b''.join(sample.draw(kind, 7).tobytes() for kind in sample.KINDS)).hexdigest())"
+    )
+    for seed in ("1", "2"):
+        other = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        assert other.stdout.strip() == digest.hexdigest()
+
+
+def test_sample_has_no_other_kinds() -> None:
+    with pytest.raises(ValueError, match="submarine"):
+        sample.draw("submarine", 0)

@@ -1,0 +1,401 @@
+"""One contract, run against every store; scores are compared with NumPy, filters with Python."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from image_search.errors import IndexNotFoundError, RecordError
+from image_search.filters import parse_filter
+from image_search.index import Match, Metadata, Record, VectorIndex
+from image_search.manifest import DIMENSION, Manifest, ModelSpec
+from image_search.settings import Metric, Settings, load_settings
+from image_search.stores import create_index, open_index
+
+METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
+MODEL = ModelSpec(weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1)
+Create = Callable[..., VectorIndex]
+
+
+@pytest.fixture(params=["embedded"])
+def store(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def create(store: Literal["embedded"], settings: Settings) -> Create:  # noqa: ARG001
+    def create_with(metric: Metric = "cosine", namespace: str = "__default__") -> VectorIndex:
+        chosen = load_settings(metric=metric, namespace=namespace)
+        return create_index(chosen, Manifest.new(MODEL, metric, namespace))
+
+    return create_with
+
+
+def vectors(count: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal((count, DIMENSION)).astype(np.float32)
+
+
+def record(
+    id_: str,
+    embedding: Any = None,
+    label: str | None = None,
+    metadata: Metadata | None = None,
+    thumbnail: bytes = b"jpeg",
+) -> Record:
+    if embedding is None:
+        embedding = vectors(1, seed=sum(id_.encode()))[0]
+    return Record(id_, embedding, label, metadata or {}, thumbnail)
+
+
+def numpy_scores(metric: Metric, rows: Any, query: Any) -> Any:
+    rows, query = rows.astype(np.float64), query.astype(np.float64)
+    if metric == "euclidean":
+        return ((rows - query) ** 2).sum(axis=1)
+    products = rows @ query
+    if metric == "dotproduct":
+        return products
+    return products / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
+
+
+def ids(matches: list[Match]) -> list[str]:
+    return [match.id for match in matches]
+
+
+# --- queries -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("top_k", [0, 1, 10, 200, 1000])
+def test_query_agrees_with_numpy(create: Create, metric: Metric, top_k: int) -> None:
+    index = create(metric)
+    rows = vectors(200)
+    index.upsert([record(f"r{i:03d}", row) for i, row in enumerate(rows)])
+    for query in vectors(5, seed=1):
+        scores = numpy_scores(metric, rows, query)
+        sign = 1 if metric == "euclidean" else -1
+        best = sign * np.sort(sign * scores)[:top_k]
+        matches = index.query(query, top_k)
+        found = [match.score for match in matches]
+        rows_found = [int(id_[1:]) for id_ in ids(matches)]
+        # Ids are compared by their scores: two may differ by less than float32 tells apart.
+        for expected in (best, scores[rows_found]):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert len(set(ids(matches))) == min(top_k, 200)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_equal_scores_are_ordered_by_id(create: Create, metric: Metric) -> None:
+    index = create(metric)
+    same = vectors(1)[0]
+    index.upsert([record(name, same) for name in ("c", "a", "b")])
+    assert ids(index.query(same, 3)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_query_stays_right_with_a_vector_index_and_with_rows_added_after_it(
+    create: Create, metric: Metric
+) -> None:
+    # Clustered like embeddings, and more rows than a store may scan one by one.
+    centres = vectors(40)
+    rows = np.repeat(centres, 300, axis=0) + vectors(12_000, seed=2)
+    labels = [f"label {i % 7}" for i in range(len(rows))]
+    records = [
+        record(f"r{i:05d}", row, label)
+        for i, (row, label) in enumerate(zip(rows, labels, strict=True))
+    ]
+    index = create(metric)
+    index.upsert(records[:11_000])
+    index.flush()
+    index.upsert(records[11_000:])
+    allowed = np.array([label in {"label 3", "label 5"} for label in labels])
+    found = wanted = 0
+    for query in centres + vectors(40, seed=3):
+        scores = numpy_scores(metric, rows, query) * (1 if metric == "euclidean" else -1)
+        for filter_, candidates in (
+            (None, np.arange(len(rows))),
+            ({"label": {"$in": ["label 3", "label 5"]}}, np.flatnonzero(allowed)),
+        ):
+            best = candidates[np.argsort(scores[candidates])[:10]]
+            matches = index.query(query, 10, parse_filter(filter_ or {}))
+            found += len({f"r{i:05d}" for i in best} & set(ids(matches)))
+            wanted += 10
+    assert found / wanted >= 0.99
+
+
+def test_a_filter_that_few_records_pass_still_finds_them_all(create: Create) -> None:
+    index = create()
+    rows = vectors(12_000)
+    index.upsert([record(f"r{i:05d}", row, metadata={"number": i}) for i, row in enumerate(rows)])
+    index.flush()
+    matches = index.query(rows[0], 10, parse_filter({"number": {"$gte": 11_993}}))
+    assert sorted(ids(matches)) == [f"r{i}" for i in range(11_993, 12_000)]
+
+
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        np.full(DIMENSION, np.nan, np.float32),
+        np.full(DIMENSION, np.inf, np.float32),
+        np.zeros(DIMENSION, np.float32),
+        np.ones(DIMENSION - 1, np.float32),
+        np.ones(DIMENSION, np.float64),
+        np.ones((1, DIMENSION), np.float32),
+    ],
+)
+def test_vectors_that_cannot_be_compared_are_refused(create: Create, embedding: Any) -> None:
+    index = create()
+    with pytest.raises(RecordError, match="'bad'"):
+        index.upsert([record("good"), record("bad", embedding)])
+    assert index.count() == 0
+    with pytest.raises(RecordError):
+        index.query(embedding, 1)
+
+
+@pytest.mark.parametrize("top_k", [-1, 10_001])
+def test_top_k_out_of_range_is_refused(create: Create, top_k: int) -> None:
+    with pytest.raises(RecordError, match="top_k"):
+        create().query(vectors(1)[0], top_k)
+
+
+# --- filters -----------------------------------------------------------------------------------
+
+VALUES: list[Any] = [
+    *("abc", "5", "true", "", "q\"uo'te", "back\\slash", "new\nline", "ünï😀", "\x01\x7f/"),
+    *(5, 5.5, -1e20, 0, True, False, 2**53 - 1, 1e-7),
+    *(["a", "abc"], ["5"], []),
+]
+FIELDS = ["plain", "with space", "do.t", "q'u\"o", "back\\slash", "ünï", "a/b[0]", "SELECT"]
+
+
+def field_records() -> list[Record]:
+    return [
+        record(
+            f"f{f:02d}-{v:02d}",
+            vectors(1, seed=100 * f + v)[0],
+            [None, "cat", "dog", "5"][v % 4],
+            {field: value},
+        )
+        for f, field in enumerate(FIELDS)
+        for v, value in enumerate(VALUES)
+    ]
+
+
+def passes(item: Record, field: str, operator: str, operand: Any) -> Any:
+    """Pinecone's meaning of one condition, in plain Python."""
+    value: Any = item.label if field == "label" else item.metadata.get(field)
+
+    def equal(one: Any, other: Any) -> bool:
+        if isinstance(one, list):
+            return any(equal(element, other) for element in one)
+        kinds = [(str, bool).index(type(x)) if type(x) in (str, bool) else 2 for x in (one, other)]
+        return bool(one is not None and kinds[0] == kinds[1] and one == other)
+
+    number: Any = isinstance(value, int | float) and not isinstance(value, bool)
+    match operator:
+        case "$eq":
+            return equal(value, operand)
+        case "$ne":
+            return not equal(value, operand)
+        case "$in":
+            return any(equal(value, element) for element in operand)
+        case "$nin":
+            return not any(equal(value, element) for element in operand)
+        case "$exists":
+            return (value is not None) == operand
+        case "$gt":
+            return number and value > operand
+        case "$gte":
+            return number and value >= operand
+        case "$lt":
+            return number and value < operand
+        case "$lte":
+            return number and value <= operand
+    raise AssertionError(operator)
+
+
+OPERANDS: dict[str, list[Any]] = {
+    **{o: [value for value in VALUES if not isinstance(value, list)] for o in ("$eq", "$ne")},
+    **{o: [5, 5.5, 0, 1e-7, -1e21] for o in ("$gt", "$gte", "$lt", "$lte")},
+    **{o: [["abc", 5], ["ünï😀"], [5.5, "5"], ["cat", "dog"]] for o in ("$in", "$nin")},
+    "$exists": [True, False],
+}
+
+
+def test_every_operator_on_every_kind_of_value_agrees_with_python(create: Create) -> None:
+    index = create()
+    records = field_records()
+    index.upsert(records)
+    for field in [*FIELDS, "label", "nowhere"]:
+        for operator, operands in OPERANDS.items():
+            for operand in operands:
+                expected = {item.id for item in records if passes(item, field, operator, operand)}
+                found = index.query(
+                    records[0].embedding, 1000, parse_filter({field: {operator: operand}})
+                )
+                assert set(ids(found)) == expected, (field, operator, operand)
+
+
+def test_conditions_combine(create: Create) -> None:
+    index = create()
+    records = field_records()
+    index.upsert(records)
+
+    def query(source: Any) -> set[str]:
+        return set(ids(index.query(records[0].embedding, 1000, parse_filter(source))))
+
+    def expected(test: Callable[[Record], bool]) -> set[str]:
+        return {item.id for item in records if test(item)}
+
+    assert query({}) == expected(lambda _: True)
+    assert query({"label": "cat"}) == expected(lambda item: item.label == "cat")
+    assert query({"plain": {"$gte": 0, "$lt": 5.5}, "label": {"$ne": "cat"}}) == expected(
+        lambda item: (
+            passes(item, "plain", "$gte", 0)
+            and passes(item, "plain", "$lt", 5.5)
+            and item.label != "cat"
+        )
+    )
+    assert query(
+        {"$or": [{"label": "dog"}, {"$and": [{"plain": {"$exists": True}}, {"plain": True}]}]}
+    ) == expected(lambda item: item.label == "dog" or item.metadata.get("plain") is True)
+
+
+# --- records -----------------------------------------------------------------------------------
+
+
+def test_fetch_returns_what_was_upserted(create: Create) -> None:
+    index = create()
+    full = record("full", label="cat", metadata={"a": 1, "b": 1.5, "c": True, "d": ["x", "ü"]})
+    bare = record("bare", thumbnail=b"")
+    index.upsert([full, bare])
+    found = index.fetch(["full", "bare", "none"])
+    assert found.keys() == {"full", "bare"}
+    for expected in (full, bare):
+        got = found[expected.id]
+        np.testing.assert_allclose(got.embedding, expected.embedding, rtol=1e-6)
+        assert (got.label, got.metadata, got.thumbnail) == (
+            expected.label,
+            expected.metadata,
+            expected.thumbnail,
+        )
+    [match] = index.query(full.embedding, 1)
+    assert (match.id, match.label, match.metadata, match.thumbnail) == (
+        "full",
+        "cat",
+        full.metadata,
+        b"jpeg",
+    )
+
+
+def test_upsert_overwrites_by_id_and_the_last_of_a_batch_wins(create: Create) -> None:
+    index = create()
+    index.upsert([record("a", label="old"), record("b", label="kept")])
+    index.upsert([record("a", label="new"), record("a", label="newest")])
+    assert index.count() == 2
+    assert {id_: item.label for id_, item in index.fetch(["a", "b"]).items()} == {
+        "a": "newest",
+        "b": "kept",
+    }
+
+
+@pytest.mark.parametrize("id_", ["", "x" * 513, "new\nline", "umläut"])
+def test_ids_that_pinecone_would_refuse_are_refused(create: Create, id_: str) -> None:
+    with pytest.raises(RecordError, match="id"):
+        create().upsert([record(id_, vectors(1)[0])])
+
+
+@pytest.mark.parametrize("id_", ["it's", 'a "b"', "a/b c%20;--", "x" * 512, "%_*", "a\\b"])
+def test_unusual_ids_work(create: Create, id_: str) -> None:
+    index = create()
+    index.upsert([record(id_), record("other")])
+    assert index.fetch([id_]).keys() == {id_}
+    assert index.list_ids(prefix=id_) == [id_]
+    index.delete([id_])
+    assert index.list_ids() == ["other"]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"label": "x"},
+        {"thumbnail": "x"},
+        {"$x": 1},
+        {"": 1},
+        {"x": None},
+        {"x": float("nan")},
+        {"x": [1]},
+        {"x": {"nested": 1}},
+    ],
+)
+def test_metadata_that_pinecone_would_refuse_is_refused(
+    create: Create, metadata: dict[str, Any]
+) -> None:
+    with pytest.raises(RecordError, match=r"'r'.*metadata"):
+        create().upsert([record("r", metadata=metadata)])
+
+
+def test_delete_and_count(create: Create) -> None:
+    index = create()
+    index.upsert([record(f"r{i}") for i in range(5)])
+    index.delete(["r1", "r3", "none"])
+    index.delete([])
+    assert index.count() == 3
+    assert index.fetch(["r1", "r2"]).keys() == {"r2"}
+    assert set(ids(index.query(vectors(1)[0], 10))) == {"r0", "r2", "r4"}
+
+
+def test_list_ids_pages_in_order_and_by_prefix(create: Create) -> None:
+    index = create()
+    index.upsert([record(f"{kind}-{i:02d}") for i in range(12) for kind in ("cat", "dog", "ca")])
+    cats = [f"cat-{i:02d}" for i in range(12)]
+    assert index.list_ids(prefix="cat-", limit=5) == cats[:5]
+    assert index.list_ids(prefix="cat-", after=cats[4], limit=5) == cats[5:10]
+    assert index.list_ids(prefix="cat-", after=cats[9], limit=5) == cats[10:]
+    assert len(index.list_ids(limit=1000)) == 36
+
+
+def test_an_empty_index_answers(create: Create) -> None:
+    index = create()
+    index.upsert([])
+    index.flush()
+    assert index.count() == 0
+    assert index.query(vectors(1)[0], 10) == []
+    assert index.fetch(["a"]) == {}
+    assert index.fetch([]) == {}
+    assert index.list_ids() == []
+
+
+# --- index, namespaces, manifest ------------------------------------------------------------------
+
+
+def test_what_is_created_can_be_opened_with_its_manifest(create: Create) -> None:
+    with pytest.raises(IndexNotFoundError, match="ingest"):
+        open_index(load_settings())
+    created = create("euclidean")
+    opened = open_index(load_settings())
+    assert opened.manifest == created.manifest
+    assert opened.manifest.model == MODEL
+    assert opened.manifest.metric == "euclidean"
+    again = create("euclidean")
+    assert again.manifest == created.manifest, "creating what exists opens it"
+
+
+def test_namespaces_are_apart(create: Create) -> None:
+    first, second = create(namespace="first"), create(namespace="second")
+    first.upsert([record("same", label="one")])
+    second.upsert([record("same", label="two"), record("more")])
+    assert (first.count(), second.count()) == (1, 2)
+    assert first.fetch(["same"])["same"].label == "one"
+    first.delete(["same"])
+    assert second.fetch(["same"])["same"].label == "two"
+
+
+def test_open_indexes_see_what_others_commit(create: Create) -> None:
+    writer = create()
+    reader = open_index(load_settings())
+    writer.upsert([record("a")])
+    assert reader.count() == 1
+    assert ids(reader.query(vectors(1)[0], 10)) == ["a"]
+    writer.delete(["a"])
+    assert reader.count() == 0
