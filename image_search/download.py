@@ -15,7 +15,6 @@ _log = logging.getLogger(__name__)
 
 _ATTEMPTS: Final = 4
 _TIMEOUT: Final = httpx2.Timeout(30.0, connect=10.0)
-_CHUNK_BYTES: Final = 1 << 20
 
 
 def download(url: str, path: Path, *, md5: str, retry_delay: float = 1.0) -> Path:
@@ -66,11 +65,14 @@ def _check(path: Path, md5: str, advice: str) -> None:
 
 def _fetch(url: str, part: Path) -> None:
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    # The checksum is that of the file as it is, not of a compressed transfer.
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
     with httpx2.stream(
         "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT
     ) as response:
-        if have and response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if have and response.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:
             return  # nothing is left to fetch; the checksum decides
         response.raise_for_status()
         if response.status_code != httpx2.codes.PARTIAL_CONTENT:
@@ -81,6 +83,6 @@ def _fetch(url: str, part: Path) -> None:
             Progress(url.rsplit("/", 1)[-1], total, "B", done=have) as progress,
             part.open("ab" if have else "wb") as file,
         ):
-            for chunk in response.iter_raw(_CHUNK_BYTES):
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 progress.update(len(chunk))

@@ -16,6 +16,10 @@ THUMBNAIL_SIDE: Final = 128
 _THUMBNAIL_QUALITY: Final = 85
 _WHITE: Final = (255, 255, 255, 255)
 
+Image.init()
+# EPS would run Ghostscript, and the others are recognised by Pillow but not decoded.
+_FORMATS: Final = sorted(Image.OPEN.keys() - {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
+
 # Pillow warns between one and two times its limit; a warning does not stop a bomb.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
@@ -33,7 +37,7 @@ def decode(content: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
     if not content:
         raise NotAnImageError("the file is empty: send the bytes of an image")
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             _check_size(image, max_pixels)
             width, height = image.size
             factor = max(1, min(width, height) // min_side)
@@ -41,7 +45,7 @@ def decode(content: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
             image.draft(None, (width // factor, height // factor))
             image.load()
             factor = max(1, min(image.size) // min_side)
-            return _to_rgb(ImageOps.exif_transpose(image), factor)
+            return _to_rgb(_upright(image), factor)
     except (ImageTooLargeError, NotAnImageError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
@@ -54,12 +58,20 @@ def decode(content: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """A JPEG of at most 128x128 pixels of an RGB image."""
+    """A JPEG of at most 128x128 pixels of an RGB image, without its comments and profiles."""
     small = image.copy()
+    small.info.clear()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=_THUMBNAIL_QUALITY)
     return out.getvalue()
+
+
+def file_suffixes() -> set[str]:
+    """The suffixes of the files that can be decoded, in lower case, with the dot."""
+    return {
+        suffix for suffix, format_ in Image.registered_extensions().items() if format_ in _FORMATS
+    }
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -73,7 +85,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        image = _to_8_bit(image)
+        return _to_8_bit(image, factor).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA").reduce(factor)
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
@@ -82,13 +94,24 @@ def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
     return image.reduce(factor).convert("RGB")
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey (0..65535), or float grey in 0..1 or 0..255, to 0..255."""
-    values = np.asarray(image, dtype=np.float64)
+def _to_8_bit(image: Image.Image, factor: int) -> Image.Image:
+    """Reduce, and scale 16-bit grey (0..65535), or float grey in 0..1 or 0..255, to 0..255."""
+    sixteen_bit = image.mode.startswith("I;16")
+    if sixteen_bit:
+        image = image.convert("I")  # which can be reduced
+    values = np.asarray(image.reduce(factor), dtype=np.float32)
     if not np.isfinite(values).all():
         raise NotAnImageError("the image holds values that are not finite numbers")
     if image.mode == "F":
-        values = values * 255 if values.max() <= 1 else values
-    elif values.max() > 255 or image.mode != "I":
-        values = values / 257
+        values = values * np.float32(255) if values.max() <= 1 else values
+    elif sixteen_bit or values.max() > 255:
+        values = values / np.float32(257)
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # Pillow raises almost any type on damaged EXIF data, which is no reason to refuse the picture.
+    except Exception:
+        return image

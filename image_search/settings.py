@@ -89,8 +89,14 @@ def load_settings(**overrides: Any) -> Settings:
     known = {variable(field) for field in Settings.model_fields}
     for name in os.environ:
         if name.startswith(ENV_PREFIX) and name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            # Without the prefix, which would make any two names alike.
+            fields = {known_name.removeprefix(ENV_PREFIX): known_name for known_name in known}
+            near = get_close_matches(name.removeprefix(ENV_PREFIX), fields, n=1)
+            hint = (
+                f"did you mean {fields[near[0]]}?"
+                if near
+                else f"known are {', '.join(sorted(known))}"
+            )
             raise SettingsError(f"{name} is not a setting: {hint}")
     try:
         return Settings(**overrides)

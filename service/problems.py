@@ -62,10 +62,7 @@ class ProblemError(HTTPException):
 def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI declaration of the problems that a route answers."""
     content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
-    return {
-        status.value: {"description": status.phrase, "content": content}
-        for status in statuses
-    }
+    return {status.value: {"description": status.phrase, "content": content} for status in statuses}
 
 
 def install(app: FastAPI) -> None:

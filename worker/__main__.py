@@ -136,6 +136,7 @@ def _ingest(source_name: str, split: Split, limit: int | None, settings: Setting
     if source is None:
         return 0
     embedder, index = _embedder_and_index(index, settings)
+    embedder.warm_up()
     started = time.monotonic()
     summary = ingest(source, index, embedder, settings, limit=limit, stop=stop.event)
     index.flush()

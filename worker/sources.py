@@ -19,8 +19,8 @@ from typing import Final, Literal
 from urllib.parse import quote
 
 import numpy as np
-from PIL import Image
 
+from image_search import images
 from image_search.download import download
 from image_search.errors import ImageError, SourceError
 from image_search.images import Pixels
@@ -50,6 +50,8 @@ _DAMAGE: Final = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
+    NotImplementedError,
+    UnicodeDecodeError,
 )
 _ZIP_SUFFIXES: Final = (".zip",)
 _TAR_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -90,11 +92,12 @@ def open_source(source: str, *, split: Split, data_dir: Path) -> Source:
         archive = data_dir / "downloads" / _CIFAR10_FILE
         return _cifar10(download(_CIFAR10_URL, archive, md5=_CIFAR10_MD5), split)
     path = Path(source)
-    if not path.exists():
-        raise SourceError(
-            f"there is no {source}: give cifar10, sample, auto, or the path of a folder, zip or tar"
-        )
     with _damage_named(path):
+        if not os.path.exists(source):
+            raise SourceError(
+                f"there is no {source!r}: give cifar10, sample, auto, or the path of a folder, "
+                "zip or tar"
+            )
         if path.is_dir():
             if (path / _CIFAR10_BATCHES[split][0]).exists():
                 return _cifar10(path, split)
@@ -233,17 +236,25 @@ def _zip(path: Path) -> Source:
 def _tar(path: Path) -> Source:
     with tarfile.open(path) as archive:
         # Reading every header first finds a truncated archive before anything is ingested.
-        names = [member.name for member in archive if member.isfile()]
+        # Of a file that was appended again, the last one counts; hard links are files, too.
+        offsets = {
+            member.name: member.offset for member in archive if member.isfile() or member.islnk()
+        }
+        # tarfile takes a damaged header for the end, which is zeros.
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError("a header in it is damaged")
 
     def read(names: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
         with tarfile.open(path) as archive:
             for member in archive:
-                file = archive.extractfile(member) if member.name in names else None
+                wanted = member.name in names and offsets[member.name] == member.offset
+                file = archive.extractfile(member) if wanted else None
                 if file is not None:
                     yield member.name, _read(member.size, file.read)
 
     stem = re.sub(r"\.(tar(\.\w+)?|t\w+)$", "", path.name, flags=re.IGNORECASE)
-    return _files(path, stem, names, read)
+    return _files(path, stem, sorted(offsets), read)
 
 
 def _read(size: int, content: Callable[[], bytes]) -> bytes | ImageError:
@@ -252,7 +263,7 @@ def _read(size: int, content: Callable[[], bytes]) -> bytes | ImageError:
         if size > _MAX_FILE_BYTES:
             return ImageError(f"the file has more than {_MAX_FILE_BYTES:,} bytes")
         return content()
-    except (*_DAMAGE, NotImplementedError) as exc:
+    except _DAMAGE as exc:
         return ImageError(f"the file cannot be read: {exc}")
 
 
@@ -263,8 +274,7 @@ def _files(
     read: Callable[[set[str]], Iterator[tuple[str, bytes | ImageError]]],
 ) -> Source:
     """Image files by their names inside a folder or archive; the first folder is the label."""
-    Image.init()
-    suffixes = {suffix for suffix, plugin in Image.EXTENSION.items() if plugin in Image.OPEN}
+    suffixes = images.file_suffixes()
     wanted: dict[str, tuple[str, ...]] = {}
     ignored = 0
     for name in names:
@@ -281,7 +291,8 @@ def _files(
             f"{path} holds no images: expected files such as .jpg or .png, flat or in one "
             "sub-folder a label"
         )
-    if _is_wrapped(source_name, list(wanted.values())):
+    # An archive made of a folder holds that folder.
+    if all(len(parts) > 1 and parts[0] == source_name for parts in wanted.values()):
         wanted = {name: parts[1:] for name, parts in wanted.items()}
 
     def items() -> Iterator[Item]:
@@ -297,13 +308,6 @@ def _files(
                 )
 
     return Source(str(path), len(wanted), items, ignored)
-
-
-def _is_wrapped(source_name: str, paths: list[tuple[str, ...]]) -> bool:
-    """Whether one folder holds all others, as in an archive made of a folder."""
-    first = {parts[0] for parts in paths}
-    depth = min(map(len, paths))
-    return len(first) == 1 and depth > 1 and (first == {source_name} or depth > 2)
 
 
 def _id(path: bytes) -> str:
