@@ -68,7 +68,8 @@ class Embedder:
 
     def pixels(self, image: Image.Image) -> Pixels:
         """uint8 [h, w, 3] of an RGB image, reduced no further than the network can notice."""
-        return np.asarray(image.reduce(max(1, min(image.size) // self._min_side)))
+        factor = min(image.size) // self._min_side
+        return np.asarray(image.reduce(factor) if factor > 1 else image)
 
     def embed(self, batch: Sequence[Pixels] | Pixels) -> Embeddings:
         """float32 [n, 512] of n uint8 RGB images [h, w, 3], of one or of several sizes."""

@@ -59,11 +59,11 @@ def decode(content: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
 
 def thumbnail(image: Image.Image) -> bytes:
     """A JPEG of at most 128x128 pixels of an RGB image, without its comments and profiles."""
-    small = image.copy()
-    small.info.clear()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    if max(image.size) > THUMBNAIL_SIDE:
+        image = image.copy()
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     out = io.BytesIO()
-    small.save(out, "JPEG", quality=_THUMBNAIL_QUALITY)
+    image.save(out, "JPEG", quality=_THUMBNAIL_QUALITY, comment=b"", icc_profile=None, exif=b"")
     return out.getvalue()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from os import cpu_count
 from queue import Empty, Full, Queue
 from typing import Any, Final, TypeVar
@@ -30,6 +31,7 @@ from worker.sources import Item, Source
 
 # What is looked up and decoded at once, bounded by count and by the bytes held.
 _CHUNK_ITEMS: Final = 256
+_SLICE: Final = 8
 _CHUNK_BYTES: Final = 64 * 1024 * 1024
 # A commit costs the same for one record as for hundreds, and what is not committed is lost in a
 # crash: about a second of embedding on two cores.
@@ -116,11 +118,11 @@ class _Ingestion:
     def _read(self, source: Source, limit: int | None) -> None:
         batch: list[_Decoded] = []
         pool = ThreadPoolExecutor(cpu_count())
+        is_new = self._index.count() == 0
         try:
             for chunk in _chunks(source.items(), limit):
-                present = self._index.fetch([item.id for item in chunk])
-                results = pool.map(lambda item: self._decode(item, present), chunk)  # noqa: B023
-                for item, result in zip(chunk, results, strict=True):
+                present = {} if is_new else self._index.fetch([item.id for item in chunk])
+                for item, result in zip(chunk, self._decode_all(pool, chunk, present), strict=True):
                     if self._stop.is_set() or self._failed.is_set():
                         return
                     if isinstance(result, _Decoded):
@@ -139,6 +141,15 @@ class _Ingestion:
             pool.shutdown(cancel_futures=True)
             if batch:
                 self._put(self._decoded, batch)
+
+    def _decode_all(
+        self, pool: ThreadPoolExecutor, chunk: list[Item], present: dict[str, Record]
+    ) -> Iterator["_Decoded | ImageError | None"]:
+        # Small images are decoded faster than the pool hands them out one by one.
+        slices = [chunk[start : start + _SLICE] for start in range(0, len(chunk), _SLICE)]
+        return chain.from_iterable(
+            pool.map(lambda items: [self._decode(item, present) for item in items], slices)
+        )
 
     def _decode(self, item: Item, present: dict[str, Record]) -> _Decoded | ImageError | None:
         """None for an item that the index holds as it is."""

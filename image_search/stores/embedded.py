@@ -57,6 +57,9 @@ _REBUILD_FACTOR: Final = 4
 _PROBES: Final = 32
 _PROBES_WITH_FILTER: Final = 64
 _REFINE_FACTOR: Final = 4
+# Half the time of LanceDB's defaults, at the same recall on those embeddings.
+_KMEANS_ITERATIONS: Final = 10
+_KMEANS_SAMPLES: Final = 64
 
 
 def open_index(settings: Settings) -> "EmbeddedIndex":
@@ -272,6 +275,8 @@ class EmbeddedIndex:
             config = IvfSq(
                 distance_type=_DISTANCE[self._manifest.metric],
                 num_partitions=round(rows**0.5 / 3.5),
+                max_iterations=_KMEANS_ITERATIONS,
+                sample_rate=_KMEANS_SAMPLES,
             )
             self._table.create_index("embedding", config=config)
 
