@@ -3,6 +3,7 @@
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, TypedDict
 
@@ -15,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from image_search import __version__
 from image_search.filters import Condition
 from image_search.index import LABEL_FIELD, MetadataValue
-from image_search.manifest import Manifest, ModelSpec
-from image_search.settings import Settings
+from image_search.manifest import ModelSpec
+from image_search.settings import Metric, Settings
 from service import problems
 from service.searcher import Searcher
 from service.uploads import UploadRoute
@@ -79,10 +80,13 @@ class HealthResponse(BaseModel):
     status: Annotated[str, Field(examples=["ok"])]
     store: Annotated[str, Field(examples=["embedded"])]
     index: Annotated[str, Field(examples=["images"])]
-    manifest: Manifest
-    model: ModelSpec
+    namespace: Annotated[str, Field(examples=["__default__"])]
     count: Annotated[int, Field(description="Images in the index.", examples=[50000])]
-    version: str
+    metric: Metric
+    model: ModelSpec
+    created_at: Annotated[datetime, Field(description="When the index was created.")]
+    created_by: Annotated[str, Field(description="By what.", examples=["image-search 0.1.0"])]
+    version: Annotated[str, Field(description="Version of this service.", examples=["0.1.0"])]
 
 
 class State(TypedDict):
@@ -98,6 +102,7 @@ router = APIRouter(route_class=UploadRoute)
 @router.post(
     "/search",
     operation_id="search",
+    tags=["search"],
     summary="Find the images most similar to an uploaded one",
     responses=problems.responses(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -152,6 +157,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Image search",
         version=__version__,
         description="Upload a picture, get the most similar images of the index.",
+        swagger_ui_parameters={"tryItOutEnabled": True},
         lifespan=lifespan,
     )
     problems.install(app)
@@ -160,6 +166,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get(
         "/health",
         operation_id="health",
+        tags=["operation"],
         summary="Whether a search would succeed",
         responses=problems.responses(HTTPStatus.SERVICE_UNAVAILABLE),
     )
@@ -170,10 +177,9 @@ def create_app(settings: Settings) -> FastAPI:
             status="ok",
             store="embedded",
             index=settings.index,
-            manifest=manifest,
-            model=manifest.model,
             count=count,
             version=__version__,
+            **dict(manifest),
         )
 
     @app.get("/", include_in_schema=False)

@@ -154,7 +154,7 @@ def test_health_tells_what_answers(client: TestClient, embedder: Embedder) -> No
     assert (health["store"], health["index"]) == ("embedded", "images")
     assert (health["count"], health["version"]) == (len(KINDS) * PER_KIND, __version__)
     assert health["model"] == embedder.model.model_dump()
-    assert health["manifest"]["metric"] == "cosine"
+    assert (health["metric"], health["namespace"]) == ("cosine", "__default__")
 
 
 def test_swagger_ui_needs_no_other_host(client: TestClient) -> None:
