@@ -28,7 +28,7 @@ check: setup  ## linter, formatter, strict types
 	$(BIN)/mypy
 
 bench: setup  ## measure speed and memory, as ratios of one run
-	$(BIN)/python -m benchmarks.bench $(SOURCE)
+	$(BIN)/python -m benchmarks.bench $(SOURCE:auto=sample)
 
 setup: $(VENV)/.installed
 

@@ -55,12 +55,25 @@ class Match:
     thumbnail: bytes
 
 
+@dataclass(frozen=True)
+class IdPage:
+    """Some ids in order, and the `cursor` that leads to the next ones; empty at the end."""
+
+    ids: list[str]
+    cursor: str
+
+
 class VectorIndex(Protocol):
     """One namespace of an index. All methods raise StoreError when the store fails."""
 
     @property
     def manifest(self) -> Manifest:
         """What the index was built with."""
+        ...
+
+    @property
+    def retries(self) -> int:
+        """How many requests to the store had to be sent again so far."""
         ...
 
     def upsert(self, records: Sequence[Record]) -> None:
@@ -92,8 +105,8 @@ class VectorIndex(Protocol):
         """Delete the records with these ids; ids that do not exist do not matter."""
         ...
 
-    def list_ids(self, *, prefix: str = "", after: str = "", limit: int = 100) -> list[str]:
-        """The first `limit` ids that begin with `prefix` and come after `after`, in order."""
+    def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
+        """The first `limit` ids that begin with `prefix`, or those where `cursor` goes on."""
         ...
 
     def count(self) -> int:
@@ -101,7 +114,7 @@ class VectorIndex(Protocol):
         ...
 
     def flush(self) -> None:
-        """After many upserts: make queries as fast as they can be."""
+        """After many upserts: make queries fast, and wait until they show what was upserted."""
         ...
 
 

@@ -81,11 +81,13 @@ class Searcher:
         times.append(time.perf_counter())
         matches = ready.index.query(embedding, top_k, filter)
         times.append(time.perf_counter())
-        spans = [1000 * (end - start) for start, end in pairwise(times)]
-        took_ms = dict(zip(("decode", "embed", "search"), spans, strict=True))
-        return SearchResult(
-            matches, ready.embedder.model, took_ms | {"total": 1000 * (times[-1] - times[0])}
-        )
+        spans = [*pairwise(times), (times[0], times[-1])]
+        stages = ("decode", "embed", "search", "total")
+        took_ms = {
+            stage: round(1000 * (end - start), 2)
+            for stage, (start, end) in zip(stages, spans, strict=True)
+        }
+        return SearchResult(matches, ready.embedder.model, took_ms)
 
     def check(self) -> tuple[Manifest, int]:
         """The manifest and the number of images, if a search would succeed now.

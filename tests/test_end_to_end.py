@@ -124,8 +124,8 @@ def test_auto_without_a_network_is_the_sample_and_says_so(settings: Settings) ->
     assert "using the bundled weights" in err
     assert "ingesting the drawn sample" in err
     assert "50 images embedded" in out
-    assert set(open_index(settings).list_ids(prefix="sample-")) == set(
-        open_index(settings).list_ids()
+    assert set(open_index(settings).list_ids(prefix="sample-").ids) == set(
+        open_index(settings).list_ids().ids
     )
     code, out, _ = run("worker", "ingest", "--limit", "60")
     assert "10 images embedded, 50 unchanged" in out
@@ -304,7 +304,7 @@ def test_kill_9_of_a_service_during_queries_breaks_nothing(
     settings: Settings, free_port: int
 ) -> None:
     assert run("worker", "ingest", "sample", "--limit", "100")[0] == 0
-    before = open_index(settings).fetch(open_index(settings).list_ids())
+    before = open_index(settings).fetch(open_index(settings).list_ids().ids)
     with service(free_port) as running:
         wait_until(lambda: running.health() == 200)
         clients = [
@@ -318,7 +318,7 @@ def test_kill_9_of_a_service_during_queries_breaks_nothing(
         running.process.kill()
         for client in clients:
             client.wait()
-    after = open_index(settings).fetch(open_index(settings).list_ids())
+    after = open_index(settings).fetch(open_index(settings).list_ids().ids)
     assert before.keys() == after.keys()
     with service(free_port) as running:
         wait_until(lambda: running.health() == 200)
@@ -415,7 +415,7 @@ def test_real_cifar10_end_to_end(
     assert code == 0, err
     assert f"{limit:,} images embedded" in out
     index = open_index(settings)
-    assert index.list_ids(limit=limit) == [f"cifar10-train-{n:05d}" for n in range(limit)]
+    assert index.list_ids(limit=limit).ids == [f"cifar10-train-{n:05d}" for n in range(limit)]
 
     queries: dict[str, list[bytes]] = {}
     for item in open_source(str(cifar10_archive), split="test", data_dir=Path()).items():

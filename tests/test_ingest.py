@@ -45,7 +45,7 @@ def source_of(items: Callable[[], Iterator[Item]], total: int) -> Source:
 
 
 def records(index: VectorIndex) -> dict[str, Record]:
-    return index.fetch(index.list_ids(limit=100_000))
+    return index.fetch(index.list_ids(limit=100_000).ids)
 
 
 def assert_same_records(one: VectorIndex, other: VectorIndex) -> None:
@@ -110,7 +110,7 @@ def test_limit_takes_the_first_images(
 ) -> None:
     source = open_source(str(folder_of(tmp_path / "p", 10)), split="train", data_dir=tmp_path)
     assert ingest(source, index, fake_embedder, settings, limit=4).embedded == 4
-    assert index.list_ids() == [
+    assert index.list_ids().ids == [
         f"p/label0/{n:04d}.png" for n in (0, 3, 6, 9)
     ]  # sorted by path, as the source is
 
@@ -143,7 +143,7 @@ def test_what_the_source_cannot_read_is_listed(
 
     summary = ingest(source_of(items, 2), index, fake_embedder, settings)
     assert summary.unreadable == {"gone": "it has gone"}
-    assert index.list_ids() == ["there"]
+    assert index.list_ids().ids == ["there"]
 
 
 def test_stopping_commits_what_was_embedded_and_a_later_run_completes_it(
@@ -197,6 +197,8 @@ def test_an_error_of_the_store_is_raised(
         for number in range(5000):
             yield Item(f"i{number:04d}", None, np.full((4, 4, 3), number % 256, np.uint8), {})
 
+    # In an index that is new there is nothing to look up.
+    ingest(source_of(items, 5000), index, fake_embedder, settings, limit=1)
     monkeypatch.setattr(index, method, fail)
     with pytest.raises(StoreError, match="disk is full"):
         ingest(source_of(items, 5000), index, fake_embedder, settings)

@@ -122,7 +122,8 @@ def test_search_answers_as_the_index_does(
     assert answer["model"] == embedder.model.model_dump()
     took = answer["took_ms"]
     assert took.keys() == {"decode", "embed", "search", "total"}
-    assert took["total"] == pytest.approx(took["decode"] + took["embed"] + took["search"])
+    parts = took["decode"] + took["embed"] + took["search"]
+    assert took["total"] == pytest.approx(parts, abs=0.02)
 
 
 def test_an_indexed_image_finds_itself_first(client: TestClient) -> None:

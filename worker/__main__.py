@@ -152,8 +152,8 @@ def _source(
     """The source to ingest; None when `auto` finds an index of something else."""
     if name != "auto":
         return open_source(name, split=split, data_dir=settings.data_dir)
-    if index is not None and index.count() and not index.list_ids(prefix="cifar10-", limit=1):
-        if index.list_ids(prefix="sample-", limit=1):
+    if index is not None and index.count() and not index.list_ids(prefix="cifar10-", limit=1).ids:
+        if index.list_ids(prefix="sample-", limit=1).ids:
             return open_source("sample", split=split, data_dir=settings.data_dir)
         print(f"index {settings.index} holds {index.count():,} images: nothing to ingest")
         return None

@@ -9,6 +9,7 @@ another stopped, and embeds again only what is new or has changed.
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -33,9 +34,10 @@ from worker.sources import Item, Source
 _CHUNK_ITEMS: Final = 256
 _SLICE: Final = 8
 _CHUNK_BYTES: Final = 64 * 1024 * 1024
-# A commit costs the same for one record as for hundreds, and what is not committed is lost in a
-# crash: about a second of embedding on two cores.
-_RECORDS_PER_COMMIT: Final = 512
+# A commit costs about the same for one record as for hundreds, and what is not committed is lost
+# in a crash: so many records, or so many seconds of work, go into one.
+_RECORDS_PER_COMMIT: Final = 1024
+_SECONDS_PER_COMMIT: Final = 2.0
 _QUEUED_BATCHES: Final = 2
 _POLL_SECONDS: Final = 0.1
 
@@ -183,16 +185,19 @@ class _Ingestion:
 
     def _upsert(self) -> None:
         pending: list[Record] = []
+        due = time.monotonic() + _SECONDS_PER_COMMIT
         last = False
         while not last:
             records = self._take(self._records)
             last = records is None
             pending += records or []
-            if pending and (last or len(pending) >= _RECORDS_PER_COMMIT):
+            enough = len(pending) >= _RECORDS_PER_COMMIT or time.monotonic() >= due
+            if pending and (last or enough):
                 self._index.upsert(pending)
                 self._summary.embedded += len(pending)
                 self._progress.update(len(pending))
                 pending = []
+                due = time.monotonic() + _SECONDS_PER_COMMIT
 
     # --- threads and queues; a failure in one stage ends the others ---
 
