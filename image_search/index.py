@@ -117,6 +117,10 @@ class VectorIndex(Protocol):
         """After many upserts: make queries fast, and wait until they show what was upserted."""
         ...
 
+    def close(self) -> None:
+        """Release connections and memory; the index cannot be used afterwards."""
+        ...
+
 
 def check_records(records: Sequence[Record]) -> None:
     """Raise RecordError, which names the id, unless every record is valid."""

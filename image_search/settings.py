@@ -13,6 +13,7 @@ from image_search.errors import SettingsError
 ENV_PREFIX = "IMAGE_SEARCH_"
 
 Metric = Literal["cosine", "euclidean", "dotproduct"]
+Store = Literal["embedded", "pinecone"]
 
 
 class Settings(BaseSettings):
@@ -20,6 +21,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True)
 
+    store: Annotated[
+        Store,
+        Field(description="Where the index is: embedded (in the data folder) or pinecone."),
+    ] = "embedded"
     data_dir: Annotated[Path, Field(description="Folder of the index and of downloads.")] = Path(
         "data"
     )
@@ -41,6 +46,17 @@ class Settings(BaseSettings):
     metric: Annotated[
         Metric, Field(description="Metric of a new index: cosine, euclidean or dotproduct.")
     ] = "cosine"
+    store_timeout: Annotated[
+        float,
+        Field(gt=0, description="Seconds that a query to Pinecone may take, retries included."),
+    ] = 10.0
+    pinecone_cloud: Annotated[str, Field(description="Cloud of a new Pinecone index.")] = "aws"
+    pinecone_region: Annotated[str, Field(description="Region of a new Pinecone index.")] = (
+        "us-east-1"
+    )
+    pinecone_host: Annotated[
+        str, Field(description="Address of Pinecone's control plane, if not the usual one.")
+    ] = "https://api.pinecone.io"
     weights: Annotated[
         str,
         Field(

@@ -175,7 +175,7 @@ def create_app(settings: Settings) -> FastAPI:
         manifest, count = request.state.searcher.check()
         return HealthResponse(
             status="ok",
-            store="embedded",
+            store=settings.store,
             index=settings.index,
             count=count,
             version=__version__,

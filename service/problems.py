@@ -18,6 +18,7 @@ from image_search.errors import (
     IndexNotFoundError,
     NotAnImageError,
     RecordError,
+    SettingsError,
     StoreError,
     WeightsError,
 )
@@ -38,6 +39,7 @@ _PROBLEMS: Final[dict[type[ImageSearchError], tuple[HTTPStatus, str]]] = {
     IndexMismatchError: (HTTPStatus.SERVICE_UNAVAILABLE, "model_mismatch"),
     WeightsError: (HTTPStatus.SERVICE_UNAVAILABLE, "model_unavailable"),
     StoreError: (HTTPStatus.SERVICE_UNAVAILABLE, "store_unavailable"),
+    SettingsError: (HTTPStatus.SERVICE_UNAVAILABLE, "misconfigured"),
 }
 
 

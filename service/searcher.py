@@ -12,13 +12,15 @@ from image_search.errors import ImageSearchError, StoreError
 from image_search.filters import Filter
 from image_search.index import Match, VectorIndex
 from image_search.manifest import Manifest, ModelSpec
-from image_search.settings import Settings
+from image_search.settings import Settings, Store
 from image_search.stores import open_index
 from image_search.weights import AUTO, BUNDLED, IMAGENET
 
 _log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_CHECKS: Final = 1.0
+_SECONDS_UNTIL_READY: Final = 1.0
+# Each look at Pinecone's manifest is a request that costs.
+_SECONDS_BETWEEN_CHECKS: Final[dict[Store, float]] = {"embedded": 1.0, "pinecone": 60.0}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class Searcher:
     def close(self) -> None:
         """Stop following."""
         self._closing.set()
+        self._follower.join()
+        if isinstance(self._state, _Ready):
+            self._state.index.close()
 
     def search(
         self,
@@ -112,7 +117,10 @@ class Searcher:
             except Exception:
                 _log.exception("the index could not be opened")
                 self._fail(StoreError("the index could not be opened: see the service's log"))
-            self._closing.wait(_SECONDS_BETWEEN_CHECKS)
+            ready = isinstance(self._state, _Ready)
+            self._closing.wait(
+                _SECONDS_BETWEEN_CHECKS[self._settings.store] if ready else _SECONDS_UNTIL_READY
+            )
 
     def _fail(self, error: ImageSearchError) -> None:
         if str(error) != str(self._state):
@@ -123,6 +131,7 @@ class Searcher:
         index = open_index(self._settings)
         state = self._state
         if isinstance(state, _Ready) and state.index.manifest == index.manifest:
+            index.close()
             return
         if isinstance(state, _Ready) and state.index.manifest.model == index.manifest.model:
             embedder = state.embedder

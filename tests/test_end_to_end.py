@@ -151,7 +151,7 @@ def test_unreadable_images_have_their_own_exit_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environ", "code", "message"),
     [
-        (["missing-folder"], {}, 2, "there is no missing-folder"),
+        (["missing-folder"], {}, 2, "there is no 'missing-folder'"),
         (["sample", "--limit", "0"], {}, 2, "at least 1"),
         (["sample", "--limit", "x"], {}, 2, "invalid number value"),
         (["sample", "--metric", "manhattan"], {}, 2, "invalid choice"),

@@ -372,7 +372,6 @@ def test_every_error_that_reaches_http_has_a_status() -> None:
         errors.ImageSearchError,
         errors.ImageError,
         errors.VectorIndexError,
-        errors.SettingsError,
         errors.SourceError,
         errors.DownloadError,
     }

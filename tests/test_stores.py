@@ -1,7 +1,7 @@
 """One contract, run against every store; scores are compared with NumPy, filters with Python."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,26 +10,51 @@ from image_search.errors import IndexNotFoundError, RecordError
 from image_search.filters import parse_filter
 from image_search.index import Match, Metadata, Record, VectorIndex
 from image_search.manifest import DIMENSION, Manifest, ModelSpec
-from image_search.settings import Metric, Settings, load_settings
+from image_search.settings import Metric, load_settings
 from image_search.stores import create_index, open_index
+from tests.pinecone_emulator import API_KEY, PineconeEmulator
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
 MODEL = ModelSpec(weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1)
-Create = Callable[..., VectorIndex]
 
 
-@pytest.fixture(params=["embedded"])
-def store(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(params=["embedded", "pinecone"], autouse=True)
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("IMAGE_SEARCH_STORE", request.param)
+    if request.param == "embedded":
+        yield request.param
+        return
+    with PineconeEmulator() as emulator:
+        monkeypatch.setenv("IMAGE_SEARCH_PINECONE_HOST", emulator.host)
+        monkeypatch.setenv("PINECONE_API_KEY", API_KEY)
+        yield request.param
+
+
+class Indexes:
+    """Creates and opens indexes, and closes them in the end."""
+
+    def __init__(self) -> None:
+        self._opened: list[VectorIndex] = []
+
+    def __call__(self, metric: Metric = "cosine", namespace: str = "__default__") -> VectorIndex:
+        settings = load_settings(metric=metric, namespace=namespace)
+        self._opened.append(create_index(settings, Manifest.new(MODEL, metric, namespace)))
+        return self._opened[-1]
+
+    def open(self) -> VectorIndex:
+        self._opened.append(open_index(load_settings()))
+        return self._opened[-1]
+
+    def close(self) -> None:
+        for index in self._opened:
+            index.close()
 
 
 @pytest.fixture
-def create(store: Literal["embedded"], settings: Settings) -> Create:  # noqa: ARG001
-    def create_with(metric: Metric = "cosine", namespace: str = "__default__") -> VectorIndex:
-        chosen = load_settings(metric=metric, namespace=namespace)
-        return create_index(chosen, Manifest.new(MODEL, metric, namespace))
-
-    return create_with
+def create(store: str) -> Iterator[Indexes]:  # noqa: ARG001
+    indexes = Indexes()
+    yield indexes
+    indexes.close()
 
 
 def vectors(count: int, seed: int = 0) -> Any:
@@ -67,7 +92,7 @@ def ids(matches: list[Match]) -> list[str]:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("top_k", [0, 1, 10, 200, 1000])
-def test_query_agrees_with_numpy(create: Create, metric: Metric, top_k: int) -> None:
+def test_query_agrees_with_numpy(create: Indexes, metric: Metric, top_k: int) -> None:
     index = create(metric)
     rows = vectors(200)
     index.upsert([record(f"r{i:03d}", row) for i, row in enumerate(rows)])
@@ -85,7 +110,7 @@ def test_query_agrees_with_numpy(create: Create, metric: Metric, top_k: int) -> 
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_equal_scores_are_ordered_by_id(create: Create, metric: Metric) -> None:
+def test_equal_scores_are_ordered_by_id(create: Indexes, metric: Metric) -> None:
     index = create(metric)
     same = vectors(1)[0]
     index.upsert([record(name, same) for name in ("c", "a", "b")])
@@ -94,7 +119,7 @@ def test_equal_scores_are_ordered_by_id(create: Create, metric: Metric) -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_query_stays_right_with_a_vector_index_and_with_rows_added_after_it(
-    create: Create, metric: Metric
+    create: Indexes, metric: Metric
 ) -> None:
     # Clustered like embeddings, and more rows than a store may scan one by one.
     centres = vectors(40)
@@ -125,7 +150,7 @@ def test_query_stays_right_with_a_vector_index_and_with_rows_added_after_it(
     assert found / wanted >= 0.99
 
 
-def test_a_filter_that_few_records_pass_still_finds_them_all(create: Create) -> None:
+def test_a_filter_that_few_records_pass_still_finds_them_all(create: Indexes) -> None:
     index = create()
     rows = vectors(12_000)
     index.upsert([record(f"r{i:05d}", row, metadata={"number": i}) for i, row in enumerate(rows)])
@@ -145,7 +170,7 @@ def test_a_filter_that_few_records_pass_still_finds_them_all(create: Create) -> 
         np.ones((1, DIMENSION), np.float32),
     ],
 )
-def test_vectors_that_cannot_be_compared_are_refused(create: Create, embedding: Any) -> None:
+def test_vectors_that_cannot_be_compared_are_refused(create: Indexes, embedding: Any) -> None:
     index = create()
     with pytest.raises(RecordError, match="'bad'"):
         index.upsert([record("good"), record("bad", embedding)])
@@ -155,7 +180,7 @@ def test_vectors_that_cannot_be_compared_are_refused(create: Create, embedding: 
 
 
 @pytest.mark.parametrize("top_k", [-1, 10_001])
-def test_top_k_out_of_range_is_refused(create: Create, top_k: int) -> None:
+def test_top_k_out_of_range_is_refused(create: Indexes, top_k: int) -> None:
     with pytest.raises(RecordError, match="top_k"):
         create().query(vectors(1)[0], top_k)
 
@@ -224,7 +249,7 @@ OPERANDS: dict[str, list[Any]] = {
 }
 
 
-def test_every_operator_on_every_kind_of_value_agrees_with_python(create: Create) -> None:
+def test_every_operator_on_every_kind_of_value_agrees_with_python(create: Indexes) -> None:
     index = create()
     records = field_records()
     index.upsert(records)
@@ -238,7 +263,7 @@ def test_every_operator_on_every_kind_of_value_agrees_with_python(create: Create
                 assert set(ids(found)) == expected, (field, operator, operand)
 
 
-def test_conditions_combine(create: Create) -> None:
+def test_conditions_combine(create: Indexes) -> None:
     index = create()
     records = field_records()
     index.upsert(records)
@@ -266,7 +291,7 @@ def test_conditions_combine(create: Create) -> None:
 # --- records -----------------------------------------------------------------------------------
 
 
-def test_fetch_returns_what_was_upserted(create: Create) -> None:
+def test_fetch_returns_what_was_upserted(create: Indexes) -> None:
     index = create()
     full = record("full", label="cat", metadata={"a": 1, "b": 1.5, "c": True, "d": ["x", "ü"]})
     bare = record("bare", thumbnail=b"")
@@ -275,7 +300,7 @@ def test_fetch_returns_what_was_upserted(create: Create) -> None:
     assert found.keys() == {"full", "bare"}
     for expected in (full, bare):
         got = found[expected.id]
-        np.testing.assert_allclose(got.embedding, expected.embedding, rtol=1e-6)
+        np.testing.assert_allclose(got.embedding, expected.embedding, rtol=1e-6, atol=1e-7)
         assert (got.label, got.metadata, got.thumbnail) == (
             expected.label,
             expected.metadata,
@@ -290,7 +315,7 @@ def test_fetch_returns_what_was_upserted(create: Create) -> None:
     )
 
 
-def test_upsert_overwrites_by_id_and_the_last_of_a_batch_wins(create: Create) -> None:
+def test_upsert_overwrites_by_id_and_the_last_of_a_batch_wins(create: Indexes) -> None:
     index = create()
     index.upsert([record("a", label="old"), record("b", label="kept")])
     index.upsert([record("a", label="new"), record("a", label="newest")])
@@ -302,13 +327,13 @@ def test_upsert_overwrites_by_id_and_the_last_of_a_batch_wins(create: Create) ->
 
 
 @pytest.mark.parametrize("id_", ["", "x" * 513, "new\nline", "umläut"])
-def test_ids_that_pinecone_would_refuse_are_refused(create: Create, id_: str) -> None:
+def test_ids_that_pinecone_would_refuse_are_refused(create: Indexes, id_: str) -> None:
     with pytest.raises(RecordError, match="id"):
         create().upsert([record(id_, vectors(1)[0])])
 
 
 @pytest.mark.parametrize("id_", ["it's", 'a "b"', "a/b c%20;--", "x" * 512, "%_*", "a\\b"])
-def test_unusual_ids_work(create: Create, id_: str) -> None:
+def test_unusual_ids_work(create: Indexes, id_: str) -> None:
     index = create()
     index.upsert([record(id_), record("other")])
     assert index.fetch([id_]).keys() == {id_}
@@ -331,13 +356,13 @@ def test_unusual_ids_work(create: Create, id_: str) -> None:
     ],
 )
 def test_metadata_that_pinecone_would_refuse_is_refused(
-    create: Create, metadata: dict[str, Any]
+    create: Indexes, metadata: dict[str, Any]
 ) -> None:
     with pytest.raises(RecordError, match=r"'r'.*metadata"):
         create().upsert([record("r", metadata=metadata)])
 
 
-def test_delete_and_count(create: Create) -> None:
+def test_delete_and_count(create: Indexes) -> None:
     index = create()
     index.upsert([record(f"r{i}") for i in range(5)])
     index.delete(["r1", "r3", "none"])
@@ -347,7 +372,7 @@ def test_delete_and_count(create: Create) -> None:
     assert set(ids(index.query(vectors(1)[0], 10))) == {"r0", "r2", "r4"}
 
 
-def test_list_ids_pages_in_order_and_by_prefix(create: Create) -> None:
+def test_list_ids_pages_in_order_and_by_prefix(create: Indexes) -> None:
     index = create()
     index.upsert([record(f"{kind}-{i:02d}") for i in range(12) for kind in ("cat", "dog", "ca")])
     cats = [f"cat-{i:02d}" for i in range(12)]
@@ -364,7 +389,7 @@ def test_list_ids_pages_in_order_and_by_prefix(create: Create) -> None:
     assert len(index.list_ids(limit=1000).ids) == 36
 
 
-def test_an_empty_index_answers(create: Create) -> None:
+def test_an_empty_index_answers(create: Indexes) -> None:
     index = create()
     index.upsert([])
     index.flush()
@@ -378,11 +403,11 @@ def test_an_empty_index_answers(create: Create) -> None:
 # --- index, namespaces, manifest ------------------------------------------------------------------
 
 
-def test_what_is_created_can_be_opened_with_its_manifest(create: Create) -> None:
+def test_what_is_created_can_be_opened_with_its_manifest(create: Indexes) -> None:
     with pytest.raises(IndexNotFoundError, match="ingest"):
-        open_index(load_settings())
+        create.open()
     created = create("euclidean")
-    opened = open_index(load_settings())
+    opened = create.open()
     assert opened.manifest == created.manifest
     assert opened.manifest.model == MODEL
     assert opened.manifest.metric == "euclidean"
@@ -390,7 +415,7 @@ def test_what_is_created_can_be_opened_with_its_manifest(create: Create) -> None
     assert again.manifest == created.manifest, "creating what exists opens it"
 
 
-def test_namespaces_are_apart(create: Create) -> None:
+def test_namespaces_are_apart(create: Indexes) -> None:
     first, second = create(namespace="first"), create(namespace="second")
     first.upsert([record("same", label="one")])
     second.upsert([record("same", label="two"), record("more")])
@@ -400,9 +425,9 @@ def test_namespaces_are_apart(create: Create) -> None:
     assert second.fetch(["same"])["same"].label == "two"
 
 
-def test_open_indexes_see_what_others_commit(create: Create) -> None:
+def test_open_indexes_see_what_others_commit(create: Indexes) -> None:
     writer = create()
-    reader = open_index(load_settings())
+    reader = create.open()
     writer.upsert([record("a")])
     assert reader.count() == 1
     assert ids(reader.query(vectors(1)[0], 10)) == ["a"]

@@ -141,6 +141,7 @@ def _ingest(source_name: str, split: Split, limit: int | None, settings: Setting
     summary = ingest(source, index, embedder, settings, limit=limit, stop=stop.event)
     index.flush()
     _report(source, summary, index, settings, time.monotonic() - started)
+    index.close()
     if stop.signal is not None:
         return 128 + stop.signal
     return EXIT_UNREADABLE if summary.unreadable else 0
@@ -196,6 +197,8 @@ def _report(
         f"index {settings.index}, namespace {settings.namespace}, {index.manifest.metric}, "
         f"{index.manifest.model}: {index.count():,} images"
     )
+    if index.retries:
+        print(f"{index.retries:,} requests to the store had to be sent again")
 
 
 def _fail(message: str, code: int) -> int:

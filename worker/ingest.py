@@ -36,7 +36,7 @@ _SLICE: Final = 8
 _CHUNK_BYTES: Final = 64 * 1024 * 1024
 # A commit costs about the same for one record as for hundreds, and what is not committed is lost
 # in a crash: so many records, or so many seconds of work, go into one.
-_RECORDS_PER_COMMIT: Final = 1024
+RECORDS_PER_COMMIT: Final = 2048
 _SECONDS_PER_COMMIT: Final = 2.0
 _QUEUED_BATCHES: Final = 2
 _POLL_SECONDS: Final = 0.1
@@ -191,7 +191,7 @@ class _Ingestion:
             records = self._take(self._records)
             last = records is None
             pending += records or []
-            enough = len(pending) >= _RECORDS_PER_COMMIT or time.monotonic() >= due
+            enough = len(pending) >= RECORDS_PER_COMMIT or time.monotonic() >= due
             if pending and (last or enough):
                 self._index.upsert(pending)
                 self._summary.embedded += len(pending)

@@ -3,14 +3,25 @@
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.settings import Settings
-from image_search.stores import embedded
 
 
 def open_index(settings: Settings) -> VectorIndex:
     """The index that the settings name; raises IndexNotFoundError when there is none yet."""
+    if settings.store == "pinecone":
+        from image_search.stores import pinecone
+
+        return pinecone.open_index(settings)
+    from image_search.stores import embedded
+
     return embedded.open_index(settings)
 
 
 def create_index(settings: Settings, manifest: Manifest) -> VectorIndex:
     """Create it with this manifest, or open the one that another process has just created."""
+    if settings.store == "pinecone":
+        from image_search.stores import pinecone
+
+        return pinecone.create_index(settings, manifest)
+    from image_search.stores import embedded
+
     return embedded.create_index(settings, manifest)

@@ -241,6 +241,9 @@ class EmbeddedIndex:
             self._build_vector_index(growth=2)
             self.sync()
 
+    def close(self) -> None:
+        del self._table
+
     def sync(self) -> None:
         """Make what was committed safe against a power failure; LanceDB leaves it to the kernel."""
         if sys.platform != "linux":

@@ -1,0 +1,348 @@
+"""What Pinecone adds to the contract of the stores: faults, limits, adoption, secrets."""
+
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from image_search.embedding import Embedder
+from image_search.errors import (
+    IndexMismatchError,
+    IndexNotFoundError,
+    RecordError,
+    SettingsError,
+    StoreError,
+)
+from image_search.index import Record, VectorIndex
+from image_search.manifest import DIMENSION, Manifest, ModelSpec
+from image_search.settings import load_settings
+from image_search.stores import create_index, open_index
+from tests.conftest import SHARED
+from tests.pinecone_emulator import (
+    API_KEY,
+    Fault,
+    PineconeEmulator,
+    forget_failures,
+    load_openapi,
+)
+from tests.test_end_to_end import run
+from tests.test_service import QUERY, assert_problem, encode, fill, serve, upload, wait_for
+
+MODEL = ModelSpec(weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1)
+FAULTS = [
+    *(Fault(status) for status in (401, 403, 404, 409, 413, 429, 500, 503)),
+    Fault(429, retry_after=0.1),
+    Fault(cut="before"),
+    Fault(cut="after"),
+    Fault(keep=3),
+    Fault(delay=0.2),
+    Fault(body=b"<html>"),
+]
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[PineconeEmulator]:
+    forget_failures()
+    folder = SHARED / "data" / "pinecone"
+    with PineconeEmulator(openapi=load_openapi(folder) if folder.exists() else None) as emulator:
+        monkeypatch.setenv("IMAGE_SEARCH_STORE", "pinecone")
+        monkeypatch.setenv("IMAGE_SEARCH_PINECONE_HOST", emulator.host)
+        monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "2")
+        monkeypatch.setenv("PINECONE_API_KEY", API_KEY)
+        yield emulator
+        assert emulator.violations == []
+    forget_failures()
+
+
+@pytest.fixture
+def index(emulator: PineconeEmulator) -> Iterator[VectorIndex]:
+    emulator.put_index("images")
+    index = create()
+    yield index
+    index.close()
+
+
+def create() -> VectorIndex:
+    return create_index(load_settings(), Manifest.new(MODEL, "cosine", "__default__"))
+
+
+def records(count: int, thumbnail: bytes = b"jpeg", first: int = 0) -> list[Record]:
+    rows = np.random.default_rng(first).standard_normal((count, DIMENSION)).astype(np.float32)
+    return [
+        Record(f"r{first + i:06d}", row, f"label {i % 10}", {"n": i}, thumbnail)
+        for i, row in enumerate(rows)
+    ]
+
+
+def assert_stored(emulator: PineconeEmulator, expected: list[Record]) -> None:
+    stored = emulator.records("images", "__default__")
+    assert stored.keys() == {record.id for record in expected}
+    for record in expected:
+        np.testing.assert_allclose(stored[record.id].values, record.embedding, atol=1e-6)
+        assert stored[record.id].metadata["n"] == record.metadata["n"]
+
+
+# --- index and manifest -----------------------------------------------------------------
+
+
+def test_an_index_is_created_serverless_with_the_settings(
+    emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_PINECONE_REGION", "eu-west-1")
+    index = create_index(load_settings(), Manifest.new(MODEL, "euclidean", "__default__"))
+    assert index.manifest.metric == "euclidean"
+    index.close()
+    created = emulator.indexes["images"]
+    assert (created.dimension, created.metric) == (DIMENSION, "euclidean")
+
+
+def test_an_index_made_by_hand_is_adopted_by_the_first_ingest(emulator: PineconeEmulator) -> None:
+    emulator.put_index("images")
+    with pytest.raises(IndexNotFoundError, match="no manifest"):
+        open_index(load_settings())
+    create().close()
+    opened = open_index(load_settings())
+    assert opened.manifest.model == MODEL
+    assert opened.count() == 0, "the manifest is not among the images"
+    assert opened.list_ids().ids == []
+    opened.close()
+
+
+def test_an_index_that_does_not_fit_is_refused_with_both_sides_named(
+    emulator: PineconeEmulator,
+) -> None:
+    emulator.put_index("images", dimension=1536)
+    with pytest.raises(IndexMismatchError, match=r"1536.*512"):
+        create()
+    del emulator.indexes["images"]
+    emulator.put_index("images", metric="dotproduct")
+    with pytest.raises(IndexMismatchError, match=r"dotproduct.*cosine"):
+        create()
+
+
+def test_a_missing_key_is_explained(
+    emulator: PineconeEmulator,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PINECONE_API_KEY")
+    with pytest.raises(SettingsError, match="PINECONE_API_KEY"):
+        create()
+
+
+# --- upserts ----------------------------------------------------------------------------
+
+
+def test_nothing_is_lost_while_one_request_in_ten_fails_in_any_way(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    emulator.fail_randomly(0.1, FAULTS)
+    expected = records(4000)
+    for start in range(0, len(expected), 1000):
+        index.upsert(expected[start : start + 1000])
+    emulator.fail_randomly(0, [])
+    assert_stored(emulator, expected)
+    assert index.retries > 0
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_each_fault_is_survived(
+    emulator: PineconeEmulator, index: VectorIndex, fault: Fault
+) -> None:
+    emulator.fail(fault, route="/vectors/upsert")
+    expected = records(20)
+    index.upsert(expected)
+    assert_stored(emulator, expected)
+
+
+def test_a_permanent_outage_is_an_error_and_the_next_run_goes_on(
+    emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "0.2")
+    emulator.put_index("images")
+    index = create()
+    expected = records(100)
+    index.upsert(expected[:50])
+    emulator.stop()
+    with pytest.raises(StoreError, match="cannot be reached"):
+        index.upsert(expected[50:])
+    emulator.start()
+    forget_failures()
+    index.upsert(expected[50:])
+    assert_stored(emulator, expected)
+    index.close()
+
+
+def test_requests_stay_below_the_limits(emulator: PineconeEmulator, index: VectorIndex) -> None:
+    thumbnail = os.urandom(20_000)
+    index.upsert(records(300, thumbnail))
+    sizes = [request.bytes for request in emulator.requests if "upsert" in request.route]
+    assert max(sizes) <= 2_000_000
+    found = index.fetch([record.id for record in records(300)])
+    assert len(found) == 300
+    assert all(record.thumbnail == thumbnail for record in found.values())
+    # All thumbnails together are more than one result may hold.
+    matches = index.query(records(1)[0].embedding, 300)
+    assert len(matches) == 300
+    assert all(match.thumbnail == thumbnail for match in matches)
+
+
+def test_a_thumbnail_that_is_too_large_is_made_smaller(index: VectorIndex) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "JPEG", quality=95)
+    assert len(out.getvalue()) > 40_000
+    index.upsert(records(1, out.getvalue()))
+    [record] = index.fetch(["r000000"]).values()
+    assert Image.open(io.BytesIO(record.thumbnail)).size == (200, 200)
+
+
+def test_metadata_that_is_too_large_is_refused_before_anything_is_sent(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    good, bad = records(2)
+    bad = Record(bad.id, bad.embedding, None, {"text": "x" * 41_000}, b"")
+    with pytest.raises(RecordError, match=rf"{bad.id}.*40,960"):
+        index.upsert([good, bad])
+    assert emulator.records("images", "__default__") == {}
+
+
+def test_flush_waits_until_queries_show_what_was_upserted(
+    emulator: PineconeEmulator, index: VectorIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator.stale_reads = 4
+    index.upsert(records(10))
+    index.flush()
+    assert len(index.query(records(1)[0].embedding, 10)) == 10
+    assert caplog.messages == []
+
+
+def test_flush_says_so_when_the_index_stays_behind(
+    emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "0.2")
+    emulator.put_index("images")
+    index = create()
+    emulator.stale_writes = 1
+    index.upsert(records(10))
+    with caplog.at_level(logging.WARNING):
+        index.flush()
+    assert "does not show all" in caplog.text
+    index.close()
+
+
+def test_the_worker_ingests_while_requests_fail_and_tells_the_retries(
+    emulator: PineconeEmulator,
+) -> None:
+    emulator.put_index("images")
+    emulator.fail_randomly(0.1, FAULTS, route="/vectors")
+    emulator.fail(Fault(503), route="/vectors/upsert")
+    code, out, err = run("worker", "ingest", "sample")
+    emulator.fail_randomly(0, [])
+    assert code == 0, err
+    assert len(emulator.records("images", "__default__")) == 1000
+    assert "requests to the store had to be sent again" in out
+    code, out, _ = run("worker", "ingest", "sample")
+    assert code == 0
+    assert "0 images embedded, 1,000 unchanged" in out
+
+
+def test_a_permanent_outage_ends_the_worker_with_a_clear_message(
+    emulator: PineconeEmulator,
+) -> None:
+    emulator.put_index("images")
+    emulator.stop()
+    code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_STORE_TIMEOUT="0.5")
+    assert code == 1
+    assert "Pinecone cannot be reached" in err
+    assert API_KEY not in err
+    emulator.start()
+
+
+# --- the service ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(emulator: PineconeEmulator, embedder: Embedder) -> Iterator[TestClient]:
+    emulator.put_index("images")
+    settings = load_settings()
+    fill(settings, embedder).close()
+    for client in serve(settings):
+        wait_for(client, 200)
+        yield client
+
+
+def test_the_service_answers_as_on_the_embedded_store(
+    client: TestClient, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_pinecone = upload(client, encode(QUERY), label=["boat", "castle"]).json()["matches"]
+    assert client.get("/health").json()["store"] == "pinecone"
+    monkeypatch.setenv("IMAGE_SEARCH_STORE", "embedded")
+    settings = load_settings()
+    fill(settings, embedder)
+    for embedded in serve(settings):
+        wait_for(embedded, 200)
+        expected = upload(embedded, encode(QUERY), label=["boat", "castle"]).json()["matches"]
+    assert len(expected) == 10
+    for one, other in zip(on_pinecone, expected, strict=True):
+        assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-4)
+        assert one == other
+
+
+def stop(emulator: PineconeEmulator) -> Callable[[], None]:
+    emulator.stop()
+    return emulator.start
+
+
+def slow(emulator: PineconeEmulator) -> Callable[[], None]:
+    emulator.delay = 30
+    return lambda: setattr(emulator, "delay", 0)
+
+
+def throttling(emulator: PineconeEmulator) -> Callable[[], None]:
+    emulator.fail_randomly(1, [Fault(429, retry_after=60)])
+    return lambda: emulator.fail_randomly(0, [])
+
+
+@pytest.mark.parametrize("trouble", [stop, slow, throttling])
+def test_the_service_answers_503_in_time_and_recovers(
+    client: TestClient,
+    emulator: PineconeEmulator,
+    trouble: Callable[[PineconeEmulator], Callable[[], None]],
+) -> None:
+    end = trouble(emulator)
+    started = time.monotonic()
+    for response in (upload(client, encode(QUERY)), client.get("/health")):
+        assert_problem(response, 503, "store_unavailable")
+        assert response.headers["Retry-After"]
+    # The limit is two seconds a call; the faults would take thirty and more.
+    assert time.monotonic() - started < 20
+    end()
+    forget_failures()
+    wait_for(client, 200)
+    assert upload(client, encode(QUERY)).status_code == 200
+
+
+def test_the_key_is_never_shown(
+    client: TestClient,
+    emulator: PineconeEmulator,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        shown: list[Any] = [client.get("/openapi.json").text, client.get("/health").text]
+        emulator.fail_randomly(1, [Fault(401), Fault(403), Fault(500), Fault(body=b"<html>")])
+        shown += [upload(client, encode(QUERY)).text for _ in range(4)]
+        index = None
+        with pytest.raises(StoreError) as caught:
+            index = open_index(load_settings())
+        emulator.fail_randomly(0, [])
+        shown += [str(caught.value), repr(caught.value), repr(load_settings()), repr(index)]
+    shown += [caplog.text, *capfd.readouterr()]
+    assert all(API_KEY not in text for text in shown)
