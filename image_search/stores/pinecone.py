@@ -76,6 +76,7 @@ _SELDOM_PASSES: Final = (
     errors.ForbiddenError,
     errors.NotFoundError,
     errors.ConflictError,
+    errors.PayloadTooLargeError,
 )
 _SELDOM_TRIES: Final = 4
 _PASSES: Final = (
@@ -174,7 +175,7 @@ class PineconeIndex:
 
     def load_manifest(self) -> bool:
         """Read the manifest; False when there is none."""
-        response = self._run(lambda: self._index.fetch(ids=[self._namespace], namespace=_MANIFESTS))
+        response = self._run(self._fetch_manifest)
         vector = response.vectors.get(self._namespace)
         if vector is None:
             return False
@@ -198,10 +199,7 @@ class PineconeIndex:
 
         async def write_and_wait() -> None:
             await self._send([record], _MANIFESTS)
-            while True:
-                response = await self._index.fetch(ids=[self._namespace], namespace=_MANIFESTS)
-                if self._namespace in response.vectors:
-                    return
+            while self._namespace not in (await self._fetch_manifest()).vectors:
                 await asyncio.sleep(_FIRST_DELAY)
 
         self._run(write_and_wait, seconds=self._patience)
@@ -275,7 +273,9 @@ class PineconeIndex:
             for part in parts:
                 # It answers 404 in a namespace that nothing was written to yet.
                 with suppress(errors.NotFoundError):
-                    await self._index.delete(ids=list(part), namespace=self._namespace)
+                    await self._again(
+                        partial(self._index.delete, ids=list(part), namespace=self._namespace)
+                    )
 
         self._run(delete_all, seconds=self._patience)
 
@@ -284,11 +284,14 @@ class PineconeIndex:
             ids: list[str] = []
             token = cursor
             while len(ids) < limit:
-                response = await self._index.list_paginated(
-                    prefix=prefix or None,
-                    limit=min(_LIST_IDS, limit - len(ids)),
-                    pagination_token=token or None,
-                    namespace=self._namespace,
+                response = await self._again(
+                    partial(
+                        self._index.list_paginated,
+                        prefix=prefix or None,
+                        limit=min(_LIST_IDS, limit - len(ids)),
+                        pagination_token=token or None,
+                        namespace=self._namespace,
+                    )
                 )
                 ids += [item.id for item in response.vectors if item.id]
                 token = (response.pagination and response.pagination.next) or ""
@@ -312,8 +315,8 @@ class PineconeIndex:
 
         async def wait() -> None:
             while True:
-                response = await self._index.query(
-                    top_k=1, vector=vector, namespace=self._namespace
+                response = await self._again(
+                    partial(self._index.query, top_k=1, vector=vector, namespace=self._namespace)
                 )
                 info = response.response_info
                 if info is None or info.lsn_reconciled is None or info.lsn_reconciled >= committed:
@@ -345,22 +348,34 @@ class PineconeIndex:
             return asyncio.run_coroutine_threadsafe(limited(), self._loop).result()
 
     async def _send(self, chunk: list[dict[str, Any]], namespace: str) -> None:
-        """Upsert one batch, again until it is acknowledged as a whole, for a limited time."""
+        """Upsert one batch until it is acknowledged as a whole, in halves if it is too large."""
+        try:
+            response = await self._again(
+                partial(self._index.upsert, vectors=chunk, namespace=namespace),
+                done=lambda response: response.upserted_count == len(chunk),
+            )
+        except errors.PayloadTooLargeError:
+            if len(chunk) == 1:
+                raise
+            middle = len(chunk) // 2
+            await self._send(chunk[:middle], namespace)
+            await self._send(chunk[middle:], namespace)
+            return
+        info = response.response_info
+        if info is not None and info.lsn_committed is not None:
+            self._committed = max(self._committed or 0, info.lsn_committed)
+
+    async def _again(
+        self, request: Callable[[], Awaitable[T]], done: Callable[[T], bool] = lambda _: True
+    ) -> T:
+        """Send a request until it succeeds and is `done`, for a limited time."""
         deadline = self._loop.time() + self._patience
         delay = _FIRST_DELAY
         seldom = 0
         while True:
             wait = 0.0
             try:
-                response = await self._index.upsert(vectors=chunk, namespace=namespace)
-            except errors.PayloadTooLargeError:
-                if len(chunk) == 1:
-                    raise
-                middle = len(chunk) // 2
-                self._resent += 1
-                await self._send(chunk[:middle], namespace)
-                await self._send(chunk[middle:], namespace)
-                return
+                response = await request()
             except _SELDOM_PASSES:
                 seldom += 1
                 if seldom == _SELDOM_TRIES:
@@ -370,19 +385,18 @@ class PineconeIndex:
                 if self._loop.time() + wait > deadline:
                     raise
             else:
-                info = response.response_info
-                if info is not None and info.lsn_committed is not None:
-                    self._committed = max(self._committed or 0, info.lsn_committed)
-                if response.upserted_count == len(chunk):
-                    return
+                if done(response):
+                    return response
                 if self._loop.time() > deadline:
-                    raise StoreError(
-                        f"Pinecone stored {response.upserted_count} of {len(chunk)} records, again "
-                        "and again; start again to go on"
-                    )
+                    raise StoreError("Pinecone stores only a part of a batch, again and again")
             self._resent += 1
             await asyncio.sleep(wait + random.uniform(0, delay))
             delay = min(2 * delay, _LONGEST_DELAY)
+
+    async def _fetch_manifest(self) -> Any:
+        return await self._again(
+            partial(self._index.fetch, ids=[self._namespace], namespace=_MANIFESTS)
+        )
 
     async def _fetch(self, ids: Sequence[str]) -> dict[str, Any]:
         if not ids:
@@ -396,7 +410,12 @@ class PineconeIndex:
                 size = 3 * len(id_)
             parts[-1].append(id_)
         responses = await _side_by_side(
-            [partial(self._index.fetch, ids=part, namespace=self._namespace) for part in parts]
+            [
+                partial(
+                    self._again, partial(self._index.fetch, ids=part, namespace=self._namespace)
+                )
+                for part in parts
+            ]
         )
         return {id_: vector for response in responses for id_, vector in response.vectors.items()}
 
