@@ -12,6 +12,7 @@ from image_search.embedding import Embeddings
 from image_search.errors import RecordError
 from image_search.filters import Filter
 from image_search.manifest import DIMENSION, Manifest
+from image_search.settings import Metric
 
 MetadataValue = str | int | float | bool | list[str]
 Metadata = Mapping[str, MetadataValue]
@@ -120,6 +121,12 @@ class VectorIndex(Protocol):
     def close(self) -> None:
         """Release connections and memory; the index cannot be used afterwards."""
         ...
+
+
+def best_first(matches: list[Match], metric: Metric) -> list[Match]:
+    """The matches by score, as `metric` orders it, and equal scores by id."""
+    sign = 1 if metric == "euclidean" else -1
+    return sorted(matches, key=lambda match: (sign * match.score, match.id))
 
 
 def check_records(records: Sequence[Record]) -> None:

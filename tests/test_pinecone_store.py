@@ -103,6 +103,14 @@ def test_an_index_is_created_serverless_with_the_settings(
     assert (created.dimension, created.metric) == (DIMENSION, "euclidean")
 
 
+def test_creation_waits_until_the_index_is_ready(emulator: PineconeEmulator) -> None:
+    emulator.describes_until_ready = 1
+    index = create()
+    index.upsert(records(3))
+    assert_stored(emulator, records(3))
+    index.close()
+
+
 def test_an_index_made_by_hand_is_adopted_by_the_first_ingest(emulator: PineconeEmulator) -> None:
     emulator.put_index("images")
     with pytest.raises(IndexNotFoundError, match="no manifest"):

@@ -24,7 +24,15 @@ from pydantic import ValidationError
 from image_search.embedding import Embeddings
 from image_search.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from image_search.filters import Condition, Filter, Group, Scalar
-from image_search.index import LABEL_FIELD, IdPage, Match, Record, check_query, check_records
+from image_search.index import (
+    LABEL_FIELD,
+    IdPage,
+    Match,
+    Record,
+    best_first,
+    check_query,
+    check_records,
+)
 from image_search.manifest import DIMENSION, Manifest
 from image_search.settings import Metric, Settings
 
@@ -191,8 +199,7 @@ class EmbeddedIndex:
             )
             for row in rows
         ]
-        sign = 1 if metric == "euclidean" else -1
-        return sorted(matches, key=lambda match: (sign * match.score, match.id))
+        return best_first(matches, metric)
 
     def fetch(self, ids: Sequence[str]) -> dict[str, Record]:
         if not ids:

@@ -42,6 +42,7 @@ from image_search.index import (
     IdPage,
     Match,
     Record,
+    best_first,
     check_query,
     check_records,
 )
@@ -254,8 +255,7 @@ class PineconeIndex:
             if holder is not None:  # deleted between the two requests otherwise
                 label, metadata, thumbnail = _decode(holder.metadata)
                 matches.append(Match(match.id, match.score, label, metadata, thumbnail))
-        sign = 1 if self.metric == "euclidean" else -1
-        return sorted(matches, key=lambda match: (sign * match.score, match.id))
+        return best_first(matches, self.manifest.metric)
 
     def fetch(self, ids: Sequence[str]) -> dict[str, Record]:
         vectors = self._run(lambda: self._fetch(ids), seconds=self._patience)

@@ -1,0 +1,58 @@
+"""Filters that are not valid are refused before any store is asked."""
+
+from typing import Any
+
+import pytest
+
+from image_search.errors import FilterError
+from image_search.filters import MAX_DEPTH, Condition, Group, parse_filter
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"a": {"$near": 1}}, r"'\$near' of field 'a' is not an operator"),
+        ({"a": {"eq": 1}}, "'eq' of field 'a' is not an operator"),
+        ({"$not": [{"a": 1}]}, r"'\$not' is not a field"),
+        ({"": 1}, "'' is not a field"),
+        ({"a": {}}, "field 'a' has no operator"),
+        ({"a": None}, "needs a string, a finite number or a boolean, not None"),
+        ({"a": ["x"]}, "needs a string"),
+        ({"a": {"$eq": {"b": 1}}}, "needs a string"),
+        ({"a": {"$eq": float("nan")}}, "finite"),
+        ({"a": {"$gt": "5"}}, "needs a finite number, not '5'"),
+        ({"a": {"$lte": True}}, "needs a finite number, not True"),
+        ({"a": {"$lt": float("inf")}}, "finite"),
+        ({"a": {"$in": "x"}}, "needs a list"),
+        ({"a": {"$in": []}}, "at least one"),
+        ({"a": {"$nin": [True]}}, "needs a list of at least one string or finite number"),
+        ({"a": {"$exists": 1}}, "needs true or false"),
+        ({"$and": []}, r"\$and needs a list of at least one filter"),
+        ({"$or": {"a": 1}}, r"\$or needs a list"),
+        ({"$or": [{}]}, "at least one field"),
+        ({"$and": ["a"]}, "at least one field"),
+        (["a"], "a filter is an object"),
+        ("a", "a filter is an object"),
+    ],
+)
+def test_what_is_wrong_is_named(source: Any, message: str) -> None:
+    with pytest.raises(FilterError, match=message):
+        parse_filter(source)
+
+
+def test_nesting_has_a_limit() -> None:
+    def nested(levels: int) -> Any:
+        return {"a": 1} if levels == 1 else {"$and": [nested(levels - 1)]}
+
+    assert parse_filter(nested(MAX_DEPTH)) is not None
+    with pytest.raises(FilterError, match="deeper than 8 levels"):
+        parse_filter(nested(MAX_DEPTH + 1))
+
+
+def test_short_forms_mean_the_long_ones() -> None:
+    assert parse_filter({}) is None
+    assert parse_filter({"a": "x"}) == Condition("a", "$eq", "x")
+    assert parse_filter({"a": {"$gte": 1, "$lt": 2}, "b": 5}) == Group(
+        "$and",
+        (Condition("a", "$gte", 1), Condition("a", "$lt", 2), Condition("b", "$eq", 5)),
+    )
