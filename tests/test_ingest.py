@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_search.embedding import Embeddings
 from image_search.errors import ImageError, SourceError, StoreError
+from image_search.images import Pixels
 from image_search.index import Record, VectorIndex
-from image_search.manifest import Manifest
+from image_search.manifest import DIMENSION, Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index
 from tests.conftest import FakeEmbedder
@@ -132,6 +134,21 @@ def test_unreadable_images_are_listed_and_do_not_stop_the_rest(
     assert "not an image" in reasons["text.jpg"]
     assert "damaged" in reasons["cut.png"]
     assert "pixels" in reasons["huge.png"]
+
+
+def test_an_image_without_an_embedding_is_listed(
+    index: VectorIndex, fake_embedder: FakeEmbedder, settings: Settings, tmp_path: Path
+) -> None:
+    embed = fake_embedder.embed
+
+    def first_is_zero(batch: list[Pixels]) -> Embeddings:
+        return np.concatenate([np.zeros((1, DIMENSION), np.float32), embed(batch)[1:]])
+
+    fake_embedder.embed = first_is_zero  # type: ignore[assignment, method-assign]
+    source = open_source(str(folder_of(tmp_path / "p", 3)), split="train", data_dir=tmp_path)
+    summary = ingest(source, index, fake_embedder, settings)
+    assert list(summary.unreadable) == ["p/label0/0000.png"]
+    assert summary.embedded == index.count() == 2
 
 
 def test_what_the_source_cannot_read_is_listed(

@@ -23,9 +23,9 @@ from PIL import Image
 
 from image_search import images
 from image_search.embedding import Embedder
-from image_search.errors import ImageError
+from image_search.errors import ImageError, RecordError
 from image_search.images import Pixels
-from image_search.index import Metadata, Record, VectorIndex
+from image_search.index import Metadata, Record, VectorIndex, check_embedding
 from image_search.progress import Progress
 from image_search.settings import Settings
 from worker.sources import Item, Source
@@ -134,11 +134,10 @@ class _Ingestion:
                             batch = []
                         continue
                     if isinstance(result, ImageError):
-                        self._summary.unreadable[item.id] = str(result)
-                        self._progress.message(f"skipped {item.id}: {result}")
+                        self._skip(item.id, result)
                     else:
                         self._summary.unchanged += 1
-                    self._progress.update(1)
+                        self._progress.update(1)
         finally:
             pool.shutdown(cancel_futures=True)
             if batch:
@@ -178,10 +177,22 @@ class _Ingestion:
 
     def _embed(self, batch: list[_Decoded]) -> list[Record]:
         embeddings = self._embedder.embed([decoded.pixels for decoded in batch])
-        return [
-            Record(decoded.id, embedding, decoded.label, decoded.metadata, decoded.thumbnail)
-            for decoded, embedding in zip(batch, embeddings, strict=True)
-        ]
+        records = []
+        for decoded, embedding in zip(batch, embeddings, strict=True):
+            try:
+                check_embedding(embedding)
+            except RecordError as exc:
+                self._skip(decoded.id, exc)
+                continue
+            records.append(
+                Record(decoded.id, embedding, decoded.label, decoded.metadata, decoded.thumbnail)
+            )
+        return records
+
+    def _skip(self, id_: str, reason: Exception) -> None:
+        self._summary.unreadable[id_] = str(reason)
+        self._progress.message(f"skipped {id_}: {reason}")
+        self._progress.update(1)
 
     def _upsert(self) -> None:
         pending: list[Record] = []

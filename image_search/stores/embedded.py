@@ -78,8 +78,7 @@ def open_index(settings: Settings) -> "EmbeddedIndex":
         f"{settings.data_dir} yet: ingest images first, python -m worker ingest SOURCE"
     )
     with _errors_of_the_store(folder):
-        # A creation that was cut off leaves a folder without any version.
-        if not any((table_folder / "_versions").glob("*")):
+        if not _is_complete(table_folder):
             raise missing
         _remove_empty_versions(table_folder)
         return EmbeddedIndex(_connect(folder).open_table(settings.namespace), table_folder)
@@ -97,9 +96,10 @@ def create_index(settings: Settings, manifest: Manifest) -> "EmbeddedIndex":
     with _errors_of_the_store(folder):
         folder.mkdir(parents=True, exist_ok=True)
         connection = _connect(folder)
-        for namespace in connection.list_tables(limit=1).tables:
-            sibling = EmbeddedIndex(connection.open_table(namespace), folder)
-            sibling.manifest.require_metric(manifest.metric)
+        for other in folder.glob("*.lance"):
+            if _is_complete(other):
+                sibling = EmbeddedIndex(connection.open_table(other.stem), other)
+                sibling.manifest.require_metric(manifest.metric)
         try:
             table = connection.create_table(settings.namespace, schema=schema)
         except ValueError as exc:
@@ -119,7 +119,7 @@ class EmbeddedIndex:
         self._folder = folder
         self._commits = 0
         try:
-            self._manifest = Manifest.model_validate_json(table.schema.metadata[_MANIFEST_KEY])
+            self._manifest = self._read_manifest()
         except (KeyError, TypeError, ValidationError) as exc:
             raise IndexMismatchError(
                 f"{folder} holds a table without a manifest that this version reads: "
@@ -153,6 +153,7 @@ class EmbeddedIndex:
             schema=pa.schema(_FIELDS),
         )
         with _errors_of_the_store(self._folder):
+            self._check_not_replaced()
             (
                 self._table.merge_insert("id")
                 .when_matched_update_all()
@@ -188,6 +189,7 @@ class EmbeddedIndex:
             search = search.where(_sql(filter))
         with _errors_of_the_store(self._folder):
             rows = search.to_arrow().to_pylist()
+            self._check_not_replaced()
         matches = [
             Match(
                 id=row["id"],
@@ -264,6 +266,14 @@ class EmbeddedIndex:
         finally:
             os.close(descriptor)
 
+    def _read_manifest(self) -> Manifest:
+        return Manifest.model_validate_json(self._table.schema.metadata[_MANIFEST_KEY])
+
+    def _check_not_replaced(self) -> None:
+        """An open table goes on with another one that takes its place, and maybe its model's."""
+        if self._read_manifest() != self._manifest:
+            raise StoreError(f"the index in {self._folder} was replaced by another: open it again")
+
     def _compact(self) -> None:
         try:
             self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
@@ -305,6 +315,11 @@ def _connect(folder: Path) -> Any:
         index_cache_size_bytes=_INDEX_CACHE_BYTES, metadata_cache_size_bytes=_METADATA_CACHE_BYTES
     )
     return lancedb.connect(folder, read_consistency_interval=timedelta(0), session=session)
+
+
+def _is_complete(table_folder: Path) -> bool:
+    """Whether it has a version; a creation that was cut off leaves a folder without any."""
+    return any((table_folder / "_versions").glob("*"))
 
 
 def _remove_empty_versions(table_folder: Path) -> None:
