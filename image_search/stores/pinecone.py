@@ -302,7 +302,7 @@ class PineconeIndex:
         return self._run(list_pages, seconds=self._patience)
 
     def count(self) -> int:
-        stats = self._run(lambda: self._index.describe_index_stats())
+        stats = self._run(lambda: self._again(self._index.describe_index_stats))
         names = {self._namespace, ""} if self._namespace == "__default__" else {self._namespace}
         return sum(stats.namespaces[name].vector_count for name in names & stats.namespaces.keys())
 
