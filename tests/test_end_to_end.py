@@ -26,7 +26,7 @@ from image_search.errors import IndexNotFoundError
 from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
-from tests.conftest import ROOT
+from tests.conftest import ROOT, find_free_port
 from tests.test_ingest import assert_same_records, folder_of
 from worker import sample
 from worker.sources import open_source
@@ -99,12 +99,6 @@ def service(port: int, **environ: str) -> Iterator[Service]:
     finally:
         running.process.kill()
         running.process.communicate()
-
-
-def another_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # --- the worker's command line --------------------------------------------------------------------
@@ -329,7 +323,7 @@ def test_kill_9_of_a_service_during_queries_breaks_nothing(
 
 
 def test_two_services_see_a_running_ingest_and_end_in_order() -> None:
-    with service(another_port()) as first, service(another_port()) as second:
+    with service(find_free_port()) as first, service(find_free_port()) as second:
         services = (first, second)
         wait_until(lambda: all(each.health() == 503 for each in services))
         assert run("worker", "ingest", "sample", "--limit", "20")[0] == 0
