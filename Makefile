@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCE ?= auto
 
-.PHONY: run test check bench setup clean
+.PHONY: run test test-docker check bench setup clean
 
 run: setup  ## ingest images and serve them on port 8000
 	@status=0; $(BIN)/python -m worker ingest $(SOURCE) || status=$$?; \
@@ -22,10 +22,14 @@ run: setup  ## ingest images and serve them on port 8000
 test: setup  ## run all tests
 	$(BIN)/python -m pytest
 
+test-docker: setup  ## build the images and test them on a Docker engine
+	$(BIN)/python -m pytest -m docker
+
 check: setup  ## linter, formatter, strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose*.yml
 
 bench: setup  ## measure speed and memory, as ratios of one run
 	$(BIN)/python -m benchmarks.bench $(SOURCE:auto=sample)
@@ -36,8 +40,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(or $(PYTHON),false) -c '$(SUPPORTED)' || \
 	  { echo "error: Python 3.11, 3.12 or 3.13 is needed; set PYTHON=path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --editable '.[dev]'
 	@touch $@
 
 clean:  ## remove the environment and caches, not the data

@@ -87,3 +87,8 @@ def _bundled() -> list[np.ndarray[Any, Any]]:
                 arrays[f"bias_{number}"],
             )
         ]
+
+
+if __name__ == "__main__":  # in a Dockerfile: put the weights into the image
+    logging.basicConfig(format="%(message)s")
+    print(f"weights: {choose_weights(AUTO)}")

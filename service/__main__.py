@@ -14,6 +14,9 @@ from image_search.errors import ImageSearchError, SettingsError
 from image_search.settings import Settings, load_settings
 from service.app import create_app
 
+# Shorter than the ten seconds after which Docker kills.
+_SECONDS_TO_FINISH: Final = 8
+
 _HELP: Final = """\
 exit codes:
   0  stopped by SIGINT or SIGTERM, after the requests in flight
@@ -47,7 +50,12 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     with listener:
-        config = uvicorn.Config(create_app(settings), log_config=None, access_log=False)
+        config = uvicorn.Config(
+            create_app(settings),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=_SECONDS_TO_FINISH,
+        )
         uvicorn.Server(config).run(sockets=[listener])
     return 0
 

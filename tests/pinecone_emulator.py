@@ -452,7 +452,7 @@ def forget_failures() -> None:
 
 
 class PineconeEmulator:
-    """Pinecone on a port of this machine, for one project and API key.
+    """Pinecone on an address and port of this machine, for one project and API key.
 
     `host` is the control plane, and the data plane where there is only one index; each index has
     its own data host too, which is described. Attributes may be changed at any time:
@@ -467,6 +467,7 @@ class PineconeEmulator:
         self,
         *,
         api_key: str = API_KEY,
+        address: str = "127.0.0.1",
         port: int = 0,
         openapi: OpenApi | None = None,
         seed: int = 0,
@@ -481,6 +482,7 @@ class PineconeEmulator:
         self.requests: list[Request] = []
         self.violations: list[str] = []
         self._openapi = openapi
+        self._address = address
         self._port = port
         self._random = random.Random(seed)
         self._faults: list[tuple[str, Fault]] = []
@@ -515,7 +517,7 @@ class PineconeEmulator:
     def start(self) -> None:
         """Listen; on the same port as before, with the data of before."""
         self._stopped.clear()
-        self._server = _Server(self, self._port)
+        self._server = _Server(self, (self._address, self._port))
         self._port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -530,7 +532,7 @@ class PineconeEmulator:
 
     @property
     def host(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._address}:{self._port}"
 
     def put_index(
         self,
@@ -890,10 +892,10 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, emulator: PineconeEmulator, port: int) -> None:
+    def __init__(self, emulator: PineconeEmulator, address: tuple[str, int]) -> None:
         self.emulator = emulator
         self._connections: set[Any] = set()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(address, _Handler)
 
     def get_request(self) -> Any:
         connection, address = super().get_request()

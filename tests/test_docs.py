@@ -3,6 +3,7 @@
 import re
 import subprocess
 
+import yaml
 from fastapi.routing import APIRoute
 from pydantic_core import PydanticUndefined
 
@@ -21,6 +22,23 @@ def test_the_settings_table_is_the_settings() -> None:
         assert field.default is not PydanticUndefined
         expected.append((variable(name), str(field.default), field.description))
     assert rows == expected
+
+
+def test_the_example_of_env_is_the_settings() -> None:
+    example = (ROOT / ".env.example").read_text()
+    rows = re.findall(r"^# (.*)\n# (IMAGE_SEARCH_\w+)=(.*)$", example, re.MULTILINE)
+    assert rows == [
+        (field.description, variable(name), str(field.default))
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def test_compose_hands_all_settings_on_but_those_of_the_container_itself() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    own = {"data_dir", "host", "port"}
+    settings = [variable(name) for name in Settings.model_fields if name not in own]
+    for service in ("api", "worker"):
+        assert services[service]["environment"] == [*settings, "PINECONE_API_KEY"]
 
 
 def test_every_setting_has_a_default_that_is_valid() -> None:
@@ -47,5 +65,5 @@ def test_every_file_and_command_that_is_named_exists() -> None:
         assert (ROOT / path).exists(), path
     for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (ROOT / path).exists(), path
-    for target in set(re.findall(r"make (\w+)", README)):
+    for target in set(re.findall(r"make ([\w-]+)", README)):
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from image_search import weights
-from image_search.embedding import Embedder, Embeddings, import_keras
+from image_search.embedding import Embedder, Embeddings, import_keras, warn_without_gpu
 from image_search.errors import IndexMismatchError, WeightsError
 from image_search.manifest import DIMENSION, Manifest
 from image_search.weights import choose_weights
@@ -115,6 +115,68 @@ def test_bundled_weights_are_compact_and_described() -> None:
     folder = ROOT / "image_search" / "bundled"
     assert sum(file.stat().st_size for file in folder.glob("*.npz")) <= 16e6
     assert "non-commercial" in (folder / "README.md").read_text()
+
+
+class Gpu:
+    """Stands in for a GPU: TensorFlow is told that there is one, and computes on the CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+        import_keras()
+        import tensorflow as tf
+
+        self.memory_grows = False
+        experimental = tf.config.experimental
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: [self])
+        monkeypatch.setattr(experimental, "set_memory_growth", self._set_memory_growth)
+        monkeypatch.setattr(
+            experimental, "get_device_details", lambda _gpu: {"compute_capability": capability}
+        )
+
+    def _set_memory_growth(self, gpu: "Gpu", enable: bool) -> None:  # noqa: FBT001
+        assert gpu is self
+        self.memory_grows = enable
+
+
+def test_on_a_gpu_with_tensor_cores_embeddings_are_computed_in_float16(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pictures(20)
+    expected = embedder.embed(images)
+    gpu = Gpu(monkeypatch, (9, 0))
+    found = Embedder("bundled", 32)
+    assert gpu.memory_grows
+    assert found.model == embedder.model
+    embeddings = found.embed(images)
+    assert embeddings.dtype == np.float32
+    assert cosines(embeddings, expected).min() > 0.9999
+    assert (embeddings == embeddings.astype(np.float16)).all()
+    assert not (expected == expected.astype(np.float16)).all()
+    assert import_keras().config.dtype_policy().name == "float32"
+
+
+def test_on_an_older_gpu_embeddings_are_computed_in_float32(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pictures(3)
+    expected = embedder.embed(images)
+    Gpu(monkeypatch, (6, 1))
+    np.testing.assert_array_equal(Embedder("bundled", 32).embed(images), expected)
+
+
+@pytest.mark.parametrize("built_for_gpu", [True, False])
+def test_a_gpu_that_is_missing_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    built_for_gpu: bool,  # noqa: FBT001
+) -> None:
+    import_keras()
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: {"is_cuda_build": built_for_gpu})
+    warn_without_gpu()
+    assert caplog.messages == (
+        ["no GPU is to be seen: embedding on the CPU, which is slower"] if built_for_gpu else []
+    )
 
 
 @saves_with_keras

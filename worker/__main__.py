@@ -10,7 +10,7 @@ import time
 from types import FrameType
 from typing import Final, NoReturn
 
-from image_search.embedding import Embedder
+from image_search.embedding import Embedder, warn_without_gpu
 from image_search.errors import (
     DownloadError,
     ImageSearchError,
@@ -135,6 +135,7 @@ def _ingest(source_name: str, split: Split, limit: int | None, settings: Setting
     source = _source(source_name, split, index, settings)
     if source is None:
         return 0
+    warn_without_gpu()
     embedder, index = _embedder_and_index(index, settings)
     embedder.warm_up()
     started = time.monotonic()
