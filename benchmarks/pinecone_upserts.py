@@ -39,7 +39,9 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=24_576, metavar="N")
     parser.add_argument("--delay", type=float, default=0.06, metavar="SECONDS")
     arguments = parser.parse_args()
-    model = ModelSpec(weights="none", fingerprint="0" * 16, input_size=32, preprocessing=1)
+    model = ModelSpec(
+        weights="none", fingerprint="0" * 16, input_size=32, preprocessing=1, precision="float32"
+    )
     with emulator_process(arguments.delay) as host:
         os.environ["PINECONE_API_KEY"] = API_KEY
         settings = load_settings(store="pinecone", pinecone_host=host)

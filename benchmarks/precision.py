@@ -29,7 +29,7 @@ def main() -> None:
     settings = load_settings()
     index = open_index(settings)
     model = index.manifest.model
-    embedder = Embedder(model.weights, model.input_size)
+    embedder = Embedder(model.weights, model.input_size, index.manifest.activation_maxima)
     index.manifest.require_model(embedder.model)
     source = open_source(arguments.source, split="test", data_dir=settings.data_dir)
 

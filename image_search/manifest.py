@@ -11,9 +11,11 @@ from image_search.settings import Metric
 
 DIMENSION: Final = 512
 
+Precision = Literal["float32", "int8"]
+
 
 class ModelSpec(BaseModel):
-    """All that decides which embedding an image gets."""
+    """What decides which embedding an image gets; in int8, the activation maxima do, too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,12 +26,13 @@ class ModelSpec(BaseModel):
     ]
     input_size: Annotated[int, Field(description="Side of the network's input, in pixels.")]
     preprocessing: Annotated[int, Field(description="Version of decoding and preprocessing.")]
+    precision: Annotated[Precision, Field(description="What the network computes in.")]
     dimension: Annotated[int, Field(description="Numbers in an embedding.")] = DIMENSION
 
     def __str__(self) -> str:
         return (
             f"{self.architecture} with weights {self.weights} ({self.fingerprint}), input size "
-            f"{self.input_size}, preprocessing {self.preprocessing}"
+            f"{self.input_size}, preprocessing {self.preprocessing}, {self.precision}"
         )
 
 
@@ -39,16 +42,25 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelSpec
+    # What an Embedder in int8 is made with; empty in float32.
+    activation_maxima: tuple[float, ...]
     metric: Metric
     namespace: str
     created_at: datetime
     created_by: str
 
     @classmethod
-    def new(cls, model: ModelSpec, metric: Metric, namespace: str) -> Self:
+    def new(
+        cls,
+        model: ModelSpec,
+        metric: Metric,
+        namespace: str,
+        activation_maxima: tuple[float, ...] = (),
+    ) -> Self:
         """The manifest of an index that is being created now, by this version."""
         return cls(
             model=model,
+            activation_maxima=activation_maxima,
             metric=metric,
             namespace=namespace,
             created_at=datetime.now(UTC),
@@ -61,7 +73,7 @@ class Manifest(BaseModel):
         if model.model_copy(update={"weights": self.model.weights}) != self.model:
             raise IndexMismatchError(
                 f"the index was built with {self.model}; what is at hand is {model}. "
-                "Use the index's own weights and input size, or another index"
+                "Use the index's own weights, input size and precision, or another index"
             )
 
     def require_metric(self, metric: Metric) -> None:

@@ -73,6 +73,13 @@ class Settings(BaseSettings):
             description="Side of the square, in pixels, that a new index's images are resized to.",
         ),
     ] = 32
+    precision: Annotated[
+        Literal["auto", "float32", "int8"],
+        Field(
+            description="What a new index's embeddings are computed in: float32, int8, or auto, "
+            "which is float32 on a GPU and int8 without."
+        ),
+    ] = "auto"
     batch_size: Annotated[
         int, Field(ge=1, le=4096, description="Images embedded at once by the worker.")
     ] = 128

@@ -1,12 +1,15 @@
-"""VGG16's convolution weights: where they come from, and how they get into the network."""
+"""VGG16's convolution weights: where they come from, as NumPy arrays."""
 
 import logging
 import os
-import warnings
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from image_search.download import download
 from image_search.errors import DownloadError, WeightsError
@@ -17,6 +20,10 @@ AUTO: Final = "auto"
 IMAGENET: Final = "imagenet"
 BUNDLED: Final = "bundled"
 
+# Convolutions in each block, and their output channels; a block ends with a 2x2 maximum.
+# Configuration D of https://arxiv.org/abs/1409.1556
+BLOCKS: Final = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+
 # The file of keras.applications.VGG16(include_top=False), with the checksum that Keras checks:
 # keras/src/applications/vgg16.py
 _IMAGENET_FILE: Final = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -26,6 +33,15 @@ _IMAGENET_URL: Final = (
 _IMAGENET_MD5: Final = "6d6bbae143d832006294945121d1f1fc"
 
 _BUNDLED_FILE: Final = Path(__file__).parent / "bundled" / "vgg16-tiny-imagenet-32.npz"
+
+Array = NDArray[np.float32]
+
+
+class Convolution(NamedTuple):
+    """A 3x3 convolution: kernel float32 [3, 3, in, out], bias float32 [out]."""
+
+    kernel: Array
+    bias: Array
 
 
 def choose_weights(choice: str) -> str:
@@ -40,15 +56,14 @@ def choose_weights(choice: str) -> str:
     return IMAGENET
 
 
-def load_weights(network: Any, weights: str) -> str:
-    """Load `weights` (`imagenet`, `bundled` or a path) into a Keras VGG16 without top.
+def load_weights(weights: str) -> tuple[str, list[Convolution]]:
+    """The name to record of `weights` (`imagenet`, `bundled` or a path), and the 13 convolutions.
 
-    Returns the name to record: the choice itself, or the file's name. Raises WeightsError when the
-    file is missing or does not hold VGG16's convolutions, or when ImageNet's cannot be downloaded.
+    The name is the choice itself, or the file's name. Raises WeightsError when the file is missing
+    or does not hold VGG16's convolutions, or when ImageNet's cannot be downloaded.
     """
     if weights == BUNDLED:
-        network.set_weights(_bundled())
-        return BUNDLED
+        return BUNDLED, list(_bundled())
     try:
         path = _imagenet() if weights == IMAGENET else Path(weights)
     except DownloadError as exc:
@@ -59,16 +74,48 @@ def load_weights(network: Any, weights: str) -> str:
             ".h5 or .weights.h5 file"
         )
     try:
-        with warnings.catch_warnings():
-            # Keras only warns of layers that keep their random weights.
-            warnings.simplefilter("error", UserWarning)
-            network.load_weights(path)
-    except (OSError, ValueError, KeyError, UserWarning) as exc:
-        raise WeightsError(
-            f"{path} does not hold the weights of keras.applications.VGG16(include_top=False) "
-            f"as .h5 or .weights.h5: {str(exc).splitlines()[0]}"
-        ) from exc
-    return IMAGENET if weights == IMAGENET else path.name
+        with h5py.File(path) as file:
+            arrays = [np.asarray(array, np.float32) for array in _arrays(file)]
+    except (OSError, KeyError) as exc:
+        raise _not_vgg16(path, str(exc).splitlines()[0]) from exc
+    shapes = [array.shape for array in arrays]
+    if shapes != list(_shapes()):
+        raise _not_vgg16(path, f"it holds {len(shapes)} arrays, of the shapes {shapes}")
+    convolutions = [Convolution(*arrays[i : i + 2]) for i in range(0, len(arrays), 2)]
+    return IMAGENET if weights == IMAGENET else path.name, convolutions
+
+
+def _not_vgg16(path: Path, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{path} does not hold the weights of keras.applications.VGG16(include_top=False) "
+        f"as .h5 or .weights.h5: {reason}"
+    )
+
+
+def _shapes() -> Iterator[tuple[int, ...]]:
+    channels = 3
+    for convolutions, outputs in BLOCKS:
+        for _ in range(convolutions):
+            yield (3, 3, channels, outputs)
+            yield (outputs,)
+            channels = outputs
+
+
+def _arrays(file: h5py.File) -> Iterator[Any]:
+    """Kernel and bias of each layer, in order, of a file in either of Keras' layouts."""
+    if "layer_names" in file.attrs:  # .h5
+        for layer in file.attrs["layer_names"]:
+            for weight in file[layer].attrs["weight_names"]:
+                yield file[layer][weight]
+        return
+    layers = file["layers"]  # .weights.h5: conv2d, conv2d_1, …, conv2d_10, …
+    for layer in sorted(layers, key=_numbers):
+        variables = layers[layer]["vars"]
+        yield from (variables[name] for name in sorted(variables, key=int))
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _imagenet() -> Path:
@@ -76,17 +123,11 @@ def _imagenet() -> Path:
     return download(_IMAGENET_URL, keras_home / "models" / _IMAGENET_FILE, md5=_IMAGENET_MD5)
 
 
-def _bundled() -> list[np.ndarray[Any, Any]]:
-    """Kernel and bias of each convolution, in order, as float32."""
+def _bundled() -> Iterator[Convolution]:
     with np.load(_BUNDLED_FILE) as arrays:
-        return [
-            array
-            for number in range(len(arrays.files) // 3)
-            for array in (
-                arrays[f"kernel_{number}"] * arrays[f"scale_{number}"],
-                arrays[f"bias_{number}"],
-            )
-        ]
+        for number in range(len(arrays.files) // 3):
+            kernel = arrays[f"kernel_{number}"] * arrays[f"scale_{number}"]
+            yield Convolution(kernel, arrays[f"bias_{number}"])
 
 
 if __name__ == "__main__":  # in a Dockerfile: put the weights into the image

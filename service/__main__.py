@@ -9,7 +9,6 @@ from typing import Final
 
 import uvicorn
 
-from image_search.embedding import import_keras
 from image_search.errors import ImageSearchError, SettingsError
 from image_search.settings import Settings, load_settings
 from service.app import create_app
@@ -45,7 +44,6 @@ def main() -> int:
     except ImageSearchError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
-    import_keras()
     # Uvicorn, once it has ended in order, raises the signal again.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))

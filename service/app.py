@@ -1,26 +1,28 @@
 """The application: its routes and what they answer."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
-from fastapi import APIRouter, FastAPI, File, Query, Request, UploadFile
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse
+import orjson
+from fastapi import APIRouter, FastAPI, File, Query, Request, Response, UploadFile
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
 
 from image_search import __version__
 from image_search.filters import Condition
-from image_search.index import LABEL_FIELD, MetadataValue
+from image_search.index import LABEL_FIELD, Match, MetadataValue
 from image_search.manifest import ModelSpec
 from image_search.settings import Metric, Settings
-from service import problems
+from service import metrics, problems
+from service.metrics import CountRequests, Metrics
 from service.searcher import Searcher
-from service.uploads import UploadRoute
+from service.uploads import MAX_REQUESTS, UploadRoute
 
 MAX_TOP_K = 100
 
@@ -58,12 +60,13 @@ class MatchResponse(BaseModel):
 
 
 class TookMs(BaseModel):
-    """Milliseconds spent."""
+    """Milliseconds spent, from the last byte of the upload on."""
 
-    decode: float
-    embed: float
-    search: float
-    total: float
+    decode: Annotated[float, Field(description="Reading the image.")]
+    queue: Annotated[float, Field(description="Waiting, before and between the other stages.")]
+    embed: Annotated[float, Field(description="Embedding the batch that the image was in.")]
+    search: Annotated[float, Field(description="Querying the index for it.")]
+    total: Annotated[float, Field(description="All of these.")]
 
 
 class SearchResponse(BaseModel):
@@ -94,6 +97,8 @@ class State(TypedDict):
 
     searcher: Searcher
     settings: Settings
+    metrics: Metrics
+    admission: asyncio.Semaphore
 
 
 router = APIRouter(route_class=UploadRoute)
@@ -104,6 +109,7 @@ router = APIRouter(route_class=UploadRoute)
     operation_id="search",
     tags=["search"],
     summary="Find the images most similar to an uploaded one",
+    response_model=SearchResponse,
     responses=problems.responses(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -115,25 +121,28 @@ async def search(
     request: Request,
     image: Annotated[UploadFile, File(description="Any image that Pillow reads.")],
     parameters: Annotated[SearchParameters, Query()],
-) -> SearchResponse:
+) -> Response:
     """The `top_k` images of the index whose VGG16 embeddings are most similar, best first."""
     searcher: Searcher = request.state.searcher
     labels = Condition(LABEL_FIELD, "$in", tuple(parameters.label)) if parameters.label else None
-    result = await run_in_threadpool(searcher.search, await image.read(), parameters.top_k, labels)
-    return SearchResponse(
-        matches=[
-            MatchResponse(
-                id=match.id,
-                label=match.label,
-                score=match.score,
-                thumbnail=_data_uri(match.thumbnail) if parameters.thumbnails else None,
-                metadata=dict(match.metadata),
-            )
-            for match in result.matches
-        ],
-        model=result.model,
-        took_ms=TookMs(**result.took_ms),
-    )
+    result = await searcher.search(image.file, parameters.top_k, labels)
+    # A SearchResponse, without the time that its validation takes.
+    answer = {
+        "matches": [_match(match, thumbnail=parameters.thumbnails) for match in result.matches],
+        "model": result.model.model_dump(),
+        "took_ms": result.took_ms,
+    }
+    return Response(orjson.dumps(answer), media_type="application/json")
+
+
+def _match(match: Match, *, thumbnail: bool) -> dict[str, Any]:
+    return {
+        "id": match.id,
+        "label": match.label,
+        "score": match.score,
+        "thumbnail": _data_uri(match.thumbnail) if thumbnail else None,
+        "metadata": dict(match.metadata),
+    }
 
 
 def _data_uri(jpeg: bytes) -> str | None:
@@ -143,12 +152,19 @@ def _data_uri(jpeg: bytes) -> str | None:
 def create_app(settings: Settings) -> FastAPI:
     """The service with these settings; it opens the index in the background."""
 
+    counters = Metrics()
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-        searcher = Searcher(settings)
+        searcher = Searcher(settings, counters)
         searcher.start()
         try:
-            yield State(searcher=searcher, settings=settings)
+            yield State(
+                searcher=searcher,
+                settings=settings,
+                metrics=counters,
+                admission=asyncio.Semaphore(MAX_REQUESTS),
+            )
         finally:
             searcher.close()
 
@@ -161,6 +177,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
+    app.add_middleware(CountRequests, metrics=counters)
     app.include_router(router)
 
     @app.get(
@@ -181,6 +198,17 @@ def create_app(settings: Settings) -> FastAPI:
             version=__version__,
             **dict(manifest),
         )
+
+    @app.get(
+        "/metrics",
+        operation_id="metrics",
+        tags=["operation"],
+        summary="Counts and times for Prometheus",
+        response_class=PlainTextResponse,
+    )
+    def text() -> Response:
+        """Prometheus' text format."""
+        return Response(counters.text(), media_type=metrics.MEDIA_TYPE)
 
     @app.get("/", include_in_schema=False)
     def root() -> RedirectResponse:

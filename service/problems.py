@@ -22,12 +22,18 @@ from image_search.errors import (
     StoreError,
     WeightsError,
 )
-from service.searcher import StartingError
+from service.errors import (
+    DeadlineExceededError,
+    EngineFailedError,
+    OverloadedError,
+    StartingError,
+)
 
 _log = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 _RETRY_AFTER_SECONDS: Final = "5"
+_RETRY_AFTER_SECONDS_OVERLOADED: Final = "1"
 
 _PROBLEMS: Final[dict[type[ImageSearchError], tuple[HTTPStatus, str]]] = {
     NotAnImageError: (HTTPStatus.UNPROCESSABLE_ENTITY, "not_an_image"),
@@ -40,7 +46,16 @@ _PROBLEMS: Final[dict[type[ImageSearchError], tuple[HTTPStatus, str]]] = {
     WeightsError: (HTTPStatus.SERVICE_UNAVAILABLE, "model_unavailable"),
     StoreError: (HTTPStatus.SERVICE_UNAVAILABLE, "store_unavailable"),
     SettingsError: (HTTPStatus.SERVICE_UNAVAILABLE, "misconfigured"),
+    OverloadedError: (HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"),
+    DeadlineExceededError: (HTTPStatus.SERVICE_UNAVAILABLE, "deadline_exceeded"),
+    EngineFailedError: (HTTPStatus.SERVICE_UNAVAILABLE, "engine_failed"),
 }
+
+
+def unavailable(error: ImageSearchError) -> str | None:
+    """The code of an error that is answered 503; None for others."""
+    status, code = _PROBLEMS[type(error)]
+    return code if status == HTTPStatus.SERVICE_UNAVAILABLE else None
 
 
 class Problem(BaseModel):
@@ -73,7 +88,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ImageSearchError)
     async def known(_request: Request, error: ImageSearchError) -> JSONResponse:
         status, code = _PROBLEMS[type(error)]
-        return _response(status, code, str(error))
+        wait = _RETRY_AFTER_SECONDS
+        if isinstance(error, OverloadedError):
+            wait = _RETRY_AFTER_SECONDS_OVERLOADED
+        headers = {"Retry-After": wait} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+        return _response(status, code, str(error), headers)
 
     @app.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> JSONResponse:
@@ -103,7 +122,4 @@ def _response(status: HTTPStatus, code: str, detail: str, headers: Any = None) -
     problem = Problem(
         type="about:blank", title=status.phrase, status=status, code=code, detail=detail
     )
-    headers = dict(headers or {})
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = _RETRY_AFTER_SECONDS
     return JSONResponse(problem.model_dump(), status, headers, MEDIA_TYPE)

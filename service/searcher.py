@@ -1,126 +1,134 @@
 """Search, without HTTP: one model and one index, opened by themselves once they are there."""
 
 import logging
+import math
 import threading
 import time
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Final
+from typing import BinaryIO, Final
 
 from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, StoreError
 from image_search.filters import Filter
-from image_search.index import Match, VectorIndex
-from image_search.manifest import Manifest, ModelSpec
+from image_search.manifest import Manifest
 from image_search.settings import Settings, Store
 from image_search.stores import open_index
 from image_search.weights import AUTO, BUNDLED, IMAGENET
+from service.errors import EngineFailedError, StartingError
+from service.metrics import Metrics
+from service.pipeline import Engine, Pipeline, SearchResult
 
 _log = logging.getLogger(__name__)
 
 _SECONDS_UNTIL_READY: Final = 1.0
 # Each look at Pinecone's manifest is a request that costs.
 _SECONDS_BETWEEN_CHECKS: Final[dict[Store, float]] = {"embedded": 1.0, "pinecone": 60.0}
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Matches, best first, the model that embedded the query, and milliseconds by stage."""
-
-    matches: list[Match]
-    model: ModelSpec
-    took_ms: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Ready:
-    index: VectorIndex
-    embedder: Embedder
-
-
-class StartingError(ImageSearchError):
-    """The model is being loaded."""
+# The first restart of an engine that failed is at once; when it fails again, the pauses double.
+_MOST_SECONDS_BETWEEN_RESTARTS: Final = 60.0
+_SECONDS_UNTIL_FORGIVEN: Final = 120.0
+_ENGINE_FAILED: Final = "the model could not be run: the service loads it again by itself"
 
 
 class Searcher:
     """Opens the index, loads the model that its manifest names, and follows changes of both.
 
     Until that has worked, and whenever it no longer does, `search` and `check` raise the reason.
+    A model that could not be run is loaded again.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
-        self._state: _Ready | ImageSearchError = StartingError(
+        self._state: Engine | ImageSearchError = StartingError(
             "the service is starting: try again in a few seconds"
         )
+        # The follower and the pipeline's threads both change the state.
+        self._state_lock = threading.Lock()
+        self._failures = 0
+        self._failed_at = self._restart_at = -math.inf
+        self._wake = threading.Event()
         self._closing = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="index follower", daemon=True)
+        self._pipeline = Pipeline(settings.max_pixels, metrics, self._engines_failed)
+        metrics.watch(lambda: self._pipeline.queue_depth, lambda: self._ready().index.count())
 
     def start(self) -> None:
         """Begin to follow the index, in a thread."""
         self._follower.start()
 
     def close(self) -> None:
-        """Stop following."""
+        """Finish what is in flight, and stop following."""
         self._closing.set()
+        self._wake.set()
         self._follower.join()
-        if isinstance(self._state, _Ready):
+        self._pipeline.close()
+        if isinstance(self._state, Engine):
             self._state.index.close()
 
-    def search(
+    async def search(
         self,
-        content: bytes,
+        file: BinaryIO,
         top_k: int,
         filter: Filter | None,  # noqa: A002
     ) -> SearchResult:
         """The `top_k` images of the index most similar to an image file.
 
-        Raises NotAnImageError, ImageTooLargeError, and what `check` raises.
+        Cancelled, it costs nothing more. Raises NotAnImageError, ImageTooLargeError, RecordError,
+        and what `check` raises.
         """
-        ready = self._ready()
-        times = [time.perf_counter()]
-        image = ready.embedder.decode(content, max_pixels=self._settings.max_pixels)
-        pixels = ready.embedder.pixels(image)
-        times.append(time.perf_counter())
-        [embedding] = ready.embedder.embed([pixels])
-        times.append(time.perf_counter())
-        matches = ready.index.query(embedding, top_k, filter)
-        times.append(time.perf_counter())
-        spans = [*pairwise(times), (times[0], times[-1])]
-        stages = ("decode", "embed", "search", "total")
-        took_ms = {
-            stage: round(1000 * (end - start), 2)
-            for stage, (start, end) in zip(stages, spans, strict=True)
-        }
-        return SearchResult(matches, ready.embedder.model, took_ms)
+        return await self._pipeline.search(self._ready(), file, top_k, filter)
 
     def check(self) -> tuple[Manifest, int]:
         """The manifest and the number of images, if a search would succeed now.
 
-        Raises StartingError, IndexNotFoundError, StoreError, WeightsError or IndexMismatchError.
+        Raises StartingError, IndexNotFoundError, StoreError, WeightsError, IndexMismatchError or
+        EngineFailedError.
         """
         index = self._ready().index
+        if not self._pipeline.alive:
+            raise EngineFailedError(_ENGINE_FAILED)
         return index.manifest, index.count()
 
-    def _ready(self) -> _Ready:
-        if isinstance(self._state, ImageSearchError):
+    def _ready(self) -> Engine:
+        state = self._state
+        if isinstance(state, ImageSearchError):
             # A new error each time: one that is raised twice collects both tracebacks.
-            raise type(self._state)(*self._state.args)
-        return self._state
+            raise type(state)(*state.args)
+        return state
 
     def _follow(self) -> None:
         while not self._closing.is_set():
+            self._pipeline.start()
             try:
                 self._refresh()
+            except EngineFailedError as exc:
+                self._count_failure()
+                self._fail(exc)
             except ImageSearchError as exc:
                 self._fail(exc)
             except Exception:
                 _log.exception("the index could not be opened")
                 self._fail(StoreError("the index could not be opened: see the service's log"))
-            ready = isinstance(self._state, _Ready)
-            self._closing.wait(
+            ready = isinstance(self._state, Engine)
+            self._wake.wait(
                 _SECONDS_BETWEEN_CHECKS[self._settings.store] if ready else _SECONDS_UNTIL_READY
             )
+            self._wake.clear()
+            self._closing.wait(max(0, self._restart_at - time.monotonic()))
+
+    def _engines_failed(self, engines: set[Engine]) -> None:
+        with self._state_lock:
+            if self._state in engines:  # else another has taken its place already
+                self._state = EngineFailedError(_ENGINE_FAILED)
+                self._count_failure()
+        self._wake.set()
+
+    def _count_failure(self) -> None:
+        now = time.monotonic()
+        if now - self._failed_at > _SECONDS_UNTIL_FORGIVEN:
+            self._failures = 0
+        pause = min(2.0 ** (self._failures - 1), _MOST_SECONDS_BETWEEN_RESTARTS)
+        self._restart_at = now + pause if self._failures else now
+        self._failures += 1
+        self._failed_at = now
 
     def _fail(self, error: ImageSearchError) -> None:
         if str(error) != str(self._state):
@@ -128,17 +136,30 @@ class Searcher:
         self._state = error
 
     def _refresh(self) -> None:
-        index = open_index(self._settings)
         state = self._state
-        if isinstance(state, _Ready) and state.index.manifest == index.manifest:
+        index = open_index(self._settings)
+        if isinstance(state, Engine) and state.index.manifest == index.manifest:
             index.close()
             return
-        if isinstance(state, _Ready) and state.index.manifest.model == index.manifest.model:
-            embedder = state.embedder
-        else:
-            embedder = self._load(index.manifest)
-        self._state = _Ready(index, embedder)
+        engine = Engine(index, self._embedder(state, index.manifest))
+        with self._state_lock:
+            if self._state is not state:
+                return  # it failed meanwhile: this may hold the same embedder
+            self._state = engine
         _log.info("ready: %d images, %s", index.count(), index.manifest.model)
+
+    def _embedder(self, state: Engine | ImageSearchError, manifest: Manifest) -> Embedder:
+        if isinstance(state, Engine):
+            now = state.index.manifest
+            if (now.model, now.activation_maxima) == (manifest.model, manifest.activation_maxima):
+                return state.embedder
+        try:
+            return self._load(manifest)
+        except ImageSearchError:
+            raise
+        except Exception as exc:
+            _log.exception("the model could not be loaded")
+            raise EngineFailedError(_ENGINE_FAILED) from exc
 
     def _load(self, manifest: Manifest) -> Embedder:
         weights = manifest.model.weights
@@ -148,7 +169,7 @@ class Searcher:
             BUNDLED,
         }:
             weights = self._settings.weights  # the path of the file that the manifest names
-        embedder = Embedder(weights, manifest.model.input_size)
+        embedder = Embedder(weights, manifest.model.input_size, manifest.activation_maxima)
         manifest.require_model(embedder.model)
         embedder.warm_up()
         return embedder

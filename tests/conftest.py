@@ -44,7 +44,13 @@ class FakeEmbedder(Embedder):
     """Deterministic embeddings without a network: random numbers seeded by the pixels."""
 
     def __init__(self) -> None:
-        self.model = ModelSpec(weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1)
+        self.model = ModelSpec(
+            weights="fake",
+            fingerprint="0" * 16,
+            input_size=32,
+            preprocessing=1,
+            precision="float32",
+        )
         self._min_side = 96
         self.embedded = 0
 

@@ -13,7 +13,9 @@ from image_search.settings import Settings
 from image_search.stores import create_index, open_index
 from image_search.stores.embedded import EmbeddedIndex
 
-MODEL = ModelSpec(weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1)
+MODEL = ModelSpec(
+    weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1, precision="float32"
+)
 VECTOR = np.ones(DIMENSION, np.float32)
 
 

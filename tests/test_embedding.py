@@ -1,6 +1,9 @@
 """Embeddings against Keras' own VGG16, and the weights' three origins."""
 
 import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
 import logging
 import shutil
 from pathlib import Path
@@ -8,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from image_search import weights
-from image_search.embedding import Embedder, Embeddings, import_keras, warn_without_gpu
+from image_search import embedding, weights
+from image_search.embedding import Embedder, Embeddings, has_gpu, measure_activation_maxima
+from image_search.engines import tensorflow
+from image_search.engines.tensorflow import import_keras
 from image_search.errors import IndexMismatchError, WeightsError
 from image_search.manifest import DIMENSION, Manifest
-from image_search.weights import choose_weights
+from image_search.weights import choose_weights, load_weights
 from tests.conftest import ROOT, SHARED
 from worker import sample
 from worker.sources import open_source
@@ -39,13 +43,17 @@ def pictures(count: int, size: int = 32) -> Any:
     )
 
 
+def bundled_arrays() -> list[Any]:
+    return [array for convolution in load_weights("bundled")[1] for array in convolution]
+
+
 def keras_embeddings(pixels: Any, size: int = 32) -> Any:
     """Keras' application with the bundled weights, run as its documentation says."""
     keras = import_keras()
     network = keras.applications.VGG16(
         weights=None, include_top=False, pooling="avg", input_shape=(size, size, 3)
     )
-    weights.load_weights(network, "bundled")
+    network.set_weights(bundled_arrays())
     return network.predict(pixels[..., ::-1] - MEAN_BGR, verbose=0)
 
 
@@ -73,10 +81,14 @@ def test_other_sizes_are_resized_with_antialiasing(
     embedder: Embedder, size: tuple[int, int]
 ) -> None:
     image = sample.draw("castle", 0).resize(size)
-    # Pillow's bilinear filter is the same triangle, rounded to whole numbers at the end.
-    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
-    [found] = embedder.embed([np.asarray(image)])
-    assert cosines(found[None], embedder.embed([expected])).item() > 0.995
+    pixels = embedder.pixels(image)
+    assert pixels.shape == (32, 32, 3)
+    assert pixels.dtype == np.uint8
+    # Keras' bilinear filter with antialiasing is the same triangle.
+    expected = import_keras().ops.image.resize(
+        np.asarray(image, np.float32), (32, 32), interpolation="bilinear", antialias=True
+    )
+    assert np.abs(pixels - np.asarray(expected)).mean() < 1
 
 
 def test_an_embedding_does_not_depend_on_its_batch(embedder: Embedder) -> None:
@@ -84,8 +96,6 @@ def test_an_embedding_does_not_depend_on_its_batch(embedder: Embedder) -> None:
     together = embedder.embed(images)
     alone = np.concatenate([embedder.embed(images[i : i + 1]) for i in range(70)])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
-    mixed = embedder.embed([images[0], pictures(1, size=50)[0], images[2]])
-    np.testing.assert_allclose(mixed[[0, 2]], together[[0, 2]], rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_batch_has_no_embeddings(embedder: Embedder) -> None:
@@ -101,14 +111,9 @@ def test_similar_pictures_have_similar_embeddings(embedder: Embedder) -> None:
 
 
 @needs_original
-def test_bundled_weights_embed_as_their_original(embedder: Embedder, cifar10_archive: Path) -> None:
-    source = open_source(str(cifar10_archive), split="test", data_dir=Path())
-    images = [
-        np.asarray(item.content) for item, _ in zip(source.items(), range(1000), strict=False)
-    ]
-    assert len(images) == 1000
+def test_bundled_weights_embed_as_their_original(embedder: Embedder, real_images: Any) -> None:
     original = Embedder(str(ORIGINAL), 32)
-    assert cosines(embedder.embed(images), original.embed(images)).min() >= 0.999
+    assert cosines(embedder.embed(real_images), original.embed(real_images)).min() >= 0.999
 
 
 def test_bundled_weights_are_compact_and_described() -> None:
@@ -126,7 +131,7 @@ class Gpu:
 
         self.memory_grows = False
         experimental = tf.config.experimental
-        monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: [self])
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [self])
         monkeypatch.setattr(experimental, "set_memory_growth", self._set_memory_growth)
         monkeypatch.setattr(
             experimental, "get_device_details", lambda _gpu: {"compute_capability": capability}
@@ -137,30 +142,30 @@ class Gpu:
         self.memory_grows = enable
 
 
-def test_on_a_gpu_with_tensor_cores_embeddings_are_computed_in_float16(
+def test_on_a_gpu_with_tensor_cores_tensorflow_computes_in_float16(
     embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = pictures(20)
-    expected = embedder.embed(images)
     gpu = Gpu(monkeypatch, (9, 0))
-    found = Embedder("bundled", 32)
+    monkeypatch.setattr(embedding, "has_gpu", lambda: True)
+    on_gpu = Embedder("bundled", 32)
     assert gpu.memory_grows
-    assert found.model == embedder.model
-    embeddings = found.embed(images)
+    assert on_gpu.model == embedder.model
+    embeddings = on_gpu.embed(images)
     assert embeddings.dtype == np.float32
-    assert cosines(embeddings, expected).min() > 0.9999
+    assert cosines(embeddings, embedder.embed(images)).min() > 0.9999
     assert (embeddings == embeddings.astype(np.float16)).all()
-    assert not (expected == expected.astype(np.float16)).all()
     assert import_keras().config.dtype_policy().name == "float32"
 
 
-def test_on_an_older_gpu_embeddings_are_computed_in_float32(
-    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_an_older_gpu_tensorflow_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(3)
-    expected = embedder.embed(images)
+    expected = keras_embeddings(images)
     Gpu(monkeypatch, (6, 1))
-    np.testing.assert_array_equal(Embedder("bundled", 32).embed(images), expected)
+    monkeypatch.setattr(embedding, "has_gpu", lambda: True)
+    embeddings = Embedder("bundled", 32).embed(images)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-3, atol=1e-3)
+    assert not (embeddings == embeddings.astype(np.float16)).all()
 
 
 @pytest.mark.parametrize("built_for_gpu", [True, False])
@@ -169,21 +174,77 @@ def test_a_gpu_that_is_missing_is_told_in_one_line(
     caplog: pytest.LogCaptureFixture,
     built_for_gpu: bool,  # noqa: FBT001
 ) -> None:
-    import_keras()
-    import tensorflow as tf
-
-    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: {"is_cuda_build": built_for_gpu})
-    warn_without_gpu()
+    has_gpu.cache_clear()
+    find_spec = importlib.util.find_spec
+    spec = importlib.machinery.ModuleSpec("nvidia", None) if built_for_gpu else None
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: spec if name == "nvidia" else find_spec(name)
+    )
+    assert not has_gpu()
+    assert not has_gpu()
     assert caplog.messages == (
         ["no GPU is to be seen: embedding on the CPU, which is slower"] if built_for_gpu else []
     )
+    has_gpu.cache_clear()
+
+
+# --- engines and precisions -----------------------------------------------------------------------
+
+
+def test_engines_agree_on_real_images(embedder: Embedder, real_images: Any) -> None:
+    reference = tensorflow.compile_forward(load_weights("bundled")[1], 32)
+    assert cosines(embedder.embed(real_images), reference(real_images)).min() >= 0.9999
+
+
+def test_int8_keeps_embeddings_and_neighbours_of_real_images(
+    embedder: Embedder, real_images: Any
+) -> None:
+    indexed, queries = real_images[:800], real_images[800:]
+    int8 = Embedder("bundled", 32, measure_activation_maxima("bundled", indexed[:256]))
+    assert int8.model == embedder.model.model_copy(update={"precision": "int8"})
+    similarities = cosines(int8.embed(real_images), embedder.embed(real_images))
+    assert similarities.mean() > 0.9995
+    assert similarities.max() < 1
+    neighbours = []
+    for engine in (embedder, int8):
+        rows, wanted = (
+            found / np.linalg.norm(found, axis=1, keepdims=True)
+            for found in (engine.embed(indexed), engine.embed(queries))
+        )
+        neighbours.append(np.argsort(-wanted @ rows.T, axis=1)[:, :10])
+    overlap = [len(set(one) & set(other)) for one, other in zip(*neighbours, strict=True)]
+    assert np.mean(overlap) > 9
+
+
+def test_activation_maxima_are_those_of_keras() -> None:
+    images = pictures(40)
+    keras = import_keras()
+    network = keras.applications.VGG16(
+        weights=None, include_top=False, pooling="avg", input_shape=(32, 32, 3)
+    )
+    network.set_weights(bundled_arrays())
+    convolutions = [layer for layer in network.layers if "_conv" in layer.name]
+    inputs = keras.Model(network.input, [layer.input for layer in convolutions[1:]])
+    expected = [np.max(found) for found in inputs.predict(images[..., ::-1] - MEAN_BGR, verbose=0)]
+    found = measure_activation_maxima("bundled", images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def real_images(cifar10_archive: Path) -> Any:
+    source = open_source(str(cifar10_archive), split="test", data_dir=Path())
+    images = np.stack(
+        [np.asarray(item.content) for item, _ in zip(source.items(), range(1000), strict=False)]
+    )
+    assert len(images) == 1000
+    return images
 
 
 @saves_with_keras
 def test_a_file_of_keras_weights_can_be_used(embedder: Embedder, tmp_path: Path) -> None:
     path = tmp_path / "mine.weights.h5"
     network = import_keras().applications.VGG16(weights=None, include_top=False)
-    weights.load_weights(network, "bundled")
+    network.set_weights(bundled_arrays())
     network.save_weights(path)
     mine = Embedder(str(path), 32)
     assert mine.model.weights == "mine.weights.h5"

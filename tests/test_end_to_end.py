@@ -437,3 +437,45 @@ def test_real_cifar10_end_to_end(
         print(json.dumps({label: hits[label] / 100 for label in sorted(hits)}))
     # Chance is 0.1; the bundled weights reach 0.4 to 0.5, the more the larger the index.
     assert precision > 0.25
+
+
+# --- precision ------------------------------------------------------------------------------------
+
+
+def test_an_index_keeps_the_precision_that_it_was_built_in(settings: Settings) -> None:
+    code, out, err = run("worker", "ingest", "sample", "--limit", "40")
+    assert (code, "int8" in out) == (0, True), err
+    built = open_index(settings)
+    assert built.manifest.model.precision == "int8"
+    assert len(built.manifest.activation_maxima) == 12
+    # Without the setting, and in any other process, embeddings are those of the same numbers.
+    again = Embedder("bundled", 32, built.manifest.activation_maxima)
+    image = np.asarray(sample.draw(sample.KINDS[0], 0))
+    [expected] = again.embed([again.pixels(Image.fromarray(image))])
+    [match] = built.query(expected, 1)
+    assert match.score > 0.9999
+    code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_PRECISION="float32")
+    assert code == 1
+    assert "int8" in err
+    assert "float32" in err
+    assert count(settings) == 40
+
+
+def test_float32_is_taken_when_it_is_asked_for(settings: Settings) -> None:
+    code, out, _ = run(
+        "worker", "ingest", "sample", "--limit", "40", IMAGE_SEARCH_PRECISION="float32"
+    )
+    assert (code, "float32" in out) == (0, True)
+    assert open_index(settings).manifest.activation_maxima == ()
+    code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_PRECISION="int8")
+    assert (code, "float32" in err) == (1, True)
+
+
+def test_openvino_tells_its_makers_nothing() -> None:
+    program = (
+        "import sys, image_search.engines.openvino\n"
+        "print(sorted(name for name, module in sys.modules.items()\n"
+        "             if name.startswith('openvino_telemetry') and module is not None))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout == b"[]\n"

@@ -75,7 +75,7 @@ def test_every_image_of_a_folder_becomes_a_record(
         f"photos/label{k}/{n:04d}.png" for k in range(3) for n in range(k, 30, 3)
     ]
     record = found["photos/label1/0004.png"]
-    pixels = np.asarray(Image.open(io.BytesIO(png(4))))
+    pixels = fake_embedder.pixels(Image.open(io.BytesIO(png(4))))
     np.testing.assert_allclose(record.embedding, fake_embedder.embed([pixels])[0])
     assert record.label == "label1"
     assert record.metadata["path"] == "label1/0004.png"

@@ -35,7 +35,9 @@ from tests.pinecone_emulator import (
 from tests.test_end_to_end import run
 from tests.test_service import QUERY, assert_problem, encode, fill, serve, upload, wait_for
 
-MODEL = ModelSpec(weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1)
+MODEL = ModelSpec(
+    weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1, precision="float32"
+)
 FAULTS = [
     *(Fault(status) for status in (401, 403, 404, 409, 413, 429, 500, 503)),
     Fault(429, retry_after=0.1),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from image_search.errors import IndexNotFoundError, RecordError
-from image_search.filters import parse_filter
+from image_search.filters import Condition, parse_filter
 from image_search.index import Match, Metadata, Record, VectorIndex
 from image_search.manifest import DIMENSION, Manifest, ModelSpec
 from image_search.settings import Metric, load_settings
@@ -15,7 +15,9 @@ from image_search.stores import create_index, open_index
 from tests.pinecone_emulator import API_KEY, PineconeEmulator
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
-MODEL = ModelSpec(weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1)
+MODEL = ModelSpec(
+    weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1, precision="float32"
+)
 
 
 @pytest.fixture(params=["embedded", "pinecone"], autouse=True)
@@ -107,6 +109,27 @@ def test_query_agrees_with_numpy(create: Indexes, metric: Metric, top_k: int) ->
         for expected in (best, scores[rows_found]):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
         assert len(set(ids(matches))) == min(top_k, 200)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("count", [0, 1, 2, 40])
+def test_many_queries_find_what_each_finds_alone(
+    create: Indexes, metric: Metric, count: int
+) -> None:
+    index = create(metric)
+    rows = vectors(120)
+    index.upsert([record(f"r{i:03d}", row, ["even", "odd"][i % 2]) for i, row in enumerate(rows)])
+    queries = vectors(40, seed=1)[:count]
+    for top_k, filter_ in ((0, None), (7, None), (7, Condition("label", "$eq", "odd"))):
+        found = index.query_many(queries, top_k, filter_)
+        assert len(found) == count
+        for query, matches in zip(queries, found, strict=True):
+            alone = index.query(query, top_k, filter_)
+            assert ids(matches) == ids(alone)
+            np.testing.assert_allclose(
+                [match.score for match in matches], [match.score for match in alone], rtol=1e-5
+            )
+            assert [match.label for match in matches] == [match.label for match in alone]
 
 
 @pytest.mark.parametrize("metric", METRICS)

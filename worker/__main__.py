@@ -10,7 +10,7 @@ import time
 from types import FrameType
 from typing import Final, NoReturn
 
-from image_search.embedding import Embedder, warn_without_gpu
+from image_search.embedding import Embedder, has_gpu, measure_activation_maxima
 from image_search.errors import (
     DownloadError,
     ImageSearchError,
@@ -23,7 +23,7 @@ from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from image_search.weights import AUTO, choose_weights
-from worker.ingest import Summary, ingest
+from worker.ingest import Summary, calibration_pixels, ingest
 from worker.sources import Source, Split, open_source
 
 _log = logging.getLogger("worker")
@@ -135,8 +135,10 @@ def _ingest(source_name: str, split: Split, limit: int | None, settings: Setting
     source = _source(source_name, split, index, settings)
     if source is None:
         return 0
-    warn_without_gpu()
-    embedder, index = _embedder_and_index(index, settings)
+    if index is None:
+        embedder, index = _new_index(source, settings)
+    else:
+        embedder = _embedder_of(index, settings)
     embedder.warm_up()
     started = time.monotonic()
     summary = ingest(source, index, embedder, settings, limit=limit, stop=stop.event)
@@ -166,25 +168,35 @@ def _source(
         return open_source("sample", split=split, data_dir=settings.data_dir)
 
 
-def _embedder_and_index(
-    index: VectorIndex | None, settings: Settings
-) -> tuple[Embedder, VectorIndex]:
-    """The model and the index, which fit together: what is not set is as the index has it."""
-    if index is None:
-        embedder = Embedder(choose_weights(settings.weights), settings.input_size)
-        manifest = Manifest.new(embedder.model, settings.metric, settings.namespace)
-        index = create_index(settings, manifest)
-    else:
-        built_with = index.manifest
-        if "metric" in settings.model_fields_set:
-            built_with.require_metric(settings.metric)
-        weights = built_with.model.weights if settings.weights == AUTO else settings.weights
-        input_size = built_with.model.input_size
-        if "input_size" in settings.model_fields_set:
-            input_size = settings.input_size
-        embedder = Embedder(weights, input_size)
+def _new_index(source: Source, settings: Settings) -> tuple[Embedder, VectorIndex]:
+    weights = choose_weights(settings.weights)
+    maxima: tuple[float, ...] = ()
+    if settings.precision == "int8" or (settings.precision == "auto" and not has_gpu()):
+        pixels = calibration_pixels(source, settings)
+        if len(pixels):
+            maxima = measure_activation_maxima(weights, pixels)
+    embedder = Embedder(weights, settings.input_size, maxima)
+    manifest = Manifest.new(embedder.model, settings.metric, settings.namespace, maxima)
+    index = create_index(settings, manifest)
+    if index.manifest.activation_maxima != maxima:  # another worker has created it meanwhile
+        embedder = _embedder_of(index, settings)
     index.manifest.require_model(embedder.model)
     return embedder, index
+
+
+def _embedder_of(index: VectorIndex, settings: Settings) -> Embedder:
+    """What is set has to fit the index, and what is not set is as the index has it."""
+    built_with = index.manifest
+    if "metric" in settings.model_fields_set:
+        built_with.require_metric(settings.metric)
+    model = built_with.model
+    weights = model.weights if settings.weights == AUTO else settings.weights
+    size = settings.input_size if "input_size" in settings.model_fields_set else model.input_size
+    if settings.precision != "auto":
+        built_with.require_model(model.model_copy(update={"precision": settings.precision}))
+    embedder = Embedder(weights, size, built_with.activation_maxima)
+    built_with.require_model(embedder.model)
+    return embedder
 
 
 def _report(

@@ -19,10 +19,11 @@ from os import cpu_count
 from queue import Empty, Full, Queue
 from typing import Any, Final, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from image_search import images
-from image_search.embedding import Embedder
+from image_search.embedding import Embedder, decode, to_pixels
 from image_search.errors import ImageError, RecordError
 from image_search.images import Pixels
 from image_search.index import Metadata, Record, VectorIndex, check_embedding
@@ -40,6 +41,9 @@ RECORDS_PER_COMMIT: Final = 2048
 _SECONDS_PER_COMMIT: Final = 2.0
 _QUEUED_BATCHES: Final = 2
 _POLL_SECONDS: Final = 0.1
+
+# 64 images of a single class measured as well as 256 of all: within 0.1 points of precision@10.
+_CALIBRATION_IMAGES: Final = 256
 
 T = TypeVar("T")
 
@@ -161,10 +165,7 @@ class _Ingestion:
         if record is not None and (record.label, record.metadata) == (item.label, metadata):
             return None
         try:
-            if isinstance(item.content, bytes):
-                image = self._embedder.decode(item.content, max_pixels=self._settings.max_pixels)
-            else:
-                image = Image.fromarray(item.content)
+            image = _open_image(item.content, self._embedder.model.input_size, self._settings)
         except ImageError as exc:
             return exc
         return _Decoded(
@@ -239,6 +240,26 @@ class _Ingestion:
             with suppress(Empty):
                 return queue.get(timeout=_POLL_SECONDS)
         return None
+
+
+def calibration_pixels(source: Source, settings: Settings) -> Pixels:
+    """uint8 [n, input_size, input_size, 3] of the first readable images, 256 at most."""
+    pixels: list[Pixels] = []
+    for item in source.items():
+        if isinstance(item.content, ImageError):
+            continue
+        with suppress(ImageError):  # ingest tells of it
+            image = _open_image(item.content, settings.input_size, settings)
+            pixels.append(to_pixels(image, settings.input_size))
+        if len(pixels) == _CALIBRATION_IMAGES:
+            break
+    return np.array(pixels)
+
+
+def _open_image(content: bytes | Pixels, input_size: int, settings: Settings) -> Image.Image:
+    if isinstance(content, bytes):
+        return decode(content, input_size, max_pixels=settings.max_pixels)
+    return Image.fromarray(content)
 
 
 def _bytes(content: bytes | Pixels) -> bytes:

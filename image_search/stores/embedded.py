@@ -60,10 +60,10 @@ _KEEP_VERSIONS: Final = timedelta(minutes=10)
 # Below this many rows a scan of them all is as fast as an index, and exact.
 _ROWS_FOR_VECTOR_INDEX: Final = 10_000
 _VECTOR_INDEX: Final = "embedding_"
-# Measured on 50,000 CIFAR-10 embeddings: recall@10 of 1.0, with a label filter as well.
+# Measured on 50,000 CIFAR-10 embeddings: recall@10 of 0.998 and more.
 _PROBES: Final = 32
 _PROBES_WITH_FILTER: Final = 64
-_REFINE_FACTOR: Final = 4
+_REFINE_FACTOR: Final = 2
 # Half the time of LanceDB's defaults, at the same recall on those embeddings.
 _KMEANS_ITERATIONS: Final = 10
 _KMEANS_SAMPLES: Final = 64
@@ -172,12 +172,26 @@ class EmbeddedIndex:
         top_k: int,
         filter: Filter | None = None,  # noqa: A002
     ) -> list[Match]:
-        check_query(embedding, top_k)
-        if top_k == 0:
-            return []
+        [matches] = self.query_many(embedding[np.newaxis], top_k, filter)
+        return matches
+
+    def query_many(
+        self,
+        embeddings: Embeddings,
+        top_k: int,
+        filter: Filter | None = None,  # noqa: A002
+    ) -> list[list[Match]]:
+        for embedding in embeddings:
+            check_query(embedding, top_k)
+        matches: list[list[Match]] = [[] for _ in embeddings]
+        if top_k == 0 or not matches:
+            return matches
         metric = self._manifest.metric
         search = (
-            self._table.search(embedding, vector_column_name="embedding")
+            self._table.search(
+                list(embeddings) if len(embeddings) > 1 else embeddings[0],
+                vector_column_name="embedding",
+            )
             .distance_type(_DISTANCE[metric])
             .minimum_nprobes(_PROBES_WITH_FILTER if filter else _PROBES)
             .maximum_nprobes(0)  # go on probing while fewer than top_k were found
@@ -190,8 +204,8 @@ class EmbeddedIndex:
         with _errors_of_the_store(self._folder):
             rows = search.to_arrow().to_pylist()
             self._check_not_replaced()
-        matches = [
-            Match(
+        for row in rows:
+            match = Match(
                 id=row["id"],
                 # LanceDB gives 1 - similarity, and for l2 the squared distance.
                 score=row["_distance"] if metric == "euclidean" else 1 - row["_distance"],
@@ -199,9 +213,9 @@ class EmbeddedIndex:
                 metadata=json.loads(row["metadata"]),
                 thumbnail=row["thumbnail"],
             )
-            for row in rows
-        ]
-        return best_first(matches, metric)
+            # LanceDB numbers the queries only where there are several.
+            matches[row.get("query_index", 0)].append(match)
+        return [best_first(found, metric) for found in matches]
 
     def fetch(self, ids: Sequence[str]) -> dict[str, Record]:
         if not ids:

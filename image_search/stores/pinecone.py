@@ -231,31 +231,45 @@ class PineconeIndex:
         top_k: int,
         filter: Filter | None = None,  # noqa: A002
     ) -> list[Match]:
-        check_query(embedding, top_k)
+        [matches] = self.query_many(embedding[np.newaxis], top_k, filter)
+        return matches
+
+    def query_many(
+        self,
+        embeddings: Embeddings,
+        top_k: int,
+        filter: Filter | None = None,  # noqa: A002
+    ) -> list[list[Match]]:
+        for embedding in embeddings:
+            check_query(embedding, top_k)
         if top_k == 0:
-            return []
+            return [[] for _ in embeddings]
+        json_filter = _json_filter(filter) if filter else None
         with_metadata = top_k <= _MATCHES_WITH_METADATA
 
-        async def search() -> tuple[Any, dict[str, Any]]:
+        async def search(embedding: Embeddings) -> list[Match]:
             response = await self._index.query(
                 top_k=top_k,
                 vector=embedding.tolist(),
                 namespace=self._namespace,
-                filter=_json_filter(filter) if filter else None,
+                filter=json_filter,
                 include_metadata=with_metadata,
             )
             if with_metadata:
-                return response, {match.id: match for match in response.matches}
-            return response, await self._fetch([match.id for match in response.matches])
+                holders: dict[str, Any] = {match.id: match for match in response.matches}
+            else:
+                holders = await self._fetch([match.id for match in response.matches])
+            matches = []
+            for match in response.matches:
+                holder = holders.get(match.id)
+                if holder is not None:  # deleted between the two requests otherwise
+                    label, metadata, thumbnail = _decode(holder.metadata)
+                    matches.append(Match(match.id, match.score, label, metadata, thumbnail))
+            return best_first(matches, self.manifest.metric)
 
-        response, holders = self._run(search)
-        matches = []
-        for match in response.matches:
-            holder = holders.get(match.id)
-            if holder is not None:  # deleted between the two requests otherwise
-                label, metadata, thumbnail = _decode(holder.metadata)
-                matches.append(Match(match.id, match.score, label, metadata, thumbnail))
-        return best_first(matches, self.manifest.metric)
+        return self._run(
+            lambda: _side_by_side([partial(search, embedding) for embedding in embeddings])
+        )
 
     def fetch(self, ids: Sequence[str]) -> dict[str, Record]:
         vectors = self._run(lambda: self._fetch(ids), seconds=self._patience)

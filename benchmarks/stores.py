@@ -1,0 +1,239 @@
+"""Our embedded store beside FAISS, which searches exactly and in memory.
+
+usage: python -m benchmarks.stores SOURCE [--images N] [--sizes N …]
+
+The vectors are embeddings of the source's images, and beyond those jittered copies of them. Both
+answer with ids, labels, scores and thumbnails; FAISS takes them from a Python list.
+"""
+
+import itertools
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.measure import (
+    Table,
+    batches,
+    default_embedder,
+    embed_all,
+    in_turns,
+    load_images,
+    medians,
+    normalised,
+    parser,
+    ready_process,
+    timed,
+)
+from image_search.embedding import Embeddings
+from image_search.index import Record
+from image_search.manifest import DIMENSION, Manifest
+from image_search.settings import Settings, load_settings
+from image_search.stores import create_index
+
+SIZES = (50_000, 200_000, 1_000_000)
+COMMIT = 10_000
+THUMBNAIL_BYTES = 1_000
+TOP_K = 10
+THREADS = 2
+QUERIES = 1000
+OURS, FAISS = "ours", "FAISS"
+AT_ONCE = 32
+ROUNDS = 20
+CALLS = {1: 10, AT_ONCE: 2}  # timed in a turn, by queries at once
+TITLES = {
+    1: f"Embedded store: one query, top {TOP_K}",
+    AT_ONCE: f"Embedded store: {AT_ONCE} queries at once, top {TOP_K}",
+}
+
+READER_PROCESS = """
+import sys
+from pathlib import Path
+import numpy
+from image_search.settings import load_settings
+from image_search.stores import open_index
+index = open_index(load_settings(store="embedded", data_dir=Path(sys.argv[1])))
+for query in numpy.load(sys.argv[2])[:200]:
+    index.query(query, 10)
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one size; `p50` in seconds, by queries at once and store."""
+
+    size: int
+    p50: dict[int, dict[str, float]]
+    recall: float
+    build_seconds: float
+    reader_mebibytes: float
+
+
+class Both:
+    """Our index and a FAISS index with the same records."""
+
+    def __init__(
+        self, settings: Settings, manifest: Manifest, real: Embeddings, labels: list[str]
+    ) -> None:
+        faiss.omp_set_num_threads(THREADS)
+        self._index = create_index(settings, manifest)
+        self._flat = faiss.IndexFlatIP(DIMENSION)
+        self._rows: list[tuple[str, str, bytes]] = []
+        self._real, self._labels = real, labels
+        self._random = np.random.default_rng(0)
+
+    def grow(self, size: int) -> float:
+        """Add records up to `size`; returns the seconds that our index took."""
+        seconds = 0.0
+        for first in range(len(self._rows), size, COMMIT):
+            numbers = np.arange(first, min(first + COMMIT, size))
+            vectors = self._vectors(numbers)
+            rows = [
+                (
+                    f"image-{number:07d}",
+                    self._labels[number % len(self._labels)],
+                    self._random.bytes(THUMBNAIL_BYTES),
+                )
+                for number in numbers
+            ]
+            records = [
+                Record(id_, vector, label, {}, thumbnail)
+                for (id_, label, thumbnail), vector in zip(rows, vectors, strict=True)
+            ]
+            seconds += timed(lambda: self._index.upsert(records))  # noqa: B023
+            self._flat.add(normalised(vectors))
+            self._rows += rows
+        return seconds + timed(self._index.flush)
+
+    def ours(self, queries: Embeddings) -> list[list[str]]:
+        """The ids that our index finds, and with them the rest."""
+        if len(queries) == 1:
+            found = [self._index.query(queries[0], TOP_K)]
+        else:
+            found = self._index.query_many(queries, TOP_K)
+        return [[match.id for match in matches] for matches in found]
+
+    def faiss(self, queries: Embeddings) -> list[list[str]]:
+        """The ids that FAISS finds, and with them the rest."""
+        _, numbers = self._flat.search(normalised(queries), TOP_K)
+        found = [[self._rows[number] for number in row] for row in numbers.tolist()]
+        return [[id_ for id_, _, _ in matches] for matches in found]
+
+    def _vectors(self, numbers: NDArray[np.int64]) -> Embeddings:
+        """The real ones; of copies, each number is scaled by up to a half, and gets noise."""
+        vectors = self._real[numbers % len(self._real)]
+        copies = numbers >= len(self._real)
+        shape = (int(copies.sum()), DIMENSION)
+        factors = self._random.uniform(0.5, 1.5, shape)
+        noise = self._random.normal(0, 0.25, shape) * self._real.std(axis=0)
+        vectors[copies] = np.maximum(vectors[copies] * factors + noise, 0)
+        return vectors
+
+
+def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> list[Table]:
+    """One index grows from size to size; at each, both are queried in turns."""
+    pixels, labels = load_images(source, "train", images)
+    embedder, maxima = default_embedder(pixels)
+    real = embed_all(embedder.embed, pixels)
+    queries = embed_all(embedder.embed, load_images(source, "test", min(images, QUERIES))[0])
+    with tempfile.TemporaryDirectory() as folder:
+        settings = load_settings(store="embedded", metric="cosine", data_dir=Path(folder))
+        manifest = Manifest.new(embedder.model, "cosine", settings.namespace, maxima)
+        both = Both(settings, manifest, real, labels)
+        file = Path(folder) / "queries.npy"
+        np.save(file, queries)
+        results: list[Result] = []
+        for size in sizes:
+            seconds = both.grow(size) + (results[-1].build_seconds if results else 0)
+            recall = recall_of(both, queries)
+            p50 = {
+                at_once: medians(in_turns(askers(both, queries, at_once), ROUNDS, calls))
+                for at_once, calls in CALLS.items()
+            }
+            _, mebibytes = ready_process(READER_PROCESS, folder, str(file))
+            results.append(Result(size, p50, recall, seconds, mebibytes))
+    return [*(query_table(results, at_once) for at_once in CALLS), build_table(results)]
+
+
+def askers(both: Both, queries: Embeddings, at_once: int) -> dict[str, Callable[[], object]]:
+    """For each store, what asks it the next queries at each call."""
+
+    def asker(ask: Callable[[Embeddings], object]) -> Callable[[], object]:
+        upcoming = itertools.cycle(batches(queries[: len(queries) // at_once * at_once], at_once))
+        return lambda: ask(next(upcoming))
+
+    return {OURS: asker(both.ours), FAISS: asker(both.faiss)}
+
+
+def recall_of(both: Both, queries: Embeddings) -> float:
+    """The part of FAISS's exact answers that our index finds."""
+    found, exact = (
+        [ids for batch in batches(queries, AT_ONCE) for ids in ask(batch)]
+        for ask in (both.ours, both.faiss)
+    )
+    pairs = zip(found, exact, strict=True)
+    return statistics.mean(len(set(ours) & set(faiss)) / TOP_K for ours, faiss in pairs)
+
+
+def query_table(results: Sequence[Result], at_once: int) -> Table:
+    """Median times of queries."""
+    first = results[0]
+    rows = []
+    figures: dict[str, float] = {}
+    for result in results:
+        p50 = result.p50[at_once]
+        to_faiss = p50[OURS] / p50[FAISS]
+        to_first = p50[OURS] / first.p50[at_once][OURS]
+        rows.append(
+            [
+                f"{result.size:,}",
+                *(f"{1000 * seconds:.1f}" for seconds in p50.values()),
+                f"{to_faiss:.2f}",
+                f"{to_first:.2f}",
+                f"{result.recall:.4f}",
+            ]
+        )
+        figures |= {f"{name} @ {result.size}": 1000 * p50[name] for name in p50}
+        figures[f"ours / FAISS, {result.size} vectors"] = to_faiss
+        figures[f"ours / ours at {first.size}, {result.size} vectors"] = to_first
+        figures[f"recall@{TOP_K}, {result.size} vectors"] = result.recall
+    header = ["vectors", "ours, p50 ms", f"FAISS flat, {THREADS} threads, p50 ms"]
+    header += ["ours / FAISS", f"ours / ours at {first.size:,}", f"recall@{TOP_K}"]
+    return Table(TITLES[at_once], header, rows, [], figures)
+
+
+def build_table(results: Sequence[Result]) -> Table:
+    """What it takes to have the index."""
+    rows, figures = [], {}
+    for result in results:
+        rate = result.size / result.build_seconds
+        rows.append(
+            [
+                f"{result.size:,}",
+                f"{result.build_seconds:.1f}",
+                f"{rate:,.0f}",
+                f"{result.reader_mebibytes:,.0f}",
+            ]
+        )
+        figures[f"seconds to build, {result.size} vectors"] = result.build_seconds
+        figures[f"MiB of a reading process, {result.size} vectors"] = result.reader_mebibytes
+    header = ["vectors", "upserts and flushes so far, s", "vectors/s", "reading process, MiB"]
+    return Table("Embedded store: build and memory", header, rows, [], figures)
+
+
+def main() -> None:
+    """Command line."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N")
+    chosen = arguments.parse_args()
+    for table in measure(chosen.source, chosen.images, chosen.sizes):
+        print(table)
+
+
+if __name__ == "__main__":
+    main()

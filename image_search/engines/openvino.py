@@ -1,0 +1,100 @@
+"""VGG16 on the CPU, with OpenVINO: in float32, or in int8 where its activations were measured.
+
+In int8, a weight is one of 255 levels, symmetric around zero and spread for each output channel,
+and the input of a convolution is one of 256 levels from zero to the largest that was measured:
+sections 3.1 and 3.2 of "Integer Quantization for Deep Learning Inference",
+https://arxiv.org/abs/2004.09602. Sums are exact, and the average at the end is float32.
+"""
+
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_search.engines import MEAN_RGB, Forward
+from image_search.weights import BLOCKS, Convolution
+
+# OpenVINO would tell its makers of every import, from a forked process.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino as ov  # noqa: E402
+from openvino import opset13 as ops  # noqa: E402
+
+_ACTIVATION_LEVELS: Final = 256
+_WEIGHT_LEVELS: Final = 255
+_BATCH: Final = 32
+
+
+def compile_forward(
+    convolutions: Sequence[Convolution], input_size: int, activation_maxima: Sequence[float]
+) -> Forward:
+    """VGG16 in int8 with `activation_maxima`, one for each convolution after the first.
+
+    In float32 if there are none. May be called from several threads.
+    """
+    pixels, *_, embeddings = _network(convolutions, input_size, activation_maxima)
+    request = _compile([embeddings], pixels)
+    lock = threading.Lock()
+
+    def forward(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with lock:
+            return np.array(request.infer([batch])[0])
+
+    return forward
+
+
+def measure_activation_maxima(
+    convolutions: Sequence[Convolution], pixels: NDArray[np.uint8]
+) -> tuple[float, ...]:
+    """The largest input of each convolution after the first, over uint8 RGB [n, size, size, 3]."""
+    parameter, _, *inputs, _ = _network(convolutions, pixels.shape[1], ())
+    request = _compile(inputs, parameter)
+    batches = range(0, len(pixels), _BATCH)
+    maxima = [
+        [activations.max() for activations in request.infer([pixels[i : i + _BATCH]]).values()]
+        for i in batches
+    ]
+    return tuple(np.max(maxima, axis=0).tolist())
+
+
+def _network(
+    convolutions: Sequence[Convolution], input_size: int, activation_maxima: Sequence[float]
+) -> list[Any]:
+    """The pixels, the input of each convolution, and the embeddings."""
+    mean = np.array(MEAN_RGB, np.float32)
+    ranges = [(-mean.max(), 255 - mean.min()), *((0.0, most) for most in activation_maxima)]
+    pixels = ops.parameter([-1, input_size, input_size, 3], np.uint8, name="pixels")
+    channels_first = ops.transpose(ops.convert(pixels, "f32"), [0, 3, 1, 2])
+    output = ops.subtract(channels_first, mean.reshape(1, 3, 1, 1)).output(0)
+    layers = [pixels]
+    numbers = iter(range(len(convolutions)))
+    for count, _ in BLOCKS:
+        for number in [next(numbers) for _ in range(count)]:
+            layers.append(output)
+            # OpenVINO wants [out, in, 3, 3]; the first kernel's channels are blue, green, red.
+            kernel = convolutions[number].kernel[:, :, :: 1 if number else -1].transpose(3, 2, 0, 1)
+            weights = ops.constant(np.ascontiguousarray(kernel))
+            if activation_maxima:
+                output = _rounded(output, *ranges[number], _ACTIVATION_LEVELS)
+                most = np.abs(kernel).max(axis=(1, 2, 3), keepdims=True)
+                weights = _rounded(weights, -most, most, _WEIGHT_LEVELS)
+            sums = ops.convolution(output, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+            bias = convolutions[number].bias.reshape(1, -1, 1, 1)
+            output = ops.relu(ops.add(sums, bias)).output(0)
+        output = ops.max_pool(output, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
+    return [*layers, ops.reduce_mean(output, [2, 3]).output(0)]
+
+
+def _rounded(values: Any, least: Any, most: Any, levels: int) -> Any:
+    bounds = [np.asarray(bound, np.float32) for bound in (least, most)]
+    return ops.fake_quantize(values, *bounds, *bounds, levels)
+
+
+def _compile(outputs: Sequence[Any], pixels: Any) -> Any:
+    model = ov.Model(list(outputs), [pixels])
+    # Some processors would take bfloat16 otherwise, whose embeddings differ.
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    return ov.Core().compile_model(model, "CPU", settings).create_infer_request()

@@ -1,0 +1,132 @@
+"""What the service counts and times, in Prometheus' format."""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from image_search.errors import ImageSearchError
+
+MEDIA_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
+STAGES: Final = ("decode", "queue", "embed", "search", "total")
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32)
+# Only these routes are told apart: clients can name any number of others.
+_OTHER: Final = "other"
+
+
+class Metrics:
+    """The metrics of one application.
+
+    `rejections` are searches that were answered 503, by `code`, or whose client went away,
+    `disconnected`.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._requests = Counter(
+            "image_search_requests",
+            "Requests answered, by route and HTTP status.",
+            ("route", "status"),
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "image_search_stage_seconds",
+            "Seconds that searches took, by stage.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._rejections = Counter(
+            "image_search_rejections",
+            "Searches that were not answered, by reason.",
+            ("reason",),
+            registry=self._registry,
+        )
+        self.batch_size = Histogram(
+            "image_search_batch_size",
+            "Images embedded at once.",
+            buckets=_BATCH_SIZES,
+            registry=self._registry,
+        )
+        self._queue_depth = Gauge(
+            "image_search_queue_depth",
+            "Searches that wait for the engine.",
+            registry=self._registry,
+        )
+        self._index_images = Gauge(
+            "image_search_index_images",
+            "Images in the index; NaN while it cannot be asked.",
+            registry=self._registry,
+        )
+        for reason in ("overloaded", "deadline_exceeded", "disconnected", "engine_failed"):
+            self._rejections.labels(reason)
+
+    def watch(self, queue_depth: Callable[[], int], index_images: Callable[[], int]) -> None:
+        """Where the gauges' values come from; `index_images` may raise ImageSearchError."""
+
+        def images() -> float:
+            try:
+                return index_images()
+            except ImageSearchError:
+                return math.nan
+
+        self._queue_depth.set_function(queue_depth)
+        self._index_images.set_function(images)
+
+    def answered(self, seconds: dict[str, float]) -> None:
+        """Count the stages of one search."""
+        for stage, value in seconds.items():
+            self._seconds.labels(stage).observe(value)
+
+    def rejected(self, reason: str) -> None:
+        """Count a search that was not answered."""
+        self._rejections.labels(reason).inc()
+
+    def requested(self, route: str, status: int) -> None:
+        """Count a request."""
+        self._requests.labels(route, status).inc()
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class CountRequests:
+    """ASGI middleware that counts every request and its status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as the application does."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # What Starlette answers when the application raises.
+        status = 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            self._metrics.requested(getattr(scope.get("route"), "path", _OTHER), status)

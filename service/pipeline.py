@@ -1,0 +1,212 @@
+"""Search in three stages beside each other: decode, embed, query. What waits shares a batch."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import BinaryIO, Final, TypeVar
+
+import numpy as np
+
+from image_search.embedding import Embedder, Embeddings
+from image_search.errors import ImageSearchError, RecordError
+from image_search.filters import Filter
+from image_search.images import Pixels
+from image_search.index import Match, VectorIndex, check_embedding
+from image_search.manifest import ModelSpec
+from service.batching import Stage
+from service.errors import EngineFailedError
+from service.metrics import STAGES, Metrics
+
+_log = logging.getLogger(__name__)
+
+MAX_BATCH: Final = 32
+_DECODE_THREADS: Final = 2
+_STORE_THREADS: Final = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """A model, and the index that was built with it."""
+
+    index: VectorIndex
+    embedder: Embedder
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Matches, best first, the model that embedded the query, and milliseconds by stage."""
+
+    matches: list[Match]
+    model: ModelSpec
+    took_ms: dict[str, float]
+
+
+@dataclass(eq=False)
+class _Job:
+    engine: Engine
+    file: BinaryIO
+    top_k: int
+    filter: Filter | None
+    # Cancelled when nobody waits for it any more.
+    future: "Future[SearchResult]" = field(default_factory=Future)
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    pixels: Pixels = field(init=False)
+    embedding: Embeddings = field(init=False)
+
+
+class Pipeline:
+    """The threads that search: two that decode, one that embeds, two that query.
+
+    `engine_failed` is called with the engines of a batch that failed, before it is answered.
+    """
+
+    def __init__(
+        self, max_pixels: int, metrics: Metrics, engine_failed: Callable[[set[Engine]], None]
+    ) -> None:
+        self._max_pixels = max_pixels
+        self._metrics = metrics
+        self._engine_failed = engine_failed
+        self._decoding = Stage(
+            "decode", self._decode, self._fail, threads=_DECODE_THREADS, max_batch=1
+        )
+        self._embedding = Stage(
+            "engine", self._embed, self._fail_engine, threads=1, max_batch=MAX_BATCH
+        )
+        self._querying = Stage(
+            "query", self._query, self._fail, threads=_STORE_THREADS, max_batch=MAX_BATCH
+        )
+        self._stages = (self._decoding, self._embedding, self._querying)
+
+    def start(self) -> None:
+        """Start the threads, or those that have ended."""
+        for stage in self._stages:
+            stage.start()
+
+    def close(self) -> None:
+        """Finish what is in the stages, and end the threads."""
+        for stage in self._stages:
+            stage.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether all threads run."""
+        return all(stage.alive for stage in self._stages)
+
+    @property
+    def queue_depth(self) -> int:
+        """How many searches wait to be embedded."""
+        return len(self._embedding)
+
+    async def search(
+        self,
+        engine: Engine,
+        file: BinaryIO,
+        top_k: int,
+        filter: Filter | None,  # noqa: A002
+    ) -> SearchResult:
+        """The `top_k` images of the index most similar to the image in `file`.
+
+        A search that is cancelled costs nothing from the next stage on. Raises NotAnImageError,
+        ImageTooLargeError, RecordError, StoreError or EngineFailedError.
+        """
+        job = _Job(engine, file, top_k, filter)
+        self._decoding.put([job])
+        return await asyncio.wrap_future(job.future)
+
+    def _decode(self, jobs: list[_Job]) -> None:
+        for job in _wanted(jobs):
+            started = time.perf_counter()
+            embedder = job.engine.embedder
+            # Read only now, so that no more uploads than threads are held as bytes.
+            image = embedder.decode(job.file.read(), max_pixels=self._max_pixels)
+            job.pixels = embedder.pixels(image)
+            job.seconds["decode"] = time.perf_counter() - started
+            self._embedding.put([job])
+
+    def _embed(self, jobs: list[_Job]) -> None:
+        jobs = _wanted(jobs)
+        # While the service changes to another index, a batch can hold queries to both.
+        for engine, group in _grouped(jobs, lambda job: job.engine).items():
+            started = time.perf_counter()
+            embeddings = engine.embedder.embed([job.pixels for job in group])
+            seconds = time.perf_counter() - started
+            self._metrics.batch_size.observe(len(group))
+            for job, embedding in zip(group, embeddings, strict=True):
+                job.embedding = embedding
+                job.seconds["embed"] = seconds
+        self._querying.put(jobs)
+
+    def _query(self, jobs: list[_Job]) -> None:
+        groups = _grouped(_valid(_wanted(jobs)), lambda job: (job.engine, job.top_k, job.filter))
+        for (engine, top_k, filter_), group in groups.items():
+            started = time.perf_counter()
+            embeddings = np.stack([job.embedding for job in group])
+            try:
+                results = engine.index.query_many(embeddings, top_k, filter_)
+            except ImageSearchError as exc:
+                _fail(group, exc)
+                continue
+            seconds = time.perf_counter() - started
+            for job, matches in zip(group, results, strict=True):
+                job.seconds["search"] = seconds
+                self._answer(job, matches)
+
+    def _answer(self, job: _Job, matches: list[Match]) -> None:
+        seconds = job.seconds
+        total = time.perf_counter() - job.started
+        seconds.update(queue=total - sum(seconds.values()), total=total)
+        self._metrics.answered(seconds)
+        took_ms = {stage: round(1000 * seconds[stage], 2) for stage in STAGES}
+        with suppress(InvalidStateError):
+            job.future.set_result(SearchResult(matches, job.engine.embedder.model, took_ms))
+
+    def _fail(self, jobs: list[_Job], error: BaseException) -> None:
+        if isinstance(error, Exception):
+            _fail(jobs, error)
+        else:
+            self._fail_engine(jobs, error)  # the thread ends: start again
+
+    def _fail_engine(self, jobs: list[_Job], error: BaseException) -> None:
+        _log.error("the model could not be run", exc_info=error)
+        self._engine_failed({job.engine for job in jobs})
+        _fail(jobs, EngineFailedError("the model could not be run: try again in a few seconds"))
+
+
+def _fail(jobs: list[_Job], error: Exception) -> None:
+    for job in jobs:
+        # A new error each time: one that is raised twice collects both tracebacks.
+        known = isinstance(error, ImageSearchError)
+        with suppress(InvalidStateError):
+            job.future.set_exception(type(error)(*error.args) if known else error)
+
+
+def _wanted(jobs: list[_Job]) -> list[_Job]:
+    return [job for job in jobs if not job.future.cancelled()]
+
+
+def _valid(jobs: list[_Job]) -> list[_Job]:
+    """Those that can be searched for; an image whose embedding is zero fails alone."""
+    valid = []
+    for job in jobs:
+        try:
+            check_embedding(job.embedding)
+        except RecordError as exc:
+            _fail([job], exc)
+        else:
+            valid.append(job)
+    return valid
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def _grouped(jobs: Iterable[_Job], key: Callable[[_Job], Key]) -> dict[Key, list[_Job]]:
+    groups: dict[Key, list[_Job]] = {}
+    for job in jobs:
+        groups.setdefault(key(job), []).append(job)
+    return groups
