@@ -32,6 +32,7 @@ check: setup  ## linter, formatter, strict types
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose*.yml
 
 bench: setup  ## measure speed and memory, as ratios of one run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks.bench $(SOURCE:auto=sample)
 
 setup: $(VENV)/.installed

@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import distributions
@@ -34,12 +34,12 @@ LIBRARIES = {
     "tensorflow-cpu",
 }
 
-# By the title of a table with curves: the plot's file, its axes, and whether time is logarithmic.
+# By the title of a table with curves: the plot's file, its axes, and whether y is logarithmic.
 PLOTS = {
-    engines.TITLE: ("engines.png", "batch size, images", "images/s", "linear"),
-    stores.TITLES[1]: ("store-one-query.png", "vectors", "p50, ms", "log"),
-    stores.TITLES[stores.AT_ONCE]: ("store-many-queries.png", "vectors", "p50, ms", "log"),
-    "POST /search, many clients": ("serving.png", "clients at once", "searches/s", "linear"),
+    engines.TITLE: ("engines.png", "batch size, images", "images/s", False),
+    stores.TITLES[1]: ("store-one-query.png", "vectors", "p50, ms", True),
+    stores.TITLES[stores.AT_ONCE]: ("store-many-queries.png", "vectors", "p50, ms", True),
+    "POST /search, many clients": ("serving.png", "clients at once", "searches/s", False),
 }
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         "load before": f"{os.getloadavg()[0]:.2f}",
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "Python": platform.python_version(),
-        **{each.name: each.version for each in distributions() if each.name in LIBRARIES},
+        **dict(sorted(versions())),
     }
     tables: list[Table] = []
     # Each part in a new process, without what another has loaded.
@@ -72,6 +72,14 @@ def processor() -> str:
     lines = file.read_text().splitlines() if file.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """Of the libraries that decide the figures."""
+    for distribution in distributions():
+        name = distribution.name.replace("_", "-")
+        if name in LIBRARIES:
+            yield name, distribution.version
 
 
 def save(facts: dict[str, str], tables: Sequence[Table]) -> None:
@@ -93,7 +101,7 @@ def save(facts: dict[str, str], tables: Sequence[Table]) -> None:
 
 def draw(table: Table) -> None:
     """Plot the curves of a table."""
-    file, x_label, y_label, y_scale = PLOTS[table.title]
+    file, x_label, y_label, logarithmic = PLOTS[table.title]
     curves: dict[str, dict[float, float]] = {}
     for name, figure in table.figures.items():
         curve, at, x = name.partition(" @ ")
@@ -104,10 +112,13 @@ def draw(table: Table) -> None:
     for curve, points in curves.items():
         axes.plot(list(points), list(points.values()), marker="o", label=curve)
     ticks = sorted({x for points in curves.values() for x in points})
-    axes.set(title=table.title, xlabel=x_label, ylabel=y_label, xscale="log", yscale=y_scale)
+    axes.set(title=table.title, xlabel=x_label, ylabel=y_label, xscale="log")
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
-    if y_scale == "linear":
+    if logarithmic:
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -46,10 +46,12 @@ class Table:
         """Markdown that can be read on a terminal."""
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
         lines = [self.header, ["-" * width for width in widths], *self.rows]
-        cells = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]  # noqa: B905
+        cells = [
+            [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
+        ]
         table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-        notes = "".join(f"\n- {note}" for note in self.notes)
-        return f"## {self.title}\n\n{table}\n{notes}\n"
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        return "\n\n".join(filter(None, [f"## {self.title}", table, notes])) + "\n"
 
 
 def run(measure: Callable[[str, int], Sequence[Table]], description: str | None) -> None:

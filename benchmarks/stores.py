@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.both_stores import THREADS, TOP_K, Both
 from benchmarks.measure import (
     Table,
     batches,
@@ -25,22 +24,14 @@ from benchmarks.measure import (
     in_turns,
     load_images,
     medians,
-    normalised,
     parser,
     ready_process,
-    timed,
 )
 from image_search.embedding import Embeddings
-from image_search.index import Record
-from image_search.manifest import DIMENSION, Manifest
-from image_search.settings import Settings, load_settings
-from image_search.stores import create_index
+from image_search.manifest import Manifest
+from image_search.settings import load_settings
 
 SIZES = (50_000, 200_000, 1_000_000)
-COMMIT = 10_000
-THUMBNAIL_BYTES = 1_000
-TOP_K = 10
-THREADS = 2
 QUERIES = 1000
 OURS, FAISS = "ours", "FAISS"
 AT_ONCE = 32
@@ -72,67 +63,6 @@ class Result:
     recall: float
     build_seconds: float
     reader_mebibytes: float
-
-
-class Both:
-    """Our index and a FAISS index with the same records."""
-
-    def __init__(
-        self, settings: Settings, manifest: Manifest, real: Embeddings, labels: list[str]
-    ) -> None:
-        faiss.omp_set_num_threads(THREADS)
-        self._index = create_index(settings, manifest)
-        self._flat = faiss.IndexFlatIP(DIMENSION)
-        self._rows: list[tuple[str, str, bytes]] = []
-        self._real, self._labels = real, labels
-        self._random = np.random.default_rng(0)
-
-    def grow(self, size: int) -> float:
-        """Add records up to `size`; returns the seconds that our index took."""
-        seconds = 0.0
-        for first in range(len(self._rows), size, COMMIT):
-            numbers = np.arange(first, min(first + COMMIT, size))
-            vectors = self._vectors(numbers)
-            rows = [
-                (
-                    f"image-{number:07d}",
-                    self._labels[number % len(self._labels)],
-                    self._random.bytes(THUMBNAIL_BYTES),
-                )
-                for number in numbers
-            ]
-            records = [
-                Record(id_, vector, label, {}, thumbnail)
-                for (id_, label, thumbnail), vector in zip(rows, vectors, strict=True)
-            ]
-            seconds += timed(lambda: self._index.upsert(records))  # noqa: B023
-            self._flat.add(normalised(vectors))
-            self._rows += rows
-        return seconds + timed(self._index.flush)
-
-    def ours(self, queries: Embeddings) -> list[list[str]]:
-        """The ids that our index finds, and with them the rest."""
-        if len(queries) == 1:
-            found = [self._index.query(queries[0], TOP_K)]
-        else:
-            found = self._index.query_many(queries, TOP_K)
-        return [[match.id for match in matches] for matches in found]
-
-    def faiss(self, queries: Embeddings) -> list[list[str]]:
-        """The ids that FAISS finds, and with them the rest."""
-        _, numbers = self._flat.search(normalised(queries), TOP_K)
-        found = [[self._rows[number] for number in row] for row in numbers.tolist()]
-        return [[id_ for id_, _, _ in matches] for matches in found]
-
-    def _vectors(self, numbers: NDArray[np.int64]) -> Embeddings:
-        """The real ones; of copies, each number is scaled by up to a half, and gets noise."""
-        vectors = self._real[numbers % len(self._real)]
-        copies = numbers >= len(self._real)
-        shape = (int(copies.sum()), DIMENSION)
-        factors = self._random.uniform(0.5, 1.5, shape)
-        noise = self._random.normal(0, 0.25, shape) * self._real.std(axis=0)
-        vectors[copies] = np.maximum(vectors[copies] * factors + noise, 0)
-        return vectors
 
 
 def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> list[Table]:

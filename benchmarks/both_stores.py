@@ -1,0 +1,78 @@
+"""Our embedded store and FAISS, with the same records."""
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.measure import normalised, timed
+from image_search.embedding import Embeddings
+from image_search.index import Record
+from image_search.manifest import DIMENSION, Manifest
+from image_search.settings import Settings
+from image_search.stores import create_index
+
+COMMIT = 10_000
+THUMBNAIL_BYTES = 1_000
+TOP_K = 10
+THREADS = 2
+
+
+class Both:
+    """Our index and a FAISS index with the same records."""
+
+    def __init__(
+        self, settings: Settings, manifest: Manifest, real: Embeddings, labels: list[str]
+    ) -> None:
+        faiss.omp_set_num_threads(THREADS)
+        self._index = create_index(settings, manifest)
+        self._flat = faiss.IndexFlatIP(DIMENSION)
+        self._rows: list[tuple[str, str, bytes]] = []
+        self._real, self._labels = real, labels
+        self._random = np.random.default_rng(0)
+
+    def grow(self, size: int) -> float:
+        """Add records up to `size`; returns the seconds that our index took."""
+        seconds = 0.0
+        for first in range(len(self._rows), size, COMMIT):
+            numbers = np.arange(first, min(first + COMMIT, size))
+            vectors = self._vectors(numbers)
+            rows = [
+                (
+                    f"image-{number:07d}",
+                    self._labels[number % len(self._labels)],
+                    self._random.bytes(THUMBNAIL_BYTES),
+                )
+                for number in numbers
+            ]
+            records = [
+                Record(id_, vector, label, {}, thumbnail)
+                for (id_, label, thumbnail), vector in zip(rows, vectors, strict=True)
+            ]
+            seconds += timed(lambda: self._index.upsert(records))  # noqa: B023
+            self._flat.add(normalised(vectors))
+            self._rows += rows
+        return seconds + timed(self._index.flush)
+
+    def ours(self, queries: Embeddings) -> list[list[str]]:
+        """The ids that our index finds, and with them the rest."""
+        if len(queries) == 1:
+            found = [self._index.query(queries[0], TOP_K)]
+        else:
+            found = self._index.query_many(queries, TOP_K)
+        return [[match.id for match in matches] for matches in found]
+
+    def faiss(self, queries: Embeddings) -> list[list[str]]:
+        """The ids that FAISS finds, and with them the rest."""
+        _, numbers = self._flat.search(normalised(queries), TOP_K)
+        found = [[self._rows[number] for number in row] for row in numbers.tolist()]
+        return [[id_ for id_, _, _ in matches] for matches in found]
+
+    def _vectors(self, numbers: NDArray[np.int64]) -> Embeddings:
+        """The real ones; of copies, each number is scaled by up to a half, and gets noise."""
+        vectors = self._real[numbers % len(self._real)]
+        copies = numbers >= len(self._real)
+        shape = (int(copies.sum()), DIMENSION)
+        factors = self._random.uniform(0.5, 1.5, shape)
+        noise = self._random.normal(0, 0.25, shape) * self._real.std(axis=0)
+        vectors[copies] = np.maximum(vectors[copies] * factors + noise, 0)
+        return vectors
