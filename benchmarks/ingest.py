@@ -24,7 +24,7 @@ from worker.sources import Source, open_source
 
 TURNS = 5
 BARE_IMAGES = 2560
-ASKED_RATIO = 0.9
+ASKED_RATIO = 0.95
 ASKED_MEBIBYTES = 2048
 
 

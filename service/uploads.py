@@ -16,7 +16,7 @@ from service.errors import DeadlineExceededError, OverloadedError
 from service.problems import ProblemError
 
 # Being read, decoded, embedded and searched, all together.
-MAX_REQUESTS: Final = 128
+MAX_REQUESTS: Final = 96
 DEADLINE_SECONDS: Final = 10.0
 IMAGE_FIELD: Final = "image"
 _EXAMPLE: Final = f"curl -F {IMAGE_FIELD}=@cat.jpg"

@@ -157,6 +157,9 @@ def test_query_stays_right_with_a_vector_index_and_with_rows_added_after_it(
     index.flush()
     index.upsert(records[5_000:11_000])
     index.flush()
+    index.upsert(records[:100])
+    index.flush()
+    index.flush()
     index.upsert(records[11_000:])
     allowed = np.array([label in {"label 3", "label 5"} for label in labels])
     found = wanted = 0

@@ -260,9 +260,12 @@ class EmbeddedIndex:
 
     def flush(self) -> None:
         with _errors_of_the_store(self._folder):
-            self._compact()
-            self._build_vector_index(growth=2)
+            if self._commits:
+                self._compact()
+            # Compaction joins the index's partitions, until a query scans all: build it again then.
+            self._build_vector_index(growth=1 if self._commits else 2)
             self.sync()
+        self._commits = 0
 
     def close(self) -> None:
         del self._table
@@ -315,8 +318,9 @@ class EmbeddedIndex:
                 max_iterations=_KMEANS_ITERATIONS,
                 sample_rate=_KMEANS_SAMPLES,
             )
-            self._table.create_index("embedding", config=config, name=f"{_VECTOR_INDEX}{rows}")
-            if old is not None:
+            new = f"{_VECTOR_INDEX}{rows}"
+            self._table.create_index("embedding", config=config, name=new)
+            if old not in {None, new}:
                 self._table.drop_index(old)
 
 
