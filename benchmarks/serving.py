@@ -120,7 +120,8 @@ def throughput(
         bare_rates.append(640 / seconds)
         load = asyncio.run(closed_loop(feed, concurrency, SECONDS_PER_CONCURRENCY))
         rate = len(load.accepted) / SECONDS_PER_CONCURRENCY
-        rows.append([str(concurrency), f"{rate:,.0f}", *load.quantiles(), str(load.failed)])
+        counts = [str(load.refused), str(load.failed)]
+        rows.append([str(concurrency), f"{rate:,.0f}", *load.quantiles(), *counts])
         figures[f"searches a second @ {concurrency}"] = rate
         if concurrency == FULL_BATCH:
             capacity, p99 = rate, load.quantile(0.99)
@@ -128,7 +129,7 @@ def throughput(
     figures["of the bare engine"] = capacity / bare
     table = Table(
         "POST /search, many clients",
-        ["clients", "searches a second", "p50 ms", "p99 ms", "refused"],
+        ["clients", "searches a second", "p50 ms", "p99 ms", "refused", "failed"],
         rows,
         [
             f"bare engine at batch {FULL_BATCH}, in turns with them: {bare:,.0f} images/s; "
