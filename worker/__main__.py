@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -45,6 +46,16 @@ Settings are environment variables, IMAGE_SEARCH_*; the README lists them.
 """
 
 
+_EVALUATE_EXIT_CODES: Final = """\
+exit codes:
+  0    the report is written
+  1    stopped by an error (no index, store, weights, download)
+  2    wrong usage, bad setting, or a source that does not exist or holds no images
+  3    the report is written, but some images could not be read; it lists them
+  130  stopped by SIGINT (Ctrl-C)
+"""
+
+
 def main() -> int:
     """Parse the command line and run; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -52,15 +63,19 @@ def main() -> int:
     overrides = {
         name: value
         for name in ("batch_size", "metric", "index", "namespace")
-        if (value := getattr(arguments, name)) is not None
+        if (value := getattr(arguments, name, None)) is not None
     }
     try:
         settings = load_settings(**overrides)
+        if arguments.command == "evaluate":
+            return _evaluate(arguments, settings)
         return _ingest(arguments.source, arguments.split, arguments.limit, settings)
     except (SettingsError, SourceError) as exc:
         return _fail(str(exc), EXIT_USAGE)
     except ImageSearchError as exc:
         return _fail(str(exc), EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _fail("stopped", 128 + signal.SIGINT)
     except Exception as exc:  # a defect: say where it is, without a traceback
         trace = exc.__traceback__
         while trace is not None and trace.tb_next is not None:
@@ -101,18 +116,73 @@ def _parser() -> argparse.ArgumentParser:
         "--limit", type=_positive, metavar="N", help="only the first N images"
     )
     ingest_parser.add_argument(
-        "--batch-size", type=_positive, metavar="N", help="images embedded at once (default: 128)"
-    )
-    ingest_parser.add_argument(
         "--metric",
         choices=("cosine", "euclidean", "dotproduct"),
         help="metric of a new index (default: cosine)",
     )
-    ingest_parser.add_argument("--index", metavar="NAME", help="index (default: images)")
-    ingest_parser.add_argument(
+    _add_index_options(ingest_parser)
+    evaluate_parser = commands.add_parser(
+        "evaluate",
+        help="measure how good the search is",
+        description="Search for images whose labels are known, best such as are not in the index,\n"
+        "and write a report: report.html, and all its figures in figures.json.",
+        epilog=_EVALUATE_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate_parser.add_argument(
+        "source",
+        nargs="?",
+        default="cifar10",
+        metavar="SOURCE",
+        help="the query images: cifar10 (downloaded; the default), sample, a folder, zip or tar "
+        "of images with one sub-folder a label, or CIFAR-10's binary archive; without labels "
+        "there are fewer figures",
+    )
+    evaluate_parser.add_argument(
+        "--split", choices=("train", "test"), default="test", help="of CIFAR-10 (default: test)"
+    )
+    evaluate_parser.add_argument(
+        "--queries",
+        type=_positive,
+        default=10_000,
+        metavar="N",
+        help="at most so many images of the source, drawn at random (default: 10,000)",
+    )
+    evaluate_parser.add_argument(
+        "--seed",
+        type=_natural,
+        default=0,
+        metavar="N",
+        help="what is random follows from it (default: 0)",
+    )
+    evaluate_parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where the report goes (default: evaluation, in the data folder)",
+    )
+    _add_index_options(evaluate_parser)
+    return parser
+
+
+def _add_index_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="images embedded at once (default: 128)"
+    )
+    parser.add_argument("--index", metavar="NAME", help="index (default: images)")
+    parser.add_argument(
         "--namespace", metavar="NAME", help="part of the index (default: __default__)"
     )
-    return parser
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+_natural.__name__ = "number"  # argparse names the type in its message
 
 
 def _positive(text: str) -> int:
@@ -148,6 +218,32 @@ def _ingest(source_name: str, split: Split, limit: int | None, settings: Setting
     if stop.signal is not None:
         return 128 + stop.signal
     return EXIT_UNREADABLE if summary.unreadable else 0
+
+
+def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
+    try:
+        # They come with an extra, as neither ingest nor the service needs them.
+        from worker import report
+        from worker.evaluate import evaluate
+    except ModuleNotFoundError as exc:
+        raise SettingsError(
+            f"evaluate needs {exc.name}: python -m pip install 'image-search[evaluate]'"
+        ) from exc
+    source = open_source(arguments.source, split=arguments.split, data_dir=settings.data_dir)
+    index = open_index(settings)
+    folder = arguments.output or settings.data_dir / "evaluation"
+    report.make_folder(folder)
+    embedder = _embedder_of(index, settings)
+    embedder.warm_up()
+    started = time.monotonic()
+    evaluation = evaluate(
+        source, index, embedder, settings, queries=arguments.queries, seed=arguments.seed
+    )
+    index.close()
+    path = report.write_report(evaluation, folder)
+    print(report.summary(evaluation.figures))
+    print(f"report: {path}, made in {time.monotonic() - started:.1f} s")
+    return EXIT_UNREADABLE if evaluation.unreadable else 0
 
 
 def _source(

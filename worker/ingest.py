@@ -45,6 +45,9 @@ _POLL_SECONDS: Final = 0.1
 # 64 images of a single class measured as well as 256 of all: within 0.1 points of precision@10.
 _CALIBRATION_IMAGES: Final = 256
 
+# The field of a record's metadata that tells whether an image has changed.
+DIGEST_FIELD: Final = "sha256"
+
 T = TypeVar("T")
 
 
@@ -160,12 +163,12 @@ class _Ingestion:
         """None for an item that the index holds as it is."""
         if isinstance(item.content, ImageError):
             return item.content
-        metadata = {**item.metadata, "sha256": hashlib.sha256(_bytes(item.content)).hexdigest()}
+        metadata = {**item.metadata, DIGEST_FIELD: digest(item.content)}
         record = present.get(item.id)
         if record is not None and (record.label, record.metadata) == (item.label, metadata):
             return None
         try:
-            image = _open_image(item.content, self._embedder.model.input_size, self._settings)
+            image = open_image(item.content, self._embedder.model.input_size, self._settings)
         except ImageError as exc:
             return exc
         return _Decoded(
@@ -249,14 +252,20 @@ def calibration_pixels(source: Source, settings: Settings) -> Pixels:
         if isinstance(item.content, ImageError):
             continue
         with suppress(ImageError):  # ingest tells of it
-            image = _open_image(item.content, settings.input_size, settings)
+            image = open_image(item.content, settings.input_size, settings)
             pixels.append(to_pixels(image, settings.input_size))
         if len(pixels) == _CALIBRATION_IMAGES:
             break
     return np.array(pixels)
 
 
-def _open_image(content: bytes | Pixels, input_size: int, settings: Settings) -> Image.Image:
+def digest(content: bytes | Pixels) -> str:
+    """SHA-256 in hex of what an image is read from."""
+    return hashlib.sha256(_bytes(content)).hexdigest()
+
+
+def open_image(content: bytes | Pixels, input_size: int, settings: Settings) -> Image.Image:
+    """An item's content as an upright RGB image; raises ImageError if it cannot be read."""
     if isinstance(content, bytes):
         return decode(content, input_size, max_pixels=settings.max_pixels)
     return Image.fromarray(content)
