@@ -37,11 +37,11 @@ bench: setup  ## measure speed and memory, as ratios of one run
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.lock pyproject.toml client/pyproject.toml
 	@$(or $(PYTHON),false) -c '$(SUPPORTED)' || \
 	  { echo "error: Python 3.11, 3.12 or 3.13 is needed; set PYTHON=path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --editable '.[dev]' --editable ./client
 	@touch $@
 
 clean:  ## remove the environment and caches, not the data

@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from image_search.errors import SettingsError
 
 ENV_PREFIX = "IMAGE_SEARCH_"
+# The command line of the client reads these; a shell may have them set for both.
+_CLIENT_VARIABLES = {"IMAGE_SEARCH_URL", "IMAGE_SEARCH_API_KEY"}
 
 Metric = Literal["cosine", "euclidean", "dotproduct"]
 Store = Literal["embedded", "pinecone"]
@@ -111,7 +113,7 @@ def load_settings(**overrides: Any) -> Settings:
     """
     known = {variable(field) for field in Settings.model_fields}
     for name in os.environ:
-        if name.startswith(ENV_PREFIX) and name not in known:
+        if name.startswith(ENV_PREFIX) and name not in known | _CLIENT_VARIABLES:
             # Without the prefix, which would make any two names alike.
             fields = {known_name.removeprefix(ENV_PREFIX): known_name for known_name in known}
             near = get_close_matches(name.removeprefix(ENV_PREFIX), fields, n=1)

@@ -5,16 +5,25 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
+import uvicorn
 
 from image_search.embedding import Embedder, Embeddings
 from image_search.images import Pixels
-from image_search.manifest import DIMENSION, ModelSpec
+from image_search.manifest import DIMENSION, Manifest, ModelSpec
 from image_search.settings import ENV_PREFIX, Settings, load_settings
+from image_search.stores import create_index
+from service.app import create_app
+from worker import sample
+from worker.ingest import ingest
+from worker.sources import Item, Source
 
 ROOT = Path(__file__).resolve().parent.parent
 # Real CIFAR-10 and the original of the bundled weights; tests that need them skip without.
@@ -82,6 +91,43 @@ def cifar10_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     archive = tmp_path_factory.mktemp("cifar10") / "cifar-10-binary.tar.gz"
     subprocess.run([sys.executable, tool, archive], check=True, stdout=subprocess.DEVNULL)
     return archive
+
+
+@pytest.fixture(scope="session")
+def service_url(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running service with 64 drawn images of 8 kinds."""
+    settings = load_settings(data_dir=tmp_path_factory.mktemp("live"))
+    index = create_index(settings, Manifest.new(embedder.model, "cosine", "__default__"))
+    kinds = sample.KINDS[:8]
+    drawn = [
+        Item(f"{kind}/{seed}", kind, np.asarray(sample.draw(kind, seed)), {"seed": seed})
+        for kind in kinds
+        for seed in range(8)
+    ]
+    ingest(Source("drawn", len(drawn), lambda: iter(drawn)), index, embedder, settings)
+    port = find_free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings), port=port, log_level="error", ws="none")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    url = f"http://127.0.0.1:{port}"
+    wait_until_healthy(url)
+    yield url
+    server.should_exit = True
+    thread.join()
+
+
+def wait_until_healthy(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if httpx2.get(f"{url}/health", trust_env=False).is_success:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"{url} does not get ready")
 
 
 @pytest.fixture

@@ -1,0 +1,63 @@
+"""Client of the image search service: here is a picture, what is similar to it?
+
+    from image_search_client import Client
+
+    with Client("http://127.0.0.1:8000") as client:
+        for match in client.search("cat.jpg", top_k=5, labels=["cat"]):
+            print(match.id, match.label, match.score)
+
+`AsyncClient` is the same with `await`. Every error is an `ImageSearchError`.
+"""
+
+from image_search_client.async_client import AsyncClient
+from image_search_client.client import Client
+from image_search_client.errors import (
+    AccessError,
+    ImageNotFoundError,
+    ImageRejectedError,
+    ImageSearchError,
+    InvalidRequestError,
+    RequestTimeoutError,
+    ServiceError,
+    UnavailableError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+from image_search_client.inputs import Example, ImageInput
+from image_search_client.results import (
+    EmbedResult,
+    Health,
+    IndexedImage,
+    Match,
+    Model,
+    SearchResult,
+    SearchResults,
+    Thumbnail,
+    TookMs,
+)
+
+__all__ = [
+    "AccessError",
+    "AsyncClient",
+    "Client",
+    "EmbedResult",
+    "Example",
+    "Health",
+    "ImageInput",
+    "ImageNotFoundError",
+    "ImageRejectedError",
+    "ImageSearchError",
+    "IndexedImage",
+    "InvalidRequestError",
+    "Match",
+    "Model",
+    "RequestTimeoutError",
+    "SearchResult",
+    "SearchResults",
+    "ServiceError",
+    "Thumbnail",
+    "TookMs",
+    "UnavailableError",
+    "UnexpectedAnswerError",
+    "UnreachableError",
+]

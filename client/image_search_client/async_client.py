@@ -1,0 +1,441 @@
+"""The asynchronous client. `tools/sync_client.py` makes the synchronous one from this file."""
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence, Sized
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+import httpx2
+from tqdm.auto import tqdm
+
+from image_search_client import aio, results, retries, tls
+from image_search_client.errors import (
+    ImageRejectedError,
+    ImageSearchError,
+    RequestTimeoutError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+from image_search_client.inputs import (
+    Example,
+    ExampleInput,
+    ImageInput,
+    Options,
+    Upload,
+    query_json,
+    read_image,
+    to_json_text,
+)
+from image_search_client.results import (
+    EmbedResult,
+    Health,
+    IndexedImage,
+    MetadataValue,
+    SearchResult,
+    SearchResults,
+    Thumbnail,
+    decode,
+)
+from image_search_client.version import VERSION
+
+_LONGEST_EXCERPT: Final = 200
+
+
+class AsyncClient:
+    """The image search service at an address.
+
+    async with AsyncClient("http://127.0.0.1:8000") as client:
+        result = await client.search("cat.jpg", top_k=5)
+
+    Every call raises ImageSearchError, of which `errors` shows the kinds. It is safe to share one
+    client: it keeps connections open.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        timeout: float | httpx2.Timeout = 30.0,
+        retries: int = 3,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            base_url: Address of the service, as http://host:port or https://host/path.
+            api_key: For services that want one; sent as X-API-Key, and never to another host.
+            timeout: Seconds to wait for a connection, and for each next part of the answer.
+            retries: How often a request is sent again, with growing delays or after the time that
+                the service asks for, when the connection fails or the service is unavailable.
+            transport: Replaces the network, or configures it: httpx2.AsyncHTTPTransport(…).
+        """
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"{base_url!r} does not begin with http:// or https://")
+        headers = {"User-Agent": f"image-search-client/{VERSION}", "Accept": "application/json"}
+        if api_key is not None:
+            headers["X-API-Key"] = api_key
+        self._retries = retries
+        self._http = httpx2.AsyncClient(
+            base_url=base_url,
+            headers=headers,
+            timeout=timeout,
+            transport=transport,
+            verify=tls.context(),
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._http.base_url)!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    # --- searching ---------------------------------------------------------------------------
+
+    async def search(
+        self,
+        image: ImageInput,
+        *,
+        top_k: int = 10,
+        labels: Sequence[str] = (),
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        min_score: float | None = None,
+        min_confidence: float | None = None,
+        thumbnails: bool = True,
+        deduplicate: bool = False,
+    ) -> SearchResult:
+        """The images of the index most similar to an image, best first.
+
+        Args:
+            image: A path, the bytes of an image file, a binary file, a Pillow image, or a NumPy
+                array: uint8 [height, width, 3] in RGB or [height, width] in grey.
+            top_k: How many matches, 1 to 100.
+            labels: Only images with one of these labels; empty for all.
+            filter: Only images whose metadata pass, in Pinecone's grammar:
+                {"year": {"$gte": 2020}}.
+            min_score: Only matches at least this similar; for the euclidean metric, at most this
+                far.
+            min_confidence: Only matches with at least this confidence, 0 to 1.
+            thumbnails: Whether matches carry thumbnails.
+            deduplicate: Leave out near-duplicates of the query and of a better match.
+
+        Raises:
+            ImageRejectedError: It is no image, or too large.
+            OSError: The path cannot be read.
+        """
+        options = Options(top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate)
+        return await self._search(image, options)
+
+    async def search_many(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        concurrency: int = 8,
+        progress: bool = True,
+        top_k: int = 10,
+        labels: Sequence[str] = (),
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        min_score: float | None = None,
+        min_confidence: float | None = None,
+        thumbnails: bool = True,
+        deduplicate: bool = False,
+    ) -> SearchResults:
+        """What `search` finds for each of any number of images, in their order.
+
+        An image that cannot be read or is rejected does not stop the others: its error is raised
+        where its result is asked for, and is in `errors`. What would fail the others as well, such
+        as a service that cannot be reached, is raised at once.
+
+        Args:
+            images: As for `search`; taken only as fast as they are searched with.
+            concurrency: How many requests at once. The service embeds together what comes together.
+            progress: Show a progress bar, on a terminal and in Jupyter.
+            top_k: This and the others are options of `search`.
+            labels: See `search`.
+            filter: See `search`.
+            min_score: See `search`.
+            min_confidence: See `search`.
+            thumbnails: See `search`.
+            deduplicate: See `search`.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
+        options = Options(top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate)
+
+        async def outcome(image: ImageInput) -> SearchResult | ImageSearchError | OSError:
+            try:
+                return await self._search(image, options)
+            except (ImageRejectedError, OSError) as exc:
+                return exc
+
+        outcomes = []
+        # None: not where standard error is no terminal.
+        with tqdm(
+            total=len(images) if isinstance(images, Sized) else None,
+            unit=" images",
+            disable=None if progress else True,
+        ) as bar:
+            async for result in aio.map_ordered(outcome, images, concurrency):
+                outcomes.append(result)
+                bar.update()
+        return SearchResults(tuple(outcomes))
+
+    async def search_batch(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        top_k: int = 10,
+        labels: Sequence[str] = (),
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        min_score: float | None = None,
+        min_confidence: float | None = None,
+        thumbnails: bool = True,
+        deduplicate: bool = False,
+    ) -> SearchResults:
+        """What `search` finds for each of 1 to 32 images, in one request.
+
+        An image that is rejected does not stop the others, as in `search_many`. The options are
+        those of `search`.
+
+        Raises:
+            OSError: A path cannot be read.
+        """
+        options = Options(top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate)
+        files = [("images", _part(await aio.in_thread(read_image, image))) for image in images]
+        response = await self._send("POST", "/search/batch", files=files, params=options.to_query())
+        return decode(response.content, results.BatchAnswer).results_or_errors()
+
+    async def query(
+        self,
+        *,
+        id: str | None = None,  # noqa: A002
+        image: ImageInput | None = None,
+        embedding: Iterable[float] | None = None,
+        url: str | None = None,
+        positive: Iterable[ExampleInput] = (),
+        negative: Iterable[ExampleInput] = (),
+        top_k: int = 10,
+        labels: Sequence[str] = (),
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        min_score: float | None = None,
+        min_confidence: float | None = None,
+        thumbnails: bool = True,
+        deduplicate: bool = False,
+    ) -> SearchResult:
+        """The images of the index most similar to a query and examples, best first.
+
+        The query is at most one of `id`, `image`, `embedding` and `url`; examples say what matches
+        should be like, and what not:
+
+            await client.query(id=result[0].id)
+            await client.query(image="cat.jpg", positive=[result[1]], negative=[result[4]])
+            await client.query(positive=[Example(image="a.jpg"), Example(image="b.jpg")])
+
+        Args:
+            id: Of an image of the index. Those named by id are left out of the matches.
+            image: As for `search`.
+            embedding: 512 numbers, as from `embed`.
+            url: Of an image on the web; the operator of the service has to have allowed it.
+            positive: At most 16: matches of an earlier search, or Example(…).
+            negative: The same, for what matches should not be like.
+            top_k: This and the others are options of `search`.
+            labels: See `search`.
+            filter: See `search`.
+            min_score: See `search`.
+            min_confidence: See `search`.
+            thumbnails: See `search`.
+            deduplicate: See `search`.
+
+        Raises:
+            ImageNotFoundError: There is no image with such an id.
+            ImageRejectedError: It is no image, too large, or cannot be fetched.
+            OSError: A path cannot be read.
+        """
+        options = Options(top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate)
+        none = id is None and image is None and embedding is None and url is None
+        query = None if none else Example(id=id, image=image, embedding=embedding, url=url)
+        body = await aio.in_thread(query_json, query, positive, negative)
+        response = await self._send(
+            "POST",
+            "/query",
+            content=to_json_text({**body, **options.to_json()}),
+            headers={"Content-Type": "application/json"},
+        )
+        return decode(response.content, SearchResult)
+
+    async def embed(self, image: ImageInput) -> EmbedResult:
+        """The embedding of an image: 512 numbers. Raises as `search` does."""
+        response = await self._upload("POST", "/embeddings", image, {})
+        return decode(response.content, EmbedResult)
+
+    # --- the index ---------------------------------------------------------------------------
+
+    async def get_image(self, id: str) -> IndexedImage:  # noqa: A002
+        """An image of the index. Raises ImageNotFoundError."""
+        response = await self._send("GET", f"/images/{_quoted(id)}")
+        return decode(response.content, IndexedImage)
+
+    async def put_image(
+        self,
+        id: str,  # noqa: A002
+        image: ImageInput,
+        *,
+        label: str | None = None,
+        metadata: Mapping[str, MetadataValue] | None = None,
+    ) -> IndexedImage:
+        """Insert an image into the index, or replace the one with this id; needs a key.
+
+        Args:
+            id: 1 to 512 printable ASCII characters; it may hold slashes.
+            image: As for `search`.
+            label: What it shows.
+            metadata: Strings, numbers, booleans and lists of strings, to filter by.
+
+        Raises:
+            ImageRejectedError: It is no image, or too large.
+            AccessError: The key is missing or wrong, or the service does not allow writing.
+        """
+        parameters: dict[str, str] = {}
+        if label is not None:
+            parameters["label"] = label
+        if metadata is not None:
+            parameters["metadata"] = to_json_text(metadata)
+        response = await self._upload("PUT", f"/images/{_quoted(id)}", image, parameters)
+        return decode(response.content, IndexedImage)
+
+    async def delete_image(self, id: str) -> None:  # noqa: A002
+        """Delete an image from the index; needs a key.
+
+        Raises ImageNotFoundError when there is none, and AccessError as `put_image` does.
+        """
+        await self._send("DELETE", f"/images/{_quoted(id)}")
+
+    async def iter_images(
+        self, *, prefix: str = "", page_size: int = 100
+    ) -> AsyncIterator[IndexedImage]:
+        """All images of the index whose id begins with `prefix`, in no order that is promised.
+
+        They come without thumbnails, and are asked for in pages of `page_size` (1 to 1,000).
+        """
+        parameters: dict[str, str | int] = {"limit": page_size}
+        if prefix:
+            parameters["prefix"] = prefix
+        while True:
+            response = await self._send("GET", "/images", params=parameters)
+            page = decode(response.content, results.ImagePage)
+            for image in page.images:
+                yield image
+            if not page.cursor:
+                return
+            parameters["cursor"] = page.cursor
+
+    async def thumbnail(self, id: str) -> Thumbnail:  # noqa: A002
+        """The thumbnail of an image of the index, a JPEG. Raises ImageNotFoundError."""
+        response = await self._send("GET", f"/thumbnails/{_quoted(id)}")
+        return Thumbnail(response.content)
+
+    async def labels(self) -> dict[str, int | None]:
+        """The labels of the index, sorted, and how many images have each.
+
+        The number is None where the store cannot count.
+        """
+        response = await self._send("GET", "/labels")
+        answer = decode(response.content, results.LabelsAnswer)
+        return {item.label: item.count for item in answer.labels}
+
+    async def health(self) -> Health:
+        """What answers searches; asked once. Raises UnavailableError with the reason when not."""
+        response = await self._send("GET", "/health", attempts=1)
+        return decode(response.content, Health)
+
+    # --- requests ----------------------------------------------------------------------------
+
+    async def _search(self, image: ImageInput, options: Options) -> SearchResult:
+        response = await self._upload("POST", "/search", image, options.to_query())
+        return decode(response.content, SearchResult)
+
+    async def _upload(
+        self, method: str, path: str, image: ImageInput, parameters: Mapping[str, Any]
+    ) -> httpx2.Response:
+        part = _part(await aio.in_thread(read_image, image))
+        return await self._send(method, path, files={"image": part}, params=parameters)
+
+    async def _send(
+        self, method: str, path: str, *, attempts: int | None = None, **request: Any
+    ) -> httpx2.Response:
+        """The answer, after as many attempts as it takes and as are allowed."""
+        if attempts is None:
+            attempts = self._retries + 1
+        lost = False
+        attempt = 0
+        while True:
+            retry_after = None
+            try:
+                response = await self._http.request(method, path, **request)
+            except httpx2.RequestError as exc:
+                error = self._transport_error(exc)
+                lost = True
+            else:
+                if response.is_success or (
+                    # An earlier attempt has done it, and its answer was lost.
+                    method == "DELETE" and lost and response.status_code == httpx2.codes.NOT_FOUND
+                ):
+                    return response
+                error = _problem(response)
+                retry_after = response.headers.get("Retry-After")
+            delay = retries.delay(error, attempt, retry_after)
+            attempt += 1
+            if delay is None or attempt >= attempts:
+                raise error
+            await aio.sleep(delay)
+
+    def _transport_error(self, exc: httpx2.RequestError) -> ImageSearchError:
+        url = self._http.base_url
+        if isinstance(exc, httpx2.TimeoutException):
+            error: ImageSearchError = RequestTimeoutError(
+                f"{url} did not answer in time", "timeout"
+            )
+        else:
+            reason = str(exc) or type(exc).__name__
+            error = UnreachableError(f"{url} cannot be reached: {reason}", "unreachable")
+        error.__cause__ = exc
+        return error
+
+
+def _part(upload: Upload) -> tuple[str, bytes, str]:
+    # A file's extension may be wrong; the service looks at its bytes.
+    return upload.name, upload.content, "application/octet-stream"
+
+
+def _quoted(id_: str) -> str:
+    if not id_:
+        raise ValueError("the id is empty")
+    # Else the address of the id `..` would be another one.
+    return quote(id_, safe="").replace(".", "%2E") if id_ in {".", ".."} else quote(id_, safe="")
+
+
+def _problem(response: httpx2.Response) -> ImageSearchError:
+    status = response.status_code
+    try:
+        return decode(response.content, results.Problem).error()
+    except UnexpectedAnswerError:
+        if location := response.headers.get("Location"):
+            detail = f"the answer is a redirect to {location}: use that address"
+        else:
+            excerpt = " ".join(response.text.split())[:_LONGEST_EXCERPT]
+            detail = f"the answer is {status}, and not from the image search service: {excerpt}"
+        if status in {429, 502, 503, 504}:
+            return ImageSearchError.of(detail, "unavailable", status)
+        return UnexpectedAnswerError(detail, "unexpected_answer", status)

@@ -1,0 +1,321 @@
+"""The command line: image-search."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple
+
+from image_search_client import terminal, threads
+from image_search_client.client import Client
+from image_search_client.errors import (
+    ImageNotFoundError,
+    ImageRejectedError,
+    ImageSearchError,
+)
+from image_search_client.results import SearchResult
+from image_search_client.version import VERSION
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INCOMPLETE: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+_CONCURRENCY: Final = 8
+_STANDARD_INPUT: Final = "-"
+_EPILOG: Final = """\
+environment:
+  IMAGE_SEARCH_URL      address of the service, if --service does not say it
+  IMAGE_SEARCH_API_KEY  key, for services that want one
+
+exit codes:
+  0    done
+  1    the service cannot be reached, is unavailable, or refuses
+  2    wrong usage
+  3    some of the images could not be read, are rejected or not in the index; the others are done
+  130  stopped by Ctrl-C
+"""
+
+Arguments = argparse.Namespace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # replaced by something that is no text file
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    parsed = _parser().parse_args(arguments)
+    try:
+        with Client(
+            parsed.service, api_key=os.environ.get("IMAGE_SEARCH_API_KEY") or None
+        ) as client:
+            status: int = parsed.run(client, parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has all it wanted
+        _discard_output()
+        return 0
+    except OSError as exc:
+        _discard_output()
+        return _fail(str(exc), EXIT_FAILED)
+    except ImageSearchError as exc:
+        return _fail(str(exc), EXIT_FAILED)
+    except ValueError as exc:
+        return _fail(str(exc), EXIT_USAGE)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--service",
+        metavar="URL",
+        default=os.environ.get("IMAGE_SEARCH_URL") or "http://127.0.0.1:8000",
+        help="address of the service (default: %(default)s)",
+    )
+    common.add_argument("--json", action="store_true", help="print JSON, without pictures")
+    parser = argparse.ArgumentParser(
+        prog="image-search",
+        description="Find similar images, and look after the index of an image search service.",
+        epilog=f"example: image-search query cat.jpg --top-k 5\n\n{_EPILOG}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[Client, Arguments], int], text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            parents=[common],
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(run=run, parser=added)
+        return added
+
+    query = command("query", _query, "print the images of the index most similar to each picture")
+    query.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="a file, a URL, or - for standard input"
+    )
+    query.add_argument(
+        "--id", action="append", default=[], metavar="ID", help="an image of the index; repeatable"
+    )
+    query.add_argument(
+        "--top-k",
+        type=int,
+        default=10,
+        metavar="N",
+        help="how many matches, 1 to 100 (default: 10)",
+    )
+    query.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="only images with this label; repeat it to allow several",
+    )
+    query.add_argument(
+        "--filter",
+        type=_json_object,
+        metavar="JSON",
+        help="""only images whose metadata pass, as '{"year": {"$gte": 2020}}'""",
+    )
+    query.add_argument(
+        "--min-score", type=float, metavar="X", help="only matches at least this similar"
+    )
+    query.add_argument(
+        "--min-confidence", type=float, metavar="X", help="only matches this sure, 0 to 1"
+    )
+    query.add_argument(
+        "--deduplicate", action="store_true", help="leave out near-duplicates of better matches"
+    )
+    query.add_argument(
+        "--pictures",
+        choices=("auto", "never"),
+        default="auto",
+        help="show pictures where the terminal can: iTerm2, WezTerm, kitty, Ghostty, or 24-bit "
+        "colour; needs Pillow (default: auto)",
+    )
+
+    put = command("put", _put, "insert an image into the index, or replace it")
+    put.add_argument("id", metavar="ID")
+    put.add_argument("image", metavar="IMAGE", help="a file, or - for standard input")
+    put.add_argument("--label", metavar="LABEL", help="what it shows")
+    put.add_argument(
+        "--metadata", type=_json_object, metavar="JSON", help="""as '{"year": 2020}'"""
+    )
+    delete = command("delete", _delete, "delete images from the index")
+    delete.add_argument("ids", nargs="+", metavar="ID")
+    command("labels", _labels, "print the labels of the index, and how many images have each")
+    command("health", _health, "print what answers searches, or why nothing does")
+    return parser
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"not JSON: {exc}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return value
+
+
+class _Asked(NamedTuple):
+    """One query of the command line, and whether it is an id, a URL or a file."""
+
+    name: str
+    kind: str
+
+
+_Outcome = SearchResult | ImageSearchError | OSError
+
+
+def _query(client: Client, arguments: Arguments) -> int:
+    asked = [
+        _Asked(name, "url" if name.startswith(("http://", "https://")) else "image")
+        for name in arguments.images
+    ] + [_Asked(name, "id") for name in arguments.id]
+    if not asked:
+        arguments.parser.error("an IMAGE or --id is needed")
+    protocol = None
+    if arguments.pictures == "auto" and not arguments.json and sys.stdout.isatty():
+        protocol = terminal.picture_protocol(os.environ)
+    options: dict[str, Any] = {
+        "top_k": arguments.top_k,
+        "labels": arguments.label,
+        "filter": arguments.filter,
+        "min_score": arguments.min_score,
+        "min_confidence": arguments.min_confidence,
+        "deduplicate": arguments.deduplicate,
+        "thumbnails": protocol is not None,
+    }
+
+    def outcome(query: _Asked) -> _Outcome:
+        try:
+            if query.kind == "id":
+                return client.query(id=query.name, **options)
+            if query.kind == "url":
+                return client.query(url=query.name, **options)
+            return client.search(_image(query.name), **options)
+        except (ImageRejectedError, ImageNotFoundError, OSError) as exc:
+            return exc
+
+    status = 0
+    outcomes = threads.map_ordered(outcome, asked, _CONCURRENCY)
+    for number, (query, found) in enumerate(zip(asked, outcomes, strict=True)):
+        if not isinstance(found, SearchResult):
+            status = _fail(f"{query.name}: {_reason(found)}", EXIT_INCOMPLETE)
+        if arguments.json:
+            _print_json({query.kind: query.name, **_as_json(found)})
+        elif isinstance(found, SearchResult):
+            if len(asked) > 1:
+                print(("\n" if number else "") + terminal.printable(query.name))
+            _print_matches(found, protocol)
+    return status
+
+
+def _print_matches(result: SearchResult, protocol: terminal.Protocol | None) -> None:
+    if not result:
+        print("no matches")
+        return
+    if protocol:
+        columns = shutil.get_terminal_size().columns
+        print(terminal.strips([match.thumbnail for match in result], protocol, columns))
+    rows = [("#", "score", "confidence", "label", "id")]
+    for number, match in enumerate(result, 1):
+        confidence = "-" if match.confidence is None else f"{match.confidence:.0%}"
+        rows.append((str(number), f"{match.score:.3f}", confidence, match.label or "-", match.id))
+    print(terminal.table(rows, right=(0, 1, 2)))
+
+
+def _as_json(outcome: _Outcome) -> dict[str, Any]:
+    if isinstance(outcome, SearchResult):
+        return {
+            "matches": outcome.to_dicts(),
+            "model": asdict(outcome.model),
+            "took_ms": asdict(outcome.took_ms),
+        }
+    code = outcome.code if isinstance(outcome, ImageSearchError) else "unreadable"
+    return {"problem": {"code": code, "detail": _reason(outcome)}}
+
+
+def _put(client: Client, arguments: Arguments) -> int:
+    try:
+        stored = client.put_image(
+            arguments.id,
+            _image(arguments.image),
+            label=arguments.label,
+            metadata=arguments.metadata,
+        )
+    except (ImageRejectedError, OSError) as exc:
+        return _fail(f"{arguments.image}: {_reason(exc)}", EXIT_INCOMPLETE)
+    if arguments.json:
+        _print_json({"id": stored.id, "label": stored.label, "metadata": stored.metadata})
+    return 0
+
+
+def _delete(client: Client, arguments: Arguments) -> int:
+    status = 0
+    for id_ in arguments.ids:
+        try:
+            client.delete_image(id_)
+        except ImageNotFoundError as exc:
+            status = _fail(f"{id_}: {_reason(exc)}", EXIT_INCOMPLETE)
+    return status
+
+
+def _labels(client: Client, arguments: Arguments) -> int:
+    labels = client.labels()
+    if arguments.json:
+        _print_json(labels)
+    elif labels:
+        rows = [("-" if count is None else str(count), label) for label, count in labels.items()]
+        print(terminal.table(rows, right=(0,)))
+    return 0
+
+
+def _health(client: Client, arguments: Arguments) -> int:
+    facts = asdict(client.health())
+    facts["created_at"] = facts["created_at"].isoformat()
+    if arguments.json:
+        _print_json(facts)
+        return 0
+    model = facts.pop("model")
+    facts["model"] = ", ".join(f"{name} {value}" for name, value in model.items())
+    print(terminal.table([(name, str(value)) for name, value in facts.items()]))
+    return 0
+
+
+def _image(name: str) -> str | bytes:
+    return sys.stdin.buffer.read() if name == _STANDARD_INPUT else name
+
+
+def _reason(error: ImageSearchError | OSError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error)
+
+
+def _print_json(value: object) -> None:
+    # Escaped, so that nothing in it can command a terminal.
+    print(json.dumps(value))
+
+
+def _discard_output() -> None:
+    """What is still to be written would fail again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"image-search: {terminal.printable(message)}", file=sys.stderr)
+    return status

@@ -1,0 +1,105 @@
+"""Every error that a call raises, but for arguments of a wrong type or value, and unreadable files.
+
+ImageSearchError
+├── UnreachableError         no answer: connection refused or lost, name not known
+│   └── RequestTimeoutError  no answer in time
+├── UnexpectedAnswerError    an answer, but not one of this service: another address, a proxy
+├── UnavailableError         429, 502, 503, 504: starting, no_index, overloaded and so on
+├── ImageRejectedError       not_an_image, too_many_pixels, upload_too_large,
+│                            unsupported_media_type, url_not_fetched
+├── ImageNotFoundError       image_not_found
+├── AccessError              401, 403: unauthorized, writing_disabled, urls_disabled
+├── InvalidRequestError      any other 4xx: invalid_parameters, invalid_filter
+└── ServiceError             any other 5xx: internal_error
+
+The service says `code`, and it does not change. A code of a newer service gets the class of its
+status.
+"""
+
+from typing import Final, Self
+
+
+class ImageSearchError(Exception):
+    """Base of all errors: what is wrong and what to do (`detail`), and its kind (`code`).
+
+    `status` is the HTTP status, None where there was no answer.
+    """
+
+    def __init__(self, detail: str, code: str, status: int | None = None) -> None:
+        super().__init__(detail, code, status)
+        self.detail: Final = detail
+        self.code: Final = code
+        self.status: Final = status
+
+    def __str__(self) -> str:
+        return f"{self.detail} [{self.code}]"
+
+    @classmethod
+    def of(cls, detail: str, code: str, status: int) -> "ImageSearchError":
+        """The error of the class that the code or else the status has."""
+        kind = _BY_CODE.get(code) or _BY_STATUS.get(status)
+        if kind is None:
+            kind = ServiceError if status >= _SERVER_ERRORS else InvalidRequestError
+        return kind(detail, code, status)
+
+    def fresh(self) -> Self:
+        """The same error without a traceback: one that is raised twice collects both."""
+        return type(self)(self.detail, self.code, self.status)
+
+
+class UnreachableError(ImageSearchError):
+    """There was no answer: the connection was refused or lost, or the name is not known."""
+
+
+class RequestTimeoutError(UnreachableError):
+    """There was no answer in time."""
+
+
+class UnexpectedAnswerError(ImageSearchError):
+    """The answer is none of this service: another program listens there, or a proxy answered."""
+
+
+class UnavailableError(ImageSearchError):
+    """The service cannot answer now; repeated in vain."""
+
+
+class ImageRejectedError(ImageSearchError):
+    """The image cannot be used: no image, damaged, too large, or its URL cannot be fetched."""
+
+
+class ImageNotFoundError(ImageSearchError):
+    """The index has no image with this id."""
+
+
+class AccessError(ImageSearchError):
+    """The key is missing or wrong, or the operator has not turned this on."""
+
+
+class InvalidRequestError(ImageSearchError):
+    """An argument is not valid, or this service is too old for it."""
+
+
+class ServiceError(ImageSearchError):
+    """The service failed: its log has more."""
+
+
+_SERVER_ERRORS: Final = 500
+
+_BY_CODE: Final[dict[str, type[ImageSearchError]]] = {
+    "image_not_found": ImageNotFoundError,
+    "not_an_image": ImageRejectedError,
+    "too_many_pixels": ImageRejectedError,
+    "unsupported_media_type": ImageRejectedError,
+    "upload_too_large": ImageRejectedError,
+    "url_not_fetched": ImageRejectedError,
+}
+
+_BY_STATUS: Final[dict[int, type[ImageSearchError]]] = {
+    401: AccessError,
+    403: AccessError,
+    413: ImageRejectedError,
+    429: UnavailableError,
+    502: UnavailableError,
+    503: UnavailableError,
+    504: UnavailableError,
+}

@@ -1,0 +1,620 @@
+"""The Python client against the running service, and against answers that go wrong."""
+
+import asyncio
+import base64
+import importlib.metadata
+import io
+import json
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from PIL import Image
+
+from image_search.settings import load_settings
+from image_search_client import (
+    AccessError,
+    AsyncClient,
+    Client,
+    Example,
+    ImageNotFoundError,
+    ImageRejectedError,
+    ImageSearchError,
+    InvalidRequestError,
+    Match,
+    Model,
+    RequestTimeoutError,
+    SearchResult,
+    SearchResults,
+    ServiceError,
+    Thumbnail,
+    TookMs,
+    UnavailableError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+from tests.conftest import ROOT
+from tools import sync_client
+from worker import sample
+
+KIND = sample.KINDS[2]
+QUERY = sample.draw(KIND, 1000)
+
+
+def encode(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format_, **options)
+    return out.getvalue()
+
+
+class Blocking:
+    """An AsyncClient that is called like a Client, so that one test is for both."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(*args, **options)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+
+        async def call(*args: Any, **options: Any) -> Any:
+            answer = method(*args, **options)
+            if hasattr(answer, "__aiter__"):
+                return [item async for item in answer]
+            return await answer
+
+        return lambda *args, **options: self._runner.run(call(*args, **options))
+
+    def close(self) -> None:
+        self.aclose()
+        self._runner.close()
+
+
+CLIENTS = {"sync": Client, "async": Blocking}
+
+
+@pytest.fixture(params=CLIENTS)
+def kind(request: pytest.FixtureRequest) -> Any:
+    return CLIENTS[request.param]
+
+
+@pytest.fixture
+def client(service_url: str, kind: Any) -> Iterator[Client]:
+    with closing(kind(service_url)) as client:
+        yield client
+
+
+# --- searching -----------------------------------------------------------------------------------
+
+
+def test_every_kind_of_image_finds_what_its_file_does(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "query.png"
+    path.write_bytes(encode(QUERY))
+    expected = client.search(path, top_k=5).matches
+    assert [match.label for match in expected].count(KIND) >= 3
+    pixels = np.asarray(QUERY)
+    with path.open("rb") as file:
+        for image in (
+            str(path),
+            path.read_bytes(),
+            bytearray(path.read_bytes()),
+            memoryview(path.read_bytes()),
+            file,
+            io.BytesIO(path.read_bytes()),
+            QUERY,
+            pixels,
+            np.asfortranarray(pixels),
+            pixels[:, :, ::-1][:, :, ::-1],
+        ):
+            assert client.search(image, top_k=5).matches == expected
+
+
+def test_grey_arrays_and_other_modes_are_the_pictures_that_they_show(client: Client) -> None:
+    grey = QUERY.convert("L")
+    expected = client.search(encode(grey)).matches
+    assert client.search(np.asarray(grey)).matches == expected
+    cmyk = QUERY.convert("CMYK")
+    assert client.search(cmyk)[0].id == client.search(QUERY)[0].id
+
+
+def test_a_photograph_of_pillow_is_upright_as_its_file_is(client: Client, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    path = tmp_path / "turned.png"
+    path.write_bytes(encode(QUERY.transpose(Image.Transpose.ROTATE_90), exif=exif))
+    with Image.open(path) as image:
+        assert client.search(image).matches == client.search(path).matches
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((8, 8, 3)), ValueError, "uint8"),
+        (np.zeros((8, 8, 4), np.uint8), ValueError, r"\[8, 8, 4\]"),
+        (np.zeros((0, 8), np.uint8), ValueError, "no pixels"),
+        (io.StringIO("text"), TypeError, "'rb'"),
+        (5, TypeError, "not int"),
+        ("https://example.com/cat.jpg", ValueError, r"query\(url=…\)"),
+        ("missing.png", FileNotFoundError, "missing.png"),
+        (b"no image", ImageRejectedError, "not an image"),
+    ],
+)
+def test_what_is_no_image_is_told_apart(
+    client: Client, image: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        client.search(image)
+
+
+def test_options_reach_the_service(client: Client) -> None:
+    labels = [sample.KINDS[0], sample.KINDS[1]]
+    result = client.search(QUERY, top_k=20, labels=labels, thumbnails=False)
+    assert {match.label for match in result} == set(labels)
+    assert len(result) == 16
+    assert all(match.thumbnail is None for match in result)
+    with pytest.raises(InvalidRequestError, match="top_k") as caught:
+        client.search(QUERY, top_k=101)
+    assert (caught.value.code, caught.value.status) == ("invalid_parameters", 422)
+    with pytest.raises(TypeError, match=r"labels=\['cat'\]"):
+        client.search(QUERY, labels="cat")
+
+
+def test_results_are_sequences_of_matches(client: Client) -> None:
+    result = client.search(QUERY)
+    assert len(result) == 10
+    assert result[0] == result.matches[0] == next(iter(result))
+    assert result[1:3] == result.matches[1:3]
+    assert result[0].thumbnail is not None
+    assert Image.open(io.BytesIO(result[0].thumbnail)).format == "JPEG"
+    assert json.loads(json.dumps(result.to_dicts()))[0]["id"] == result[0].id
+    assert result.model.dimension == 512
+    assert result.took_ms.total > 0
+
+
+def test_many_images_come_back_in_order_and_bad_ones_alone_fail(
+    client: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drawn = [sample.draw(kind, 1000) for kind in sample.KINDS[:8]]
+    images: list[Any] = [*drawn, b"no image", "missing.png", *drawn]
+    results = client.search_many(iter(images), concurrency=3, top_k=1)
+    assert len(results) == len(images)
+    assert [result[0].id for result in results[:8]] == [client.search(i)[0].id for i in drawn]
+    assert [result[0].id for result in results[10:]] == [result[0].id for result in results[:8]]
+    assert {position: type(error) for position, error in results.errors.items()} == {
+        8: ImageRejectedError,
+        9: FileNotFoundError,
+    }
+    with pytest.raises(ImageRejectedError):
+        results[8]
+    with pytest.raises(ImageRejectedError):
+        list(results)
+    assert capfd.readouterr().err == ""  # no progress bar where nobody looks
+
+
+def test_a_table_of_results(client: Client) -> None:
+    table = client.search(QUERY).to_dataframe()
+    assert list(table.columns[:4]) == ["id", "label", "score", "confidence"]
+    assert "metadata.seed" in table.columns
+    assert len(table) == 10
+    table = client.search_many([QUERY, QUERY], top_k=2).to_dataframe()
+    assert list(table["query"]) == [0, 0, 1, 1]
+
+
+def test_without_pandas_the_table_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"image-search-client\[dataframe\]"):
+        result(match()).to_dataframe()
+
+
+def test_without_pillow_arrays_say_what_to_install(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"image-search-client\[pictures\]"):
+        client.search(np.zeros((8, 8), np.uint8))
+
+
+def test_health(client: Client) -> None:
+    health = client.health()
+    assert (health.status, health.count, health.store) == ("ok", 64, "embedded")
+    assert health.created_at.tzinfo is not None
+
+
+# --- in Jupyter ----------------------------------------------------------------------------------
+
+
+def match(**fields: Any) -> Match:
+    return Match(**{"id": "a", "label": "cat", "score": 0.5, **fields})
+
+
+def result(*matches: Match) -> SearchResult:
+    return SearchResult(matches, Model("vgg16", "w", "f", 32, 1, "int8", 512), TookMs(*[0.0] * 5))
+
+
+def test_the_strip_of_pictures_escapes_what_others_wrote() -> None:
+    evil = '"><script>alert(1)</script>'
+    html = result(
+        match(id=evil, label=evil, confidence=0.87, thumbnail=Thumbnail(evil.encode()))
+    )._repr_html_()
+    assert "<script" not in html
+    assert "87%" in html
+    [source] = re.findall(r'src="([^"]*)"', html)
+    assert base64.b64decode(source.removeprefix("data:image/jpeg;base64,")) == evil.encode()
+    failed = SearchResults((ImageRejectedError(evil, "not_an_image", 422),))
+    assert "<script" not in failed._repr_html_()
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+HANG, DROP = "hang", "drop"
+OK: tuple[int, dict[str, str], bytes] = (200, {}, b'{"labels": [{"label": "cat", "count": 2}]}')
+
+
+def problem(status: int, code: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    body = {"type": "about:blank", "title": "", "status": status, "code": code, "detail": "why"}
+    return status, headers, json.dumps(body).encode()
+
+
+class ScriptedServer:
+    """Answers with what the script says, one after another, and the last one for ever."""
+
+    def __init__(self, *script: Any) -> None:
+        self.requests: list[str] = []
+        self.headers: list[Any] = []
+        released = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.requests.append(f"{self.command} {self.path}")
+                outer.headers.append(self.headers)
+                step = script[min(len(outer.requests), len(script)) - 1]
+                if step == HANG:
+                    released.wait()
+                if step in (HANG, DROP):
+                    self.close_connection = True
+                    return
+                status, headers, body = step
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_DELETE = do_PUT = do_GET  # noqa: N815
+
+            def log_message(self, *_args: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._released = released
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._released.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., ScriptedServer]]:
+    servers: list[ScriptedServer] = []
+
+    def start(*script: Any) -> ScriptedServer:
+        servers.append(ScriptedServer(*script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The delays that were asked for; nobody waits for them."""
+    recorded: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        recorded.append(seconds)
+
+    monkeypatch.setattr("image_search_client.threads.sleep", recorded.append)
+    monkeypatch.setattr("image_search_client.aio.sleep", sleep)
+    return recorded
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [DROP, problem(503, "overloaded"), problem(429, "slow_down"), (502, {}, b"<h1>Bad gateway")],
+)
+def test_what_passes_is_sent_again(
+    scripted: Any, kind: Any, delays: list[float], failure: Any
+) -> None:
+    server = scripted(failure, failure, OK)
+    with closing(kind(server.url)) as client:
+        assert client.labels() == {"cat": 2}
+    assert len(server.requests) == 3
+    assert 0 < delays[0] <= 0.25 < 2 * delays[1] <= 1  # longer and longer
+
+
+def test_a_service_that_says_when_is_asked_then(
+    scripted: Any, kind: Any, delays: list[float]
+) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    server = scripted(
+        problem(503, "overloaded", Retry_After="7"), problem(503, "starting", Retry_After=date), OK
+    )
+    with closing(kind(server.url)) as client:
+        client.labels()
+    assert 7 <= delays[0] <= 7.3
+    assert 17 <= delays[1] <= 20.6
+
+
+@pytest.mark.parametrize(
+    ("failure", "attempts", "error"),
+    [
+        (problem(503, "overloaded"), 3, UnavailableError),
+        (problem(503, "overloaded", Retry_After="3600"), 1, UnavailableError),
+        (problem(503, "no_index"), 1, UnavailableError),
+        (DROP, 3, UnreachableError),
+        (problem(422, "invalid_parameters"), 1, InvalidRequestError),
+        (problem(500, "internal_error"), 1, ServiceError),
+        (problem(401, "unauthorized"), 1, AccessError),
+        (problem(404, "image_not_found"), 1, ImageNotFoundError),
+        (problem(422, "url_not_fetched"), 1, ImageRejectedError),
+        (problem(422, "of_next_year"), 1, InvalidRequestError),
+        (problem(503, "of_next_year"), 3, UnavailableError),
+        ((504, {}, b"<h1>Gateway timeout"), 3, UnavailableError),
+        ((200, {}, b"<h1>It works"), 1, UnexpectedAnswerError),
+        ((200, {}, b'{"labels": [{"count": 2}]}'), 1, UnexpectedAnswerError),
+        ((200, {}, b"\xff"), 1, UnexpectedAnswerError),
+        ((404, {}, b"<h1>Not found"), 1, UnexpectedAnswerError),
+        ((307, {"Location": "http://127.0.0.1:9/"}, b""), 1, UnexpectedAnswerError),
+    ],
+)
+def test_failures_are_errors_after_as_many_attempts_as_make_sense(
+    scripted: Any, kind: Any, delays: list[float], failure: Any, attempts: int, error: Any
+) -> None:
+    server = scripted(failure)
+    with closing(kind(server.url, retries=2)) as client, pytest.raises(error) as caught:
+        client.labels()
+    assert type(caught.value) is error
+    assert len(server.requests) == attempts
+    assert len(delays) == attempts - 1
+    if failure != DROP and failure[2].startswith(b'{"type"'):
+        expected = json.loads(failure[2])
+        assert (caught.value.code, caught.value.status) == (expected["code"], failure[0])
+        assert caught.value.detail == "why"
+
+
+def test_nothing_listens(free_port: int, kind: Any, delays: list[float]) -> None:
+    with closing(kind(f"http://127.0.0.1:{free_port}")) as client:
+        with pytest.raises(UnreachableError, match=f"{free_port} cannot be reached"):
+            client.labels()
+        assert len(delays) == 3
+        # One that would fail for all is raised, not kept for one image.
+        with pytest.raises(UnreachableError):
+            client.search_many([b"x"] * 100, concurrency=2)
+
+
+def test_a_service_that_hangs_is_given_up_after_the_timeout(scripted: Any, kind: Any) -> None:
+    server = scripted(HANG)
+    with closing(kind(server.url, timeout=0.1)) as client, pytest.raises(RequestTimeoutError):
+        client.labels()
+    assert len(server.requests) == 1
+
+
+def test_a_deletion_whose_answer_was_lost_has_succeeded(
+    scripted: Any, kind: Any, delays: list[float]
+) -> None:
+    server = scripted(DROP, problem(404, "image_not_found"))
+    with closing(kind(server.url)) as client:
+        client.delete_image("a/../b c")
+        assert server.requests == ["DELETE /images/a%2F..%2Fb%20c"] * 2
+        with pytest.raises(ImageNotFoundError):
+            client.delete_image("..")
+    assert server.requests[-1] == "DELETE /images/%2E%2E"
+    assert len(delays) == 1
+
+
+def test_health_is_asked_once(scripted: Any, kind: Any) -> None:
+    server = scripted(problem(503, "starting", Retry_After="5"))
+    with closing(kind(server.url)) as client, pytest.raises(UnavailableError, match="why"):
+        client.health()
+    assert len(server.requests) == 1
+
+
+def test_the_key_is_sent_and_not_shown(scripted: Any) -> None:
+    server = scripted(OK)
+    with Client(server.url, api_key="secret") as client:
+        client.labels()
+        assert "secret" not in repr(client)
+    assert server.headers[0]["X-API-Key"] == "secret"
+
+
+def test_answers_of_a_newer_service_are_understood(scripted: Any) -> None:
+    newer = {
+        "matches": [
+            {"id": "a", "label": None, "score": 1, "thumbnail": None, "metadata": {}, "new": 1}
+        ],
+        "model": {**MODEL, "new": 1},
+        "took_ms": {**TOOK, "new": 1},
+        "new": {},
+    }
+    with Client(scripted((200, {}, json.dumps(newer).encode())).url) as client:
+        assert client.search(b"x").matches == (match(label=None, score=1.0),)
+
+
+MODEL = {
+    "architecture": "vgg16",
+    "weights": "imagenet",
+    "fingerprint": "0" * 16,
+    "input_size": 32,
+    "preprocessing": 2,
+    "precision": "int8",
+    "dimension": 512,
+}
+TOOK = dict.fromkeys(("decode", "queue", "embed", "search", "total"), 0.5)
+
+
+@pytest.mark.parametrize("thumbnail", ["javascript:alert(1)", "data:image/jpeg;base64,<b>", 5])
+def test_thumbnails_that_are_none_are_refused(scripted: Any, thumbnail: Any) -> None:
+    answer = {
+        "matches": [{"id": "a", "label": None, "score": 1, "thumbnail": thumbnail, "metadata": {}}],
+        "model": MODEL,
+        "took_ms": TOOK,
+    }
+    with (
+        Client(scripted((200, {}, json.dumps(answer).encode())).url) as client,
+        pytest.raises(UnexpectedAnswerError, match="thumbnail"),
+    ):
+        client.search(b"x")
+
+
+def test_errors_survive_pickling() -> None:
+    error = pickle.loads(pickle.dumps(ImageRejectedError("no image", "not_an_image", 422)))
+    assert isinstance(error, ImageSearchError)
+    assert (str(error), error.status) == ("no image [not_an_image]", 422)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8000", "ftp://x"])
+def test_addresses_that_are_none_are_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="http://"):
+        Client(address)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"negative": [Example(id="a")]},
+        {"id": "a", "url": "http://x"},
+        {"positive": ["cat.jpg"]},
+    ],
+)
+def test_queries_that_say_nothing_or_too_much_are_refused(query: dict[str, Any]) -> None:
+    with Client() as client, pytest.raises((ValueError, TypeError)):
+        client.query(**query)
+
+
+# --- the package ---------------------------------------------------------------------------------
+
+
+def test_the_synchronous_client_is_made_from_the_asynchronous_one() -> None:
+    assert sync_client.TARGET.read_text() == sync_client.generate()
+
+
+def test_searching_loads_nothing_heavy(service_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "query.png"
+    path.write_bytes(encode(QUERY))
+    program = (
+        "import sys; from image_search_client import Client\n"
+        f"assert len(Client({service_url!r}).search({str(path)!r})) == 10\n"
+        "heavy = {'tensorflow', 'numpy', 'PIL', 'pandas', 'image_search', 'service', 'worker'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_installation_is_small() -> None:
+    """What pip puts on the disk for the package and all it needs is less than 15 MB."""
+    names, sizes = ["image-search-client"], dict[str, int]()
+    while names:
+        distribution = importlib.metadata.distribution(names.pop())
+        if distribution.name in sizes:
+            continue
+        sizes[distribution.name] = sum(
+            Path(str(file.locate())).stat().st_size
+            for file in distribution.files or []
+            if Path(str(file.locate())).exists()
+        )
+        for line in distribution.requires or []:
+            needed = Requirement(line)
+            if not needed.marker or needed.marker.evaluate({"extra": ""}):
+                names.append(needed.name)
+    package = ROOT / "client" / "image_search_client"  # installed as a link to it
+    total = sum(sizes.values()) + sum(path.stat().st_size for path in package.glob("*.py"))
+    assert total < 15_000_000, sizes
+    assert "numpy" not in sizes
+
+
+PROGRAM = """\
+from typing import assert_type
+
+from image_search_client import (
+    AsyncClient, Client, EmbedResult, Example, ImageSearchError, IndexedImage, Match,
+    SearchResult, SearchResults, Thumbnail,
+)
+
+
+def search(client: Client) -> None:
+    result = client.search("cat.jpg", top_k=5, labels=["cat"], filter={"year": {"$gte": 2020}})
+    assert_type(result, SearchResult)
+    assert_type(result[0], Match)
+    assert_type(result[:2], tuple[Match, ...])
+    assert_type(result[0].confidence, float | None)
+    assert_type(result[0].thumbnail, Thumbnail | None)
+    assert_type(client.search_many([b"", "cat.jpg"]), SearchResults)
+    assert_type(client.query(positive=[result[0], Example(image=b"")]), SearchResult)
+    assert_type(client.embed(b""), EmbedResult)
+    assert_type(client.labels(), dict[str, int | None])
+    for image in client.iter_images():
+        assert_type(image, IndexedImage)
+
+
+async def asearch(client: AsyncClient) -> None:
+    result = await client.search("cat.jpg", top_k=5, labels=["cat"])
+    assert_type(result, SearchResult)
+    assert_type(await client.search_many([b"", "cat.jpg"]), SearchResults)
+    assert_type(await client.thumbnail("a"), Thumbnail)
+    async for image in client.iter_images(prefix="a"):
+        assert_type(image, IndexedImage)
+    try:
+        await client.delete_image("a")
+    except ImageSearchError as exc:
+        assert_type(exc.code, str)
+        assert_type(exc.status, int | None)
+
+
+client = Client()
+client.search(5)  # type: ignore[arg-type]
+client.search("cat.jpg", topk=5)  # type: ignore[call-arg]
+client.query("id")  # type: ignore[call-arg]
+"""
+
+
+def test_a_program_that_uses_the_client_passes_strict_types(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_service_does_not_mind_the_variables_of_the_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_URL", "http://127.0.0.1:8000")
+    monkeypatch.setenv("IMAGE_SEARCH_API_KEY", "secret")
+    load_settings()

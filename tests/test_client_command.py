@@ -1,0 +1,255 @@
+"""The command line of the client, against the running service."""
+
+import base64
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_search_client import command, terminal
+from tests.test_client import KIND, QUERY, encode
+from worker import sample
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "query.png"
+    path.write_bytes(encode(QUERY))
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _address(service_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_URL", service_url)
+
+
+class Run:
+    """The exit code and the output of one call."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> None:
+        try:
+            self.code = command.main(arguments)
+        except SystemExit as exc:
+            self.code = int(str(exc.code))
+        self.out, self.err = capsys.readouterr()
+        assert "Traceback" not in self.err
+
+
+def test_a_query_prints_a_table(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "query", picture, "--top-k", "3", "--label", KIND)
+    assert (run.code, run.err) == (0, "")
+    header, *rows = run.out.splitlines()
+    assert header.split() == ["#", "score", "confidence", "label", "id"]
+    assert [row.split()[0] for row in rows] == ["1", "2", "3"]
+    assert {row.split()[3] for row in rows} == {KIND}
+
+
+def test_json_is_a_line_for_each_query(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "query", picture, "missing.png", picture, "--json", "--top-k", "1")
+    first, second, third = (json.loads(line) for line in run.out.splitlines())
+    assert run.code == command.EXIT_INCOMPLETE
+    assert first.keys() == {"image", "matches", "model", "took_ms"}
+    assert first["image"] == third["image"] == picture
+    assert first["matches"] == third["matches"]
+    assert second["problem"]["code"] == "unreadable"
+    assert run.err == "image-search: missing.png: No such file or directory\n"
+
+
+def test_standard_input_is_an_image(
+    picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Run(capsys, "query", picture).out
+    with open(picture) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert Run(capsys, "query", "-").out == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["query"], 2, "an IMAGE or --id is needed"),
+        (["query", "x", "--filter", "[1]"], 2, "not a JSON object"),
+        (["query", "x", "--filter", "{"], 2, "not JSON"),
+        (["query", "x", "--top-k", "many"], 2, "invalid int value"),
+        (["query", "x", "--service", "localhost"], 2, "does not begin with http://"),
+        (["query", __file__], 3, "not_an_image"),
+        (["query", "x\x1b[2J"], 3, r"x\x1b[2J: No such file"),
+        (["put", "a", "missing.png"], 3, "missing.png: No such file"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    run = Run(capsys, *arguments)
+    assert run.code == code
+    assert message in run.err.splitlines()[-1]
+    assert "\x1b" not in run.err
+
+
+def test_a_service_that_is_not_there(
+    picture: str, capsys: pytest.CaptureFixture[str], free_port: int
+) -> None:
+    run = Run(capsys, "query", picture, "--service", f"http://127.0.0.1:{free_port}")
+    assert run.code == command.EXIT_FAILED
+    assert re.fullmatch(r"image-search: .* cannot be reached: .* \[unreachable\]\n", run.err)
+
+
+def test_health(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "health")
+    assert run.code == 0
+    assert re.search(r"^count +64$", run.out, re.MULTILINE)
+    assert json.loads(Run(capsys, "health", "--json").out)["count"] == 64
+
+
+def test_help_explains_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["query", "--help"]):
+        run = Run(capsys, *arguments)
+        assert run.code == 0
+        assert "exit codes:" in run.out
+        assert "IMAGE_SEARCH_API_KEY" in run.out
+
+
+def test_the_reader_may_stop_reading(picture: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "image_search_client", "query", *[picture] * 20],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+def test_a_full_disk_is_an_error(picture: str) -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "image_search_client", "query", picture],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert run.returncode == command.EXIT_FAILED
+    assert run.stderr.count("\n") == 1
+    assert "No space left" in run.stderr
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_a_terminal_of_24_bit_colour_shows_pictures(picture: str) -> None:
+    controller, end = pty.openpty()
+    with open(controller, "rb", buffering=0) as screen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "image_search_client", "query", picture, "--top-k", "2"],
+            stdout=end,
+            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+        )
+        os.close(end)
+        shown = b""
+        while True:
+            try:
+                shown += screen.read(4096)
+            except OSError:  # the other end is closed
+                break
+        assert process.wait() == 0
+    lines = shown.decode().splitlines()
+    assert all("▀" in line for line in lines[:8])
+    assert lines[8].split() == ["1", "2"]
+    assert lines[9].startswith("#  score")
+
+
+def halves(text: str) -> "np.ndarray[Any, Any]":
+    """The pixels that half blocks show, uint8 [2 * lines, columns, 3]; black where empty."""
+    rows: list[list[tuple[int, ...]]] = []
+    for line in text.splitlines():
+        upper, lower = [], []
+        for codes, character in re.findall(r"\x1b\[([\d;]*)m([ ▀▄])", line):
+            colours = {
+                kind: tuple(map(int, numbers.split(";")))
+                for kind, numbers in re.findall(r"([34]8);2;(\d+;\d+;\d+)", codes)
+            }
+            front = colours.get("38", (0, 0, 0))
+            upper.append(front if character == "▀" else (0, 0, 0))
+            lower.append(front if character == "▄" else colours.get("48", (0, 0, 0)))
+        rows += [upper, lower]
+    return np.array(rows, np.uint8)
+
+
+def test_every_protocol_shows_the_same_pictures() -> None:
+    drawn = [sample.draw(kind, 0) for kind in sample.KINDS[:3]]
+    pictures = [encode(image) for image in drawn]
+    blocks = terminal.strips(pictures, "blocks", 80)
+    shown = halves("\n".join(blocks.splitlines()[:8]))
+    assert shown.shape == (16, 3 * 17 - 1, 3)
+
+    iterm = terminal.strips(pictures, "iterm", 80)
+    found = re.match(r"\x1b\]1337;File=inline=1;[^:]*width=50;height=8;[^:]*:([^\a]*)\a\n", iterm)
+    assert found
+    of_iterm = base64.b64decode(found[1])
+
+    kitty = terminal.strips(pictures, "kitty", 80)
+    chunks = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", kitty)
+    assert chunks[0][0] == "a=T,f=100,q=2,c=50,r=8,m=1"
+    assert [control for control, _ in chunks[1:]] == ["m=1"] * (len(chunks) - 2) + ["m=0"]
+    assert max(len(chunk) for _, chunk in chunks) <= 4096
+    assert base64.b64decode("".join(chunk for _, chunk in chunks)) == of_iterm
+
+    joined = Image.open(io.BytesIO(of_iterm)).convert("RGB")
+    for number, image in enumerate(drawn):
+        left = number * 17
+        expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC), int)
+        cell = shown[:, left : left + 16].astype(int)
+        assert np.abs(cell - expected).mean() < 8
+        part = joined.crop((left * 10, 0, left * 10 + 160, 160)).resize((16, 16))
+        assert np.abs(np.asarray(part, int) - expected).mean() < 12
+
+
+def test_strips_fit_the_terminal_and_go_on_below() -> None:
+    pictures = [encode(QUERY)] * 5
+    lines = terminal.strips(pictures, "blocks", 40).splitlines()
+    assert len(lines) == 3 * 9
+    assert [lines[row].split() for row in (8, 17, 26)] == [["1", "2"], ["3", "4"], ["5"]]
+
+
+def test_what_is_no_picture_stays_empty() -> None:
+    assert not halves("\n".join(terminal.strips([None, b"x"], "blocks", 80).split("\n")[:8])).any()
+
+
+@pytest.mark.parametrize(
+    ("environ", "protocol"),
+    [
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM": "xterm-ghostty"}, "kitty"),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm"),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, "iterm"),
+        ({"TERM": "xterm-256color", "LC_TERMINAL": "iTerm2"}, "iterm"),
+        ({"TERM": "tmux-256color", "LC_TERMINAL": "iTerm2", "COLORTERM": "truecolor"}, "blocks"),
+        ({"TERM": "xterm-256color", "COLORTERM": "24bit"}, "blocks"),
+        ({"TERM": "xterm-256color"}, None),
+        ({}, None),
+    ],
+)
+def test_terminals_are_known_by_what_they_say(
+    environ: dict[str, str], protocol: str | None
+) -> None:
+    assert terminal.picture_protocol(environ) == protocol
+
+
+def test_tables_are_aligned_also_with_wide_characters() -> None:
+    lines = terminal.table([("a", "猫", "x"), ("12", "e\u0301", "\x1b[2J")], right=(0,))
+    assert lines.splitlines() == [" a  猫  x", "12  e\u0301   \\x1b[2J"]
