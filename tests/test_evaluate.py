@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,15 @@ def index_of() -> Iterator[IndexOf]:
 def evaluation_of(
     source: Source, index: VectorIndex, *, queries: int = 1000, seed: int = 0
 ) -> Evaluation:
-    return evaluate(source, index, FakeEmbedder(), load_settings(), queries=queries, seed=seed)
+    return evaluate(
+        source,
+        index,
+        FakeEmbedder(),
+        load_settings(),
+        queries=queries,
+        seed=seed,
+        scratch=Path(gettempdir()),
+    )
 
 
 def means(figures: Figures) -> dict[str, float]:
@@ -183,14 +192,28 @@ def test_the_same_seed_gives_the_same_figures(index_of: IndexOf) -> None:
 
 def test_an_image_that_is_in_the_index_does_not_find_itself(index_of: IndexOf) -> None:
     source = noise_images("indexed", 40)
-    evaluation = evaluation_of(source, index_of(source))
+    index = index_of(source)
+    evaluation = evaluation_of(source, index)
     assert evaluation.figures.protocol.left_out == 40
     for strip in evaluation.strips["Drawn at random"]:
-        assert len(strip.matches) == 8
+        assert len(strip.matches) == 10
         assert strip.query.id not in [picture.id for picture, _ in strip.matches]
+    retrieval = evaluation.figures.retrieval
+    assert retrieval is not None
     # 12 or 13 of the 39 others have the query's label.
-    assert evaluation.figures.retrieval is not None
-    assert evaluation.figures.retrieval.chance == pytest.approx(12.35 / 39, abs=1e-4)
+    assert retrieval.chance == pytest.approx(12.35 / 39, abs=1e-4)
+    assert retrieval.pairs.same + retrieval.pairs.different == 40 * 39
+
+    rows = np.array([record.embedding for record in index.fetch(index.list_ids().ids).values()])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    labels = np.arange(40) % 3
+    expected = [
+        average_precision_score(
+            np.delete(labels == labels[row], row), np.delete(rows @ rows[row], row)
+        )
+        for row in range(40)
+    ]
+    assert means(evaluation.figures)["mAP"] == pytest.approx(np.mean(expected), abs=1e-4)
 
 
 def test_another_image_with_an_id_of_the_index_is_no_such_image(index_of: IndexOf) -> None:
@@ -416,6 +439,7 @@ def test_what_users_can_get_wrong(
 
     failed(1, "no index", folder)
     index_of(noise_images("indexed", 30))
+    failed(2, "name the images to search for")
     failed(2, "there is no", str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     failed(2, "holds no images", str(tmp_path / "empty"))

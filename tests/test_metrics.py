@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_score, recall_score, roc_auc_score
 
 from worker import metrics
@@ -40,6 +41,29 @@ def test_precision_and_recall_at_k_are_scikit_learns(k: int) -> None:
     for row, precision, recall in zip(relevant, precisions, recalls, strict=True):
         assert precision == pytest.approx(precision_score(row, retrieved))
         assert recall == pytest.approx(recall_score(row, retrieved))
+
+
+def test_reliability_is_scikit_learns_and_its_error_what_the_bins_say() -> None:
+    rng = np.random.default_rng(0)
+    confidences = rng.random(400) ** 2
+    correct = rng.random(400) < confidences**0.7
+    counts, mean_confidences, shares = metrics.reliability(confidences, correct)
+    expected_shares, expected_confidences = calibration_curve(correct, confidences, n_bins=15)
+    np.testing.assert_allclose(mean_confidences, expected_confidences)
+    np.testing.assert_allclose(shares, expected_shares)
+    gaps = 0.0
+    for number in range(15):
+        inside = (confidences > number / 15) & (confidences <= (number + 1) / 15)
+        if inside.any():
+            gaps += inside.sum() * abs(confidences[inside].mean() - correct[inside].mean())
+    found = metrics.expected_calibration_error(confidences, correct)
+    assert found == pytest.approx(gaps / 400)
+    assert counts.sum() == 400
+
+
+def test_confidences_of_none_and_one_have_their_bins() -> None:
+    counts, means, shares = metrics.reliability(np.array([0.0, 1.0, 1.0]), np.array([0, 1, 0]) > 0)
+    assert (counts.tolist(), means.tolist(), shares.tolist()) == ([1, 2], [0, 1], [0, 0.5])
 
 
 def test_intervals_are_those_of_scipys_bootstrap() -> None:

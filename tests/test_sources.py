@@ -394,6 +394,18 @@ def test_sample() -> None:
     assert "sample-castle-042" in items
 
 
+def test_the_samples_test_images_are_others() -> None:
+    train = {
+        item.id: item for item in open_source("sample", split="train", data_dir=Path()).items()
+    }
+    source = open_source("sample", split="test", data_dir=Path())
+    test = list(source.items())
+    assert len(test) == source.total == 500
+    assert not train.keys() & {item.id for item in test}
+    contents = {np.asarray(item.content).tobytes() for item in train.values()}
+    assert not contents & {np.asarray(item.content).tobytes() for item in test}
+
+
 def test_sample_is_the_same_in_every_process() -> None:
     digest = hashlib.sha256(b"".join(sample.draw(kind, 7).tobytes() for kind in sample.KINDS))
     program = (

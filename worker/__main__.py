@@ -110,7 +110,10 @@ def _parser() -> argparse.ArgumentParser:
         "where it is to be had and sample otherwise",
     )
     ingest_parser.add_argument(
-        "--split", choices=("train", "test"), default="train", help="of CIFAR-10 (default: train)"
+        "--split",
+        choices=("train", "test"),
+        default="train",
+        help="of CIFAR-10 or the sample (default: train)",
     )
     ingest_parser.add_argument(
         "--limit", type=_positive, metavar="N", help="only the first N images"
@@ -132,14 +135,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate_parser.add_argument(
         "source",
         nargs="?",
-        default="cifar10",
+        default="auto",
         metavar="SOURCE",
-        help="the query images: cifar10 (downloaded; the default), sample, a folder, zip or tar "
-        "of images with one sub-folder a label, or CIFAR-10's binary archive; without labels "
-        "there are fewer figures",
+        help="the query images: cifar10 (downloaded), sample (drawn), a folder, zip or tar of "
+        "images with one sub-folder a label, or CIFAR-10's binary archive; auto, the default, is "
+        "cifar10 or sample, whichever the index holds; without labels there are fewer figures",
     )
     evaluate_parser.add_argument(
-        "--split", choices=("train", "test"), default="test", help="of CIFAR-10 (default: test)"
+        "--split",
+        choices=("train", "test"),
+        default="test",
+        help="of CIFAR-10 or the sample (default: test)",
     )
     evaluate_parser.add_argument(
         "--queries",
@@ -229,21 +235,39 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError(
             f"evaluate needs {exc.name}: python -m pip install 'image-search[evaluate]'"
         ) from exc
-    source = open_source(arguments.source, split=arguments.split, data_dir=settings.data_dir)
     index = open_index(settings)
+    name = _held_out(index) if arguments.source == "auto" else arguments.source
+    source = open_source(name, split=arguments.split, data_dir=settings.data_dir)
     folder = arguments.output or settings.data_dir / "evaluation"
     report.make_folder(folder)
     embedder = _embedder_of(index, settings)
     embedder.warm_up()
     started = time.monotonic()
     evaluation = evaluate(
-        source, index, embedder, settings, queries=arguments.queries, seed=arguments.seed
+        source,
+        index,
+        embedder,
+        settings,
+        queries=arguments.queries,
+        seed=arguments.seed,
+        scratch=folder,
     )
     index.close()
     path = report.write_report(evaluation, folder)
     print(report.summary(evaluation.figures))
     print(f"report: {path}, made in {time.monotonic() - started:.1f} s")
     return EXIT_UNREADABLE if evaluation.unreadable else 0
+
+
+def _held_out(index: VectorIndex) -> str:
+    """The source that has other images of what the index holds."""
+    for name in ("cifar10", "sample"):
+        if index.list_ids(prefix=f"{name}-", limit=1).ids:
+            return name
+    raise SourceError(
+        "the index holds neither CIFAR-10 nor the sample: name the images to search for, "
+        "python -m worker evaluate SOURCE"
+    )
 
 
 def _source(

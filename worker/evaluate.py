@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import cpu_count
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Final, TypeVar
 
@@ -22,7 +23,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from image_search import images
 from image_search.embedding import Embedder, Embeddings
-from image_search.errors import ImageError, IndexNotFoundError, RecordError, SourceError
+from image_search.errors import ImageError, IndexNotFoundError, RecordError, SourceError, StoreError
 from image_search.images import Pixels
 from image_search.index import Match, Record, VectorIndex, check_embedding
 from image_search.manifest import DIMENSION
@@ -65,7 +66,6 @@ _PAIR_BINS: Final = 1 << 16
 _SHOWN_PAIR_BINS: Final = 80
 _SCORE_BINS: Final = 20
 _STRIPS: Final = 6
-_STRIP_MATCHES: Final = 8
 # t-SNE's time grows faster than the count; this many take about ten seconds.
 _MAP_IMAGES: Final = 2000
 _FEWEST_MAP_IMAGES: Final = 20
@@ -102,12 +102,14 @@ def evaluate(
     *,
     queries: int,
     seed: int,
+    scratch: Path,
 ) -> Evaluation:
     """Search for `queries` images of the source, drawn at random, or for all if there are fewer.
 
     What is random follows from `seed`. A query that is in the index itself, under its id, is left
-    out of its own matches. Raises SourceError when no image of the source can be read, and
-    IndexNotFoundError when the index is empty.
+    out of its own matches. In the folder `scratch` all embeddings of the index, 2 KB each, are
+    kept meanwhile. Raises SourceError when no image of the source can be read, IndexNotFoundError
+    when the index is empty, and StoreError when `scratch` is full.
     """
     if not index.count():
         raise IndexNotFoundError(
@@ -118,10 +120,15 @@ def evaluate(
     if not asked.ids:
         reason = next(iter(asked.unreadable.values()), "it is empty")
         raise SourceError(f"none of the images of {source.name} can be read: {reason}")
-    with TemporaryFile() as file:
-        return _Evaluation(asked, _fetch_gallery(index, file), index, settings, seed).run(
-            source.name, embedder
-        )
+    with TemporaryFile(dir=scratch) as file:
+        try:
+            gallery = _fetch_gallery(index, file)
+        except OSError as exc:
+            raise StoreError(
+                f"the index's embeddings cannot be kept in {scratch} meanwhile: {exc.strerror}; "
+                "make room, or choose another folder with --output"
+            ) from exc
+        return _Evaluation(asked, gallery, index, settings, seed).run(source.name, embedder)
 
 
 # --- what is asked, and what there is to find ----------------------------------------------------
@@ -249,18 +256,19 @@ def _fetch_gallery(index: VectorIndex, file: IO[bytes]) -> _Gallery:
         all_ids += page.ids
     all_ids.sort()
     metric = index.manifest.metric
-    embeddings = np.memmap(file, np.float32, "w+", shape=(len(all_ids), DIMENSION))
     ids: list[str] = []
     labels: list[str | None] = []
     with Progress("index", len(all_ids), "images") as progress:
         for start in range(0, len(all_ids), _FETCHED_AT_ONCE):
             records = index.fetch(all_ids[start : start + _FETCHED_AT_ONCE])
             for id_ in sorted(records):
-                embeddings[len(ids)] = _comparable(records[id_].embedding, metric)
+                file.write(_comparable(records[id_].embedding, metric).tobytes())
                 ids.append(id_)
                 labels.append(records[id_].label)
             progress.update(len(records))
-    return _Gallery(ids, labels, embeddings[: len(ids)], metric)
+    file.flush()
+    embeddings = np.memmap(file, np.float32, "r", shape=(len(ids), DIMENSION))
+    return _Gallery(ids, labels, embeddings, metric)
 
 
 def _comparable(embeddings: Embeddings, metric: Metric) -> Embeddings:
@@ -533,10 +541,7 @@ class _Evaluation:
             chosen["Best, by average precision"] = order[:_STRIPS]
             chosen["Worst, by average precision"] = order[::-1][:_STRIPS]
         shown = {
-            match.id
-            for rows in chosen.values()
-            for row in rows
-            for match in self._nearest[row][:_STRIP_MATCHES]
+            match.id for rows in chosen.values() for row in rows for match in self._nearest[row]
         }
         records = self._index.fetch(sorted(shown))
         return {
@@ -546,13 +551,12 @@ class _Evaluation:
 
     def _strip(self, row: int, records: dict[str, Record]) -> Strip:
         queries = self._queries
-        nearest = self._nearest[row]
         has_quality = self._totals[row] > 0
         return Strip(
             query=Picture(queries.ids[row], queries.labels[row], queries.thumbnails[row]),
             matches=[
                 (Picture(match.id, match.label, records[match.id].thumbnail), match.score)
-                for match in nearest[:_STRIP_MATCHES]
+                for match in self._nearest[row]
                 if match.id in records
             ],
             precision=float(self._relevant[row, :NEIGHBOURS].mean()) if has_quality else None,
@@ -569,10 +573,11 @@ class _Evaluation:
             return None
         rows = np.sort(self._rng().choice(count, min(count, _MAP_IMAGES), replace=False))
         # Threads add up in another order each time, and the map would turn out another.
-        with threadpool_limits(1):
+        with Progress("map", len(rows), "images") as progress, threadpool_limits(1):
             points = TSNE(
                 perplexity=min(_PERPLEXITY, len(rows) / 4), init="random", random_state=self._seed
             ).fit_transform(np.array(self._gallery.embeddings[rows]))
+            progress.update(len(rows))
         return EmbeddingMap(points.astype(np.float64), [self._gallery.labels[row] for row in rows])
 
 

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 _RESAMPLES: Final = 1000
 _RESAMPLES_AT_ONCE: Final = 50
 _INTERVAL: Final = (2.5, 97.5)
+_CONFIDENCE_BINS: Final = 15
 
 
 def precision_at(relevant: NDArray[np.bool_], k: int) -> Floats:
@@ -57,6 +58,30 @@ def roc_auc(positives: NDArray[np.int64], negatives: NDArray[np.int64]) -> float
     lower_negatives = np.cumsum(negatives) - negatives
     wins = positives @ (lower_negatives + negatives / 2)
     return float(wins / positives.sum() / negatives.sum())
+
+
+def reliability(
+    confidences: Floats, correct: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Of each of 15 bins of equal width in confidence: count, mean confidence, share correct.
+
+    Both are [n], confidences from 0 to 1; bins that hold none are left out. They make up the
+    reliability diagram (Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks,
+    ICML 2017, section 2).
+    """
+    bins = (np.ceil(confidences * _CONFIDENCE_BINS) - 1).clip(0).astype(np.int64)
+    counts = np.bincount(bins, minlength=_CONFIDENCE_BINS)
+    used = counts > 0
+    sums = [
+        np.bincount(bins, weights, _CONFIDENCE_BINS)[used] for weights in (confidences, correct)
+    ]
+    return counts[used], sums[0] / counts[used], sums[1] / counts[used]
+
+
+def expected_calibration_error(confidences: Floats, correct: NDArray[np.bool_]) -> float:
+    """How far confidence and the share correct are apart, weighted by the bins' counts (ibid.)."""
+    counts, mean_confidences, shares = reliability(confidences, correct)
+    return float(np.average(np.abs(mean_confidences - shares), weights=counts))
 
 
 def bootstrap_interval(values: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:

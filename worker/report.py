@@ -34,6 +34,7 @@ _BOTTOM: Final = 36
 # More labels than these make a picture that nobody reads.
 _MATRIX_LABELS: Final = 30
 _MAP_COLOURS: Final = 10
+_MAP_MARGIN: Final = 6
 _MISTAKES: Final = 12
 
 
@@ -81,16 +82,16 @@ def summary(figures: Figures) -> str:
         lines.append(f"without figures of precision: {figures.without_labels}")
     rows = list(_estimates(figures))
     width = max(len(name) for name, _ in rows)
-    lines.append(f"{'':{width}}    mean   95 % interval")
+    lines.append(f"{'':{width}}     mean   95 % interval")
     lines += [
-        f"{name:{width}}  {estimate.mean:6.3f}   {estimate.low:.3f} to {estimate.high:.3f}"
+        f"{name:{width}}  {_percent(estimate.mean):>7}   "
+        f"{_percent(estimate.low)} to {_percent(estimate.high)}"
         for name, estimate in rows
     ]
     if figures.retrieval is not None:
-        lines.append(f"{'precision of chance':{width}}  {figures.retrieval.chance:6.3f}")
+        lines.append(f"{'precision of chance':{width}}  {_percent(figures.retrieval.chance):>7}")
         if figures.retrieval.pairs.roc_auc is not None:
-            name = "ROC AUC of pairs"
-            lines.append(f"{name:{width}}  {figures.retrieval.pairs.roc_auc:6.3f}")
+            lines.append(f"{'ROC AUC of pairs':{width}}  {figures.retrieval.pairs.roc_auc:7.3f}")
     return "\n".join(lines)
 
 
@@ -300,17 +301,19 @@ def _map_labels(plotted: EmbeddingMap) -> list[str]:
 
 def _map_plot(plotted: EmbeddingMap) -> Markup:
     colour_of = {label: number for number, label in enumerate(_map_labels(plotted))}
-    low, high = plotted.points.min(axis=0), plotted.points.max(axis=0)
+    low, extent = plotted.points.min(axis=0), np.ptp(plotted.points, axis=0)
     # One scale for both axes, or distances would lie.
-    scaled = 6 + (plotted.points - low) / (float((high - low).max()) or 1.0) * (_WIDTH - 12)
+    scale = (_WIDTH - 2 * _MAP_MARGIN) / (float(extent.max()) or 1.0)
+    width, height = np.ceil(scale * extent + 2 * _MAP_MARGIN)
+    dot = Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="2.2"><title>{}</title></circle>')
     dots = Markup("").join(
-        Markup(
-            '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="2.2"><title>{}</title></circle>'
-        ).format(
+        dot.format(
             f"c{colour_of[label]}" if label in colour_of else "other", x, y, label or "no label"
         )
-        for (x, y), label in zip(scaled, plotted.labels, strict=True)
+        for (x, y), label in zip(
+            _MAP_MARGIN + scale * (plotted.points - low), plotted.labels, strict=True
+        )
     )
-    return Markup('<svg viewBox="0 0 {0} {0}" role="img" aria-label="{1}">{2}</svg>').format(
-        _WIDTH, "Map of the embeddings, coloured by label", dots
+    return Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">{}</svg>').format(
+        width, height, "Map of the embeddings, coloured by label", dots
     )

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 IMAGES_PER_KIND: Final = 100
+TEST_IMAGES_PER_KIND: Final = 50
 
 _SIZE: Final = 96
 _SIDE: Final = 4 * _SIZE

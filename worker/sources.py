@@ -87,7 +87,7 @@ def open_source(source: str, *, split: Split, data_dir: Path) -> Source:
     when CIFAR-10 cannot be downloaded.
     """
     if source == "sample":
-        return _sample()
+        return _sample(split)
     if source == "cifar10":
         archive = data_dir / "downloads" / _CIFAR10_FILE
         return _cifar10(download(_CIFAR10_URL, archive, md5=_CIFAR10_MD5), split)
@@ -118,10 +118,14 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise SourceError(f"{path} cannot be read, or is damaged: {reason}") from exc
 
 
-def _sample() -> Source:
+def _sample(split: Split) -> Source:
+    seeds = range(sample.IMAGES_PER_KIND)
+    if split == "test":
+        seeds = range(seeds.stop, seeds.stop + sample.TEST_IMAGES_PER_KIND)
+
     def items() -> Iterator[Item]:
         for kind in sample.KINDS:
-            for seed in range(sample.IMAGES_PER_KIND):
+            for seed in seeds:
                 yield Item(
                     id=f"sample-{kind}-{seed:03d}",
                     label=kind,
@@ -129,7 +133,8 @@ def _sample() -> Source:
                     metadata={"source": "sample"},
                 )
 
-    return Source("sample", len(sample.KINDS) * sample.IMAGES_PER_KIND, items)
+    name = "sample" if split == "train" else f"sample ({split})"
+    return Source(name, len(sample.KINDS) * len(seeds), items)
 
 
 # --- CIFAR-10 ---------------------------------------------------------------------------------
