@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+import worker
 from image_search.embedding import Embeddings
 from image_search.errors import ImageError, IndexNotFoundError, SourceError
 from image_search.images import Pixels
@@ -447,6 +448,16 @@ def test_what_users_can_get_wrong(
     failed(2, "choose another folder with --output", folder, "--output", str(tmp_path / "file"))
     monkeypatch.setenv("IMAGE_SEARCH_WEIGHTS", "bundled")
     failed(1, "the index was built with", folder)
+
+
+def test_without_its_extra_it_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.delitem(sys.modules, "worker.report")
+    monkeypatch.delattr(worker, "report")
+    assert command(monkeypatch) == 2
+    assert "pip install 'image-search[evaluate]'" in capsys.readouterr().err
 
 
 def test_a_seed_is_no_negative_number(

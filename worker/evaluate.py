@@ -20,6 +20,8 @@ from typing import IO, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from image_search import images
 from image_search.embedding import Embedder, Embeddings
@@ -565,9 +567,6 @@ class _Evaluation:
 
     def _map(self) -> EmbeddingMap | None:
         """t-SNE (van der Maaten and Hinton, JMLR 9, 2008) of images of the index."""
-        from sklearn.manifold import TSNE
-        from threadpoolctl import threadpool_limits
-
         count = len(self._gallery.ids)
         if count < _FEWEST_MAP_IMAGES:
             return None
