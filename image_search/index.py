@@ -118,7 +118,17 @@ class VectorIndex(Protocol):
         ...
 
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
-        """The first `limit` ids that begin with `prefix`, or those where `cursor` goes on."""
+        """The first `limit` ids that begin with `prefix`, or those where `cursor` goes on.
+
+        Raises RecordError for a cursor that the store does not know for one of its own.
+        """
+        ...
+
+    def labels(self) -> dict[str, int | None]:
+        """The labels in order, and how many records have each; None where that is not known.
+
+        A store that cannot count may also name labels that no record has any more.
+        """
         ...
 
     def count(self) -> int:

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from image_search.errors import SettingsError
@@ -97,6 +97,20 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[
         int, Field(ge=1, description="Largest request body that the service reads.")
     ] = 20 * 1024 * 1024
+    api_keys: Annotated[
+        SecretStr,
+        Field(
+            description="Keys for writing over HTTP, with commas between; without any, writing is "
+            "off."
+        ),
+    ] = SecretStr("")
+    read_needs_key: Annotated[
+        bool, Field(description="Whether searching and reading over HTTP need a key, too.")
+    ] = False
+    fetch_urls: Annotated[
+        bool,
+        Field(description="Whether the service fetches images from public URLs that it is sent."),
+    ] = False
     host: Annotated[str, Field(description="Address that the service listens on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port of the service.")] = 8000
 

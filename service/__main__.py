@@ -37,6 +37,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         settings = load_settings()
+        app = create_app(settings)
         listener = _listen(settings)
     except SettingsError as exc:
         print(f"error: {exc}", file=sys.stderr)
@@ -49,7 +50,7 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(0))
     with listener:
         config = uvicorn.Config(
-            create_app(settings),
+            app,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_SECONDS_TO_FINISH,

@@ -129,4 +129,4 @@ class CountRequests:
         try:
             await self._app(scope, receive, counted)
         finally:
-            self._metrics.requested(getattr(scope.get("route"), "path", _OTHER), status)
+            self._metrics.requested(getattr(scope.get("route"), "path_format", _OTHER), status)

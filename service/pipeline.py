@@ -1,22 +1,23 @@
 """Search in three stages beside each other: decode, embed, query. What waits shares a batch."""
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 import numpy as np
 
+from image_search import images
 from image_search.embedding import Embedder, Embeddings
 from image_search.errors import ImageSearchError, RecordError
 from image_search.filters import Filter
 from image_search.images import Pixels
 from image_search.index import Match, VectorIndex, check_embedding
-from image_search.manifest import ModelSpec
 from service.batching import Stage
 from service.errors import EngineFailedError
 from service.metrics import STAGES, Metrics
@@ -36,25 +37,56 @@ class Engine:
     embedder: Embedder
 
 
+class Timing:
+    """Seconds of one request by stage."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    def stop(self) -> None:
+        """Whatever time no stage has taken until now was spent in queues."""
+        seconds = self.seconds
+        seconds["total"] = time.perf_counter() - self._started
+        worked = seconds["decode"] + seconds["embed"] + seconds["search"]
+        seconds["queue"] = max(0.0, seconds["total"] - worked)
+
+    def milliseconds(self) -> dict[str, float]:
+        """Rounded to hundredths."""
+        return {stage: round(1000 * self.seconds[stage], 2) for stage in STAGES}
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """The embedding, float32 [512], of an image file; and what a record of it has besides."""
+
+    embedding: Embeddings
+    sha256: str
+    thumbnail: bytes
+    timing: Timing
+
+
 @dataclass(frozen=True)
 class SearchResult:
-    """Matches, best first, the model that embedded the query, and milliseconds by stage."""
+    """Matches, best first, and the embedding, float32 [512], that they are similar to."""
 
     matches: list[Match]
-    model: ModelSpec
-    took_ms: dict[str, float]
+    embedding: Embeddings
+    timing: Timing
 
 
 @dataclass(eq=False)
 class _Job:
     engine: Engine
-    file: BinaryIO
-    top_k: int
-    filter: Filter | None
+    timing: Timing
+    file: BinaryIO | None = None
+    for_record: bool = False
+    top_k: int = 0  # 0: the embedding is all that is asked for
+    filter: Filter | None = None
     # Cancelled when nobody waits for it any more.
-    future: "Future[SearchResult]" = field(default_factory=Future)
-    started: float = field(default_factory=time.perf_counter)
-    seconds: dict[str, float] = field(default_factory=dict)
+    future: "Future[Any]" = field(default_factory=Future)
+    sha256: str = ""
+    thumbnail: bytes = b""
     pixels: Pixels = field(init=False)
     embedding: Embeddings = field(init=False)
 
@@ -114,18 +146,54 @@ class Pipeline:
         A search that is cancelled costs nothing from the next stage on. Raises NotAnImageError,
         ImageTooLargeError, RecordError, StoreError or EngineFailedError.
         """
-        job = _Job(engine, file, top_k, filter)
+        job = _Job(engine, Timing(), file, top_k=top_k, filter=filter)
         self._decoding.put([job])
-        return await asyncio.wrap_future(job.future)
+        result: SearchResult = await asyncio.wrap_future(job.future)
+        return result
+
+    async def embed(
+        self, engine: Engine, file: BinaryIO, *, for_record: bool = False
+    ) -> EmbeddedImage:
+        """The embedding of the image in `file`; `for_record` its hash and thumbnail, too.
+
+        Raises what `search` raises.
+        """
+        job = _Job(engine, Timing(), file, for_record=for_record)
+        self._decoding.put([job])
+        embedded: EmbeddedImage = await asyncio.wrap_future(job.future)
+        return embedded
+
+    async def query(
+        self,
+        engine: Engine,
+        embedding: Embeddings,
+        top_k: int,
+        filter: Filter | None,  # noqa: A002
+        timing: Timing,
+    ) -> SearchResult:
+        """The `top_k` images of the index most similar to float32 [512]; goes on with `timing`.
+
+        Raises RecordError or StoreError.
+        """
+        job = _Job(engine, timing, top_k=top_k, filter=filter)
+        job.embedding = embedding
+        self._querying.put([job])
+        result: SearchResult = await asyncio.wrap_future(job.future)
+        return result
 
     def _decode(self, jobs: list[_Job]) -> None:
         for job in _wanted(jobs):
             started = time.perf_counter()
             embedder = job.engine.embedder
+            assert job.file is not None  # noqa: S101
             # Read only now, so that no more uploads than threads are held as bytes.
-            image = embedder.decode(job.file.read(), max_pixels=self._max_pixels)
+            content = job.file.read()
+            image = embedder.decode(content, max_pixels=self._max_pixels)
             job.pixels = embedder.pixels(image)
-            job.seconds["decode"] = time.perf_counter() - started
+            if job.for_record:
+                job.sha256 = hashlib.sha256(content).hexdigest()
+                job.thumbnail = images.thumbnail(image)
+            job.timing.seconds["decode"] += time.perf_counter() - started
             self._embedding.put([job])
 
     def _embed(self, jobs: list[_Job]) -> None:
@@ -138,11 +206,17 @@ class Pipeline:
             self._metrics.batch_size.observe(len(group))
             for job, embedding in zip(group, embeddings, strict=True):
                 job.embedding = embedding
-                job.seconds["embed"] = seconds
-        self._querying.put(jobs)
+                job.timing.seconds["embed"] += seconds
+        valid = _valid(jobs)
+        for job in valid:
+            if not job.top_k:
+                self._answer(
+                    job, EmbeddedImage(job.embedding, job.sha256, job.thumbnail, job.timing)
+                )
+        self._querying.put([job for job in valid if job.top_k])
 
     def _query(self, jobs: list[_Job]) -> None:
-        groups = _grouped(_valid(_wanted(jobs)), lambda job: (job.engine, job.top_k, job.filter))
+        groups = _grouped(_wanted(jobs), lambda job: (job.engine, job.top_k, job.filter))
         for (engine, top_k, filter_), group in groups.items():
             started = time.perf_counter()
             embeddings = np.stack([job.embedding for job in group])
@@ -153,17 +227,14 @@ class Pipeline:
                 continue
             seconds = time.perf_counter() - started
             for job, matches in zip(group, results, strict=True):
-                job.seconds["search"] = seconds
-                self._answer(job, matches)
+                job.timing.seconds["search"] += seconds
+                self._answer(job, SearchResult(matches, job.embedding, job.timing))
 
-    def _answer(self, job: _Job, matches: list[Match]) -> None:
-        seconds = job.seconds
-        total = time.perf_counter() - job.started
-        seconds.update(queue=total - sum(seconds.values()), total=total)
-        self._metrics.answered(seconds)
-        took_ms = {stage: round(1000 * seconds[stage], 2) for stage in STAGES}
+    def _answer(self, job: _Job, result: EmbeddedImage | SearchResult) -> None:
+        job.timing.stop()
+        self._metrics.answered(job.timing.seconds)
         with suppress(InvalidStateError):
-            job.future.set_result(SearchResult(matches, job.engine.embedder.model, took_ms))
+            job.future.set_result(result)
 
     def _fail(self, jobs: list[_Job], error: BaseException) -> None:
         if isinstance(error, Exception):

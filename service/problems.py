@@ -35,51 +35,202 @@ MEDIA_TYPE: Final = "application/problem+json"
 _RETRY_AFTER_SECONDS: Final = "5"
 _RETRY_AFTER_SECONDS_OVERLOADED: Final = "1"
 
-_PROBLEMS: Final[dict[type[ImageSearchError], tuple[HTTPStatus, str]]] = {
-    NotAnImageError: (HTTPStatus.UNPROCESSABLE_ENTITY, "not_an_image"),
-    ImageTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_many_pixels"),
-    FilterError: (HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_filter"),
-    RecordError: (HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_parameters"),
-    StartingError: (HTTPStatus.SERVICE_UNAVAILABLE, "starting"),
-    IndexNotFoundError: (HTTPStatus.SERVICE_UNAVAILABLE, "no_index"),
-    IndexMismatchError: (HTTPStatus.SERVICE_UNAVAILABLE, "model_mismatch"),
-    WeightsError: (HTTPStatus.SERVICE_UNAVAILABLE, "model_unavailable"),
-    StoreError: (HTTPStatus.SERVICE_UNAVAILABLE, "store_unavailable"),
-    SettingsError: (HTTPStatus.SERVICE_UNAVAILABLE, "misconfigured"),
-    OverloadedError: (HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"),
-    DeadlineExceededError: (HTTPStatus.SERVICE_UNAVAILABLE, "deadline_exceeded"),
-    EngineFailedError: (HTTPStatus.SERVICE_UNAVAILABLE, "engine_failed"),
+# Every code: its status, and an example of what its detail says.
+CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
+    "bad_request": (HTTPStatus.BAD_REQUEST, "Missing boundary in multipart."),
+    "unauthorized": (
+        HTTPStatus.UNAUTHORIZED,
+        "send a key of this service in the header X-API-Key",
+    ),
+    "writing_disabled": (
+        HTTPStatus.FORBIDDEN,
+        "writing is off: the operator turns it on with IMAGE_SEARCH_API_KEYS",
+    ),
+    "urls_disabled": (
+        HTTPStatus.FORBIDDEN,
+        "fetching URLs is off: send the image itself, or let the operator set "
+        "IMAGE_SEARCH_FETCH_URLS",
+    ),
+    "image_not_found": (HTTPStatus.NOT_FOUND, "there is no image 'cat' in the index"),
+    "not_found": (HTTPStatus.NOT_FOUND, "Not Found"),
+    "method_not_allowed": (HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed"),
+    "upload_too_large": (
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "the request has more than 20,971,520 bytes: make the image smaller",
+    ),
+    "too_many_pixels": (
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "the image is 20000x20000, which is more than 64,000,000 pixels: make it smaller",
+    ),
+    "unsupported_media_type": (
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "send multipart/form-data, as in: curl -F image=@cat.jpg",
+    ),
+    "invalid_parameters": (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "top_k: Input should be less than or equal to 100",
+    ),
+    "invalid_filter": (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "$gt of field 'year' needs a finite number, not 'new'",
+    ),
+    "not_an_image": (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "not an image in a format that can be read",
+    ),
+    "url_not_fetched": (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "http://localhost/cat.jpg was not fetched: its address is not a public one",
+    ),
+    "internal_error": (
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "an unexpected error; the service's log has more",
+    ),
+    "starting": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the service is starting: try again in a few seconds",
+    ),
+    "no_index": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "there is no index 'images' yet: ingest images first, python -m worker ingest SOURCE",
+    ),
+    "model_mismatch": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the index was built with another model: use the index's own weights",
+    ),
+    "model_unavailable": (HTTPStatus.SERVICE_UNAVAILABLE, "there is no file of weights mine.h5"),
+    "store_unavailable": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Pinecone cannot be reached, or did not answer within 10 s",
+    ),
+    "misconfigured": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "PINECONE_API_KEY is not set: Pinecone needs an API key",
+    ),
+    "overloaded": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "too many searches at once: try again in a second",
+    ),
+    "deadline_exceeded": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the request was not done within 10 seconds: try again",
+    ),
+    "engine_failed": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the model could not be run: try again in a few seconds",
+    ),
 }
+_CODE_OF: Final[dict[type[ImageSearchError], str]] = {
+    NotAnImageError: "not_an_image",
+    ImageTooLargeError: "too_many_pixels",
+    FilterError: "invalid_filter",
+    RecordError: "invalid_parameters",
+    StartingError: "starting",
+    IndexNotFoundError: "no_index",
+    IndexMismatchError: "model_mismatch",
+    WeightsError: "model_unavailable",
+    StoreError: "store_unavailable",
+    SettingsError: "misconfigured",
+    OverloadedError: "overloaded",
+    DeadlineExceededError: "deadline_exceeded",
+    EngineFailedError: "engine_failed",
+}
+_MAX_DETAIL: Final = 1000
 
 
 def unavailable(error: ImageSearchError) -> str | None:
     """The code of an error that is answered 503; None for others."""
-    status, code = _PROBLEMS[type(error)]
-    return code if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    code = _CODE_OF[type(error)]
+    return code if CODES[code][0] == HTTPStatus.SERVICE_UNAVAILABLE else None
 
 
 class Problem(BaseModel):
     """RFC 9457 problem details."""
 
-    type: Annotated[str, Field(description="Always `about:blank`: `code` tells the kind.")]
-    title: Annotated[str, Field(description="The status in words.")]
-    status: Annotated[int, Field(description="The HTTP status.")]
-    code: Annotated[str, Field(description="The kind of problem; it does not change.")]
-    detail: Annotated[str, Field(description="What is wrong, and what to do.")]
+    type: Annotated[
+        str,
+        Field(description="Always `about:blank`: `code` tells the kind.", examples=["about:blank"]),
+    ]
+    title: Annotated[
+        str, Field(description="The status in words.", examples=["Unprocessable Entity"])
+    ]
+    status: Annotated[int, Field(description="The HTTP status.", examples=[422])]
+    code: Annotated[
+        str,
+        Field(
+            description="The kind of problem; it does not change.",
+            examples=["not_an_image"],
+            json_schema_extra={"enum": list(CODES)},
+        ),
+    ]
+    detail: Annotated[
+        str,
+        Field(
+            description="What is wrong, and what to do.",
+            examples=["not an image in a format that can be read"],
+        ),
+    ]
 
 
 class ProblemError(HTTPException):
-    """A problem that HTTP itself has: size, media type, form."""
+    """A problem that HTTP itself has: size, media type, form, key."""
 
-    def __init__(self, status: HTTPStatus, code: str, detail: str) -> None:
-        super().__init__(status, detail)
+    def __init__(
+        self, code: str, detail: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        status, usual = CODES[code]
+        super().__init__(status, usual if detail is None else detail, headers)
         self.code = code
 
 
-def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI declaration of the problems that a route answers."""
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
-    return {status.value: {"description": status.phrase, "content": content} for status in statuses}
+def problem_of(error: ImageSearchError) -> Problem:
+    """What an error is answered with."""
+    return _problem(_CODE_OF[type(error)], str(error))
+
+
+def image_not_found(id_: str) -> ProblemError:
+    """The problem of an id that the index does not have."""
+    return ProblemError("image_not_found", f"there is no image {id_!r} in the index")
+
+
+def responses(*codes: str, anywhere: bool = True) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI declaration of the problems that a route answers, with an example for each.
+
+    `anywhere` adds those that every admitted route can have.
+    """
+    unavailable = [
+        code for code, (status, _) in CODES.items() if status == HTTPStatus.SERVICE_UNAVAILABLE
+    ]
+    if anywhere:
+        codes = ("unauthorized", *codes, "internal_error", *unavailable)
+    declared: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        status, detail = CODES[code]
+        response = declared.setdefault(
+            status.value,
+            {
+                "description": status.phrase,
+                "content": {
+                    MEDIA_TYPE: {
+                        "schema": {"$ref": "#/components/schemas/Problem"},
+                        "examples": {},
+                    }
+                },
+            },
+        )
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            response["headers"] = _header("Retry-After", "Seconds to wait before asking again.")
+        if status == HTTPStatus.UNAUTHORIZED:
+            response["headers"] = _header("WWW-Authenticate", "How to send a key.")
+        response["content"][MEDIA_TYPE]["examples"][code] = {
+            "summary": code,
+            "value": _problem(code, detail).model_dump(),
+        }
+    return declared
+
+
+def _header(name: str, description: str) -> dict[str, Any]:
+    return {name: {"description": description, "schema": {"type": "string"}}}
 
 
 def install(app: FastAPI) -> None:
@@ -87,18 +238,18 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ImageSearchError)
     async def known(_request: Request, error: ImageSearchError) -> JSONResponse:
-        status, code = _PROBLEMS[type(error)]
+        problem = problem_of(error)
         wait = _RETRY_AFTER_SECONDS
         if isinstance(error, OverloadedError):
             wait = _RETRY_AFTER_SECONDS_OVERLOADED
-        headers = {"Retry-After": wait} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
-        return _response(status, code, str(error), headers)
+        unavailable = problem.status == HTTPStatus.SERVICE_UNAVAILABLE
+        return _response(problem, {"Retry-After": wait} if unavailable else {})
 
     @app.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> JSONResponse:
         status = HTTPStatus(error.status_code)
         code = error.code if isinstance(error, ProblemError) else status.name.lower()
-        return _response(status, code, error.detail, error.headers)
+        return _response(_problem(code, error.detail, status), error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -106,20 +257,20 @@ def install(app: FastAPI) -> None:
             f"{'.'.join(map(str, problem['loc'][1:])) or problem['loc'][0]}: {problem['msg']}"
             for problem in error.errors()
         )
-        return _response(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_parameters", details)
+        return _response(_problem("invalid_parameters", details))
 
     # Starlette logs the traceback and, having answered, raises the error again for the server.
     @app.exception_handler(Exception)
     async def unexpected(_request: Request, _error: Exception) -> JSONResponse:
-        return _response(
-            HTTPStatus.INTERNAL_SERVER_ERROR,
-            "internal_error",
-            "an unexpected error; the service's log has more",
-        )
+        return _response(_problem("internal_error", CODES["internal_error"][1]))
 
 
-def _response(status: HTTPStatus, code: str, detail: str, headers: Any = None) -> JSONResponse:
-    problem = Problem(
-        type="about:blank", title=status.phrase, status=status, code=code, detail=detail
-    )
-    return JSONResponse(problem.model_dump(), status, headers, MEDIA_TYPE)
+def _problem(code: str, detail: str, status: HTTPStatus | None = None) -> Problem:
+    status = status or CODES[code][0]
+    if len(detail) > _MAX_DETAIL:
+        detail = detail[:_MAX_DETAIL] + "…"
+    return Problem(type="about:blank", title=status.phrase, status=status, code=code, detail=detail)
+
+
+def _response(problem: Problem, headers: Any = None) -> JSONResponse:
+    return JSONResponse(problem.model_dump(), problem.status, headers, MEDIA_TYPE)

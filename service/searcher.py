@@ -1,21 +1,21 @@
-"""Search, without HTTP: one model and one index, opened by themselves once they are there."""
+"""One model and one index, opened by themselves once they are there; without HTTP."""
 
 import logging
 import math
 import threading
 import time
-from typing import BinaryIO, Final
+from typing import Final
 
 from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, StoreError
-from image_search.filters import Filter
 from image_search.manifest import Manifest
 from image_search.settings import Settings, Store
 from image_search.stores import open_index
 from image_search.weights import AUTO, BUNDLED, IMAGENET
 from service.errors import EngineFailedError, StartingError
 from service.metrics import Metrics
-from service.pipeline import Engine, Pipeline, SearchResult
+from service.pipeline import Engine, Pipeline
+from service.writer import Writer
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _ENGINE_FAILED: Final = "the model could not be run: the service loads it again 
 class Searcher:
     """Opens the index, loads the model that its manifest names, and follows changes of both.
 
-    Until that has worked, and whenever it no longer does, `search` and `check` raise the reason.
+    Until that has worked, and whenever it no longer does, `engine` and `check` raise the reason.
     A model that could not be run is loaded again.
     """
 
@@ -47,8 +47,9 @@ class Searcher:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="index follower", daemon=True)
-        self._pipeline = Pipeline(settings.max_pixels, metrics, self._engines_failed)
-        metrics.watch(lambda: self._pipeline.queue_depth, lambda: self._ready().index.count())
+        self.pipeline = Pipeline(settings.max_pixels, metrics, self._engines_failed)
+        self.writer = Writer()
+        metrics.watch(lambda: self.pipeline.queue_depth, lambda: self.engine().index.count())
 
     def start(self) -> None:
         """Begin to follow the index, in a thread."""
@@ -59,22 +60,18 @@ class Searcher:
         self._closing.set()
         self._wake.set()
         self._follower.join()
-        self._pipeline.close()
+        self.pipeline.close()
+        self.writer.close()
         if isinstance(self._state, Engine):
             self._state.index.close()
 
-    async def search(
-        self,
-        file: BinaryIO,
-        top_k: int,
-        filter: Filter | None,  # noqa: A002
-    ) -> SearchResult:
-        """The `top_k` images of the index most similar to an image file.
-
-        Cancelled, it costs nothing more. Raises NotAnImageError, ImageTooLargeError, RecordError,
-        and what `check` raises.
-        """
-        return await self._pipeline.search(self._ready(), file, top_k, filter)
+    def engine(self) -> Engine:
+        """The index and its model; raises what `check` raises, but for the store's own errors."""
+        state = self._state
+        if isinstance(state, ImageSearchError):
+            # A new error each time: one that is raised twice collects both tracebacks.
+            raise type(state)(*state.args)
+        return state
 
     def check(self) -> tuple[Manifest, int]:
         """The manifest and the number of images, if a search would succeed now.
@@ -82,21 +79,15 @@ class Searcher:
         Raises StartingError, IndexNotFoundError, StoreError, WeightsError, IndexMismatchError or
         EngineFailedError.
         """
-        index = self._ready().index
-        if not self._pipeline.alive:
+        index = self.engine().index
+        if not (self.pipeline.alive and self.writer.alive):
             raise EngineFailedError(_ENGINE_FAILED)
         return index.manifest, index.count()
 
-    def _ready(self) -> Engine:
-        state = self._state
-        if isinstance(state, ImageSearchError):
-            # A new error each time: one that is raised twice collects both tracebacks.
-            raise type(state)(*state.args)
-        return state
-
     def _follow(self) -> None:
         while not self._closing.is_set():
-            self._pipeline.start()
+            self.pipeline.start()
+            self.writer.start()
             try:
                 self._refresh()
             except EngineFailedError as exc:

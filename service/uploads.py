@@ -1,12 +1,14 @@
-"""Uploads: the media type, the size and the form are checked while the body is read."""
+"""Requests are admitted, and their bodies checked while they are read: type, size and form."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
-from fastapi import Request, Response
+import orjson
+from fastapi import Request, Response, params
 from fastapi.routing import APIRoute
+from starlette.datastructures import FormData
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
@@ -15,11 +17,17 @@ from service import problems
 from service.errors import DeadlineExceededError, OverloadedError
 from service.problems import ProblemError
 
-# Being read, decoded, embedded and searched, all together.
+# Images that are being read, decoded, embedded and searched, all together.
 MAX_REQUESTS: Final = 96
 DEADLINE_SECONDS: Final = 10.0
+# The form field of one image, and that of several.
 IMAGE_FIELD: Final = "image"
-_EXAMPLE: Final = f"curl -F {IMAGE_FIELD}=@cat.jpg"
+IMAGES_FIELD: Final = "images"
+MAX_IMAGES: Final = 32
+_EXAMPLES: Final = {
+    IMAGE_FIELD: "curl -F image=@cat.jpg",
+    IMAGES_FIELD: "curl -F images=@cat.jpg -F images=@dog.jpg",
+}
 # What clients send when they do not know a file's type.
 _UNKNOWN_TYPES: Final = {"", "application/octet-stream", "binary/octet-stream"}
 # What nginx logs for them; nobody reads the answer.
@@ -28,21 +36,42 @@ _CLIENT_CLOSED_REQUEST: Final = 499
 _NOW: Final = 0.0
 
 
-class UploadRoute(APIRoute):
-    """A route whose body is a multipart form with one image and nothing else.
+class Admission:
+    """A bound on what the service does at once."""
 
-    At most `MAX_REQUESTS` are admitted at once, and each has `DEADLINE_SECONDS`, the reading of its
-    body included. What is beyond that, or whose client has gone, is cancelled.
+    def __init__(self, places: int) -> None:
+        self._free = places
 
-    The application's state has `admission`, a semaphore, `settings` and `metrics`.
+    @contextmanager
+    def take(self, places: int = 1) -> Iterator[None]:
+        """Hold places; raises OverloadedError when there are not so many."""
+        if places > self._free:
+            raise OverloadedError("too many searches at once: try again in a second")
+        self._free -= places
+        try:
+            yield
+        finally:
+            self._free += places
+
+
+class AdmittedRoute(APIRoute):
+    """A route whose body, if it has one, is JSON or a multipart form with images alone.
+
+    The key comes first. At most `MAX_REQUESTS` are admitted at once, and each has
+    `DEADLINE_SECONDS`, the reading of its body included. What is beyond that, or whose client has
+    gone, is cancelled.
+
+    The application's state is a `service.state.State`.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Check the upload, then hand it to FastAPI's own handler."""
+        """Check the request, then hand it to FastAPI's own handler."""
         handle = super().get_route_handler()
+        read = _reader(self)
 
         async def counted(request: Request) -> Response:
             try:
+                request.state.keys.check(request)
                 return await _admitted(request, checked)
             except ImageSearchError as exc:
                 if code := problems.unavailable(exc):
@@ -54,17 +83,10 @@ class UploadRoute(APIRoute):
 
         async def checked(request: Request, deadline: asyncio.Timeout) -> Response:
             limit = request.state.settings.max_upload_bytes
-            media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if media_type != "multipart/form-data":
-                raise ProblemError(
-                    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                    "unsupported_media_type",
-                    f"send multipart/form-data, as in: {_EXAMPLE}",
-                )
-            _check_size(int(request.headers.get("content-length", 0)), limit)
-            limited = Request(request.scope, _limited(request.receive, limit))
-            async with limited.form() as form:
-                _check_form(dict(form.multi_items()))
+            length = request.headers.get("content-length", "")
+            _check_size(int(length) if length.isdecimal() else 0, limit)
+            limited = _Request(request.scope, _limited(request.receive, limit))
+            async with read(limited):
                 watcher = asyncio.create_task(_watch(request.receive, deadline))
                 try:
                     return await handle(limited)
@@ -74,18 +96,21 @@ class UploadRoute(APIRoute):
         return counted
 
 
+class _Request(Request):
+    async def json(self) -> Any:
+        """As strict as the standard: no NaN, no half of a surrogate pair."""
+        return orjson.loads(await self.body())
+
+
 class _GoneError(Exception):
     """The client has closed its connection."""
 
 
 async def _admitted(
-    request: Request, handle: Callable[[Request, asyncio.Timeout], Coroutine[Any, Any, Response]]
+    request: Request, handle: Callable[[Request, asyncio.Timeout], Awaitable[Response]]
 ) -> Response:
     """Answer if there is room, in time, and as long as the client waits."""
-    admission: asyncio.Semaphore = request.state.admission
-    if admission.locked():
-        raise OverloadedError("too many searches at once: try again in a second")
-    async with admission:
+    with request.state.admission.take():
         try:
             async with asyncio.timeout(DEADLINE_SECONDS) as deadline:
                 return await handle(request, deadline)
@@ -97,7 +122,7 @@ async def _admitted(
             if deadline.when() == _NOW:
                 raise _GoneError from None
             raise DeadlineExceededError(
-                f"the search was not done within {DEADLINE_SECONDS:g} seconds: try again"
+                f"the request was not done within {DEADLINE_SECONDS:g} seconds: try again"
             ) from None
 
 
@@ -125,32 +150,82 @@ def _limited(receive: Receive, limit: int) -> Receive:
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
         raise ProblemError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             "upload_too_large",
             f"the request has more than {limit:,} bytes: make the image smaller",
         )
 
 
-def _check_form(form: dict[str, Any]) -> None:
-    unknown = sorted(form.keys() - {IMAGE_FIELD})
+# --- bodies ---
+
+
+def _reader(route: APIRoute) -> Callable[[Request], Any]:
+    """What reads and checks the body that the route declares; FastAPI finds it read."""
+    body = route.body_field
+    if body is None:
+        return _no_body
+    if not isinstance(body.field_info, params.Form):
+        return _json
+    [field] = [param.alias for param in route.dependant.body_params]
+
+    @asynccontextmanager
+    async def form(request: Request) -> Any:
+        _check_media_type(request, "multipart/form-data", _EXAMPLES[field])
+        async with request.form() as parts:
+            _check_form(parts, field)
+            yield
+
+    return form
+
+
+@asynccontextmanager
+async def _no_body(_request: Request) -> Any:
+    yield
+
+
+@asynccontextmanager
+async def _json(request: Request) -> Any:
+    _check_media_type(
+        request,
+        "application/json",
+        """curl -H 'Content-Type: application/json' -d '{"id": "cat"}'""",
+    )
+    await request.body()
+    yield
+
+
+def _check_media_type(request: Request, wanted: str, example: str) -> None:
+    if _media_type(request.headers.get("content-type")) != wanted:
+        raise ProblemError("unsupported_media_type", f"send {wanted}, as in: {example}")
+
+
+def _media_type(header: str | None) -> str:
+    return (header or "").partition(";")[0].strip().lower()
+
+
+def _check_form(form: FormData, field: str) -> None:
+    unknown = sorted(form.keys() - {field})
     if unknown:
         raise ProblemError(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
             "invalid_parameters",
-            f"unknown form field {', '.join(unknown)}: the form holds the field {IMAGE_FIELD} "
+            f"unknown form field {', '.join(unknown)}: the form holds the field {field} "
             "alone, parameters go into the query string",
         )
-    image = form.get(IMAGE_FIELD)
-    if image is None or isinstance(image, str):
+    images = form.getlist(field)
+    if not images or any(isinstance(image, str) for image in images):
         raise ProblemError(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "invalid_parameters", f"the form has no file named {field}: {_EXAMPLES[field]}"
+        )
+    most = 1 if field == IMAGE_FIELD else MAX_IMAGES
+    if len(images) > most:
+        raise ProblemError(
             "invalid_parameters",
-            f"the form has no file named {IMAGE_FIELD}: {_EXAMPLE}",
+            f"the form has {len(images)} files named {field}: at most {most} can be sent at once",
         )
-    media_type = (image.content_type or "").partition(";")[0].strip().lower()
-    if not media_type.startswith("image/") and media_type not in _UNKNOWN_TYPES:
-        raise ProblemError(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            f"the file is declared as {media_type}, which is not an image",
-        )
+    # Of several, a wrong one is told of beside the answers to the others.
+    if field == IMAGE_FIELD and not isinstance(image := images[0], str):
+        media_type = _media_type(image.content_type)
+        if not media_type.startswith("image/") and media_type not in _UNKNOWN_TYPES:
+            raise ProblemError(
+                "unsupported_media_type",
+                f"the file is declared as {media_type}, which is not an image",
+            )

@@ -20,7 +20,8 @@ from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
-from service.app import SearchResponse, create_app
+from service.app import create_app
+from service.schemas import SearchResponse
 from tests.conftest import ROOT
 from worker import sample
 from worker.ingest import ingest
@@ -115,7 +116,7 @@ def test_search_answers_as_the_index_does(
     expected = open_index(module_settings).query(embedder.embed([embedder.pixels(QUERY)])[0], 7)
     assert [match["id"] for match in answer["matches"]] == [match.id for match in expected]
     for match, wanted in zip(answer["matches"], expected, strict=True):
-        assert match.keys() == {"id", "label", "score", "thumbnail", "metadata"}
+        assert match.keys() == {"id", "label", "score", "confidence", "thumbnail", "metadata"}
         assert match["score"] == pytest.approx(wanted.score, abs=1e-5)
         assert (match["label"], match["metadata"]) == (wanted.label, wanted.metadata)
         kind, _, data = match["thumbnail"].partition(",")
@@ -175,7 +176,8 @@ def test_openapi_declares_the_problems(client: TestClient) -> None:
     for status in ("413", "415", "422", "503"):
         [(media_type, content)] = answers[status]["content"].items()
         assert media_type == "application/problem+json"
-        assert "code" in content["schema"]["properties"]
+        assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+        assert content["examples"]
 
 
 # --- every kind of image -------------------------------------------------------------------------
@@ -367,7 +369,7 @@ def test_a_broken_store_is_reported_and_recovers(
 def test_every_error_that_reaches_http_has_a_status() -> None:
     from image_search import errors
     from service import errors as service_errors
-    from service.problems import _PROBLEMS
+    from service.problems import _CODE_OF
 
     # The worker alone raises these, or they are bases.
     elsewhere = {
@@ -383,7 +385,7 @@ def test_every_error_that_reaches_http_has_a_status() -> None:
         for error in vars(module).values()
         if isinstance(error, type)
     }
-    assert known - elsewhere == _PROBLEMS.keys()
+    assert known - elsewhere == _CODE_OF.keys()
 
 
 def test_the_examples_are_held_out_drawings() -> None:

@@ -415,6 +415,36 @@ def test_list_ids_pages_in_order_and_by_prefix(create: Indexes) -> None:
     assert len(index.list_ids(limit=1000).ids) == 36
 
 
+def test_pages_go_on_behind_ids_that_were_deleted(create: Indexes) -> None:
+    index = create()
+    index.upsert([record(f"r{i}") for i in range(6)])
+    first = index.list_ids(limit=2)
+    index.delete(["r1", "r2"])
+    assert index.list_ids(limit=2, cursor=first.cursor).ids == ["r3", "r4"]
+
+
+@pytest.mark.parametrize("label", ["", "ünï😀", "it's", "a/b", "x" * 2000])
+def test_labels_are_told_in_order_and_counted_where_the_store_can(
+    create: Indexes, store: str, label: str
+) -> None:
+    index, other = create(), create(namespace="other")
+    assert index.labels() == {}
+    index.upsert([record("a", label="cat"), record("b", label=label), record("c")])
+    index.upsert([record("d", label="cat"), record("e", label="dog")])
+    other.upsert([record("a", label="elsewhere")])
+    labels = create.open().labels()
+    assert list(labels) == sorted(["cat", "dog", label])
+    if store == "embedded":
+        assert labels == {"cat": 2, "dog": 1, label: 1}
+        index.upsert([record("e", label="cat")])
+        index.delete(["a"])
+        assert index.labels() == dict(sorted({"cat": 2, label: 1}.items()))
+    else:
+        assert set(labels.values()) == {None}
+    assert list(other.labels()) == ["elsewhere"]
+    assert index.count() == {"embedded": 4, "pinecone": 5}[store]
+
+
 def test_an_empty_index_answers(create: Indexes) -> None:
     index = create()
     index.upsert([])

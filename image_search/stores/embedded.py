@@ -19,6 +19,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 from lancedb.index import Bitmap, BTree, IvfSq
+from lancedb.query import ColumnOrdering
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -49,6 +50,7 @@ _FIELDS: Final = [
     pa.field("metadata", pa.json_()),
     pa.field("thumbnail", pa.binary()),
 ]
+_BY_ID: Final = ColumnOrdering(column_name="id")
 _DISTANCE: Final[dict[Metric, str]] = {"cosine": "cosine", "euclidean": "l2", "dotproduct": "dot"}
 
 # LanceDB's default caches take up to 7 GiB.
@@ -274,10 +276,19 @@ class EmbeddedIndex:
             f"id > {_literal(cursor)} AND id >= {_literal(prefix)} "
             f"AND id < {_literal(prefix + chr(0x7F))}"
         )
+        query = self._table.search().where(where).select(["id"]).order_by([_BY_ID])
         with _errors_of_the_store(self._folder):
-            rows = self._table.search().where(where).select(["id"]).limit(None).to_arrow()
-        ids = sorted(rows["id"].to_pylist())
+            ids = query.limit(limit + 1).to_arrow()["id"].to_pylist()
         return IdPage(ids[:limit], ids[limit - 1] if len(ids) > limit else "")
+
+    def labels(self) -> dict[str, int | None]:
+        with _errors_of_the_store(self._folder):
+            rows = self._table.search().select(["label"]).limit(None).to_arrow()
+        counts = {
+            pair["values"]: pair["counts"] for pair in rows["label"].value_counts().to_pylist()
+        }
+        counts.pop(None, None)
+        return dict(sorted(counts.items()))
 
     def count(self) -> int:
         with _errors_of_the_store(self._folder):

@@ -2,13 +2,15 @@
 
 Label and thumbnail (base64) travel as metadata fields. The manifest is a record of its own, in the
 namespace `__manifest__` of the same index with the namespace as its id: a tag of an index holds 120
-characters at most, belongs to all namespaces, and is not to be had with a data-plane key.
+characters at most, belongs to all namespaces, and is not to be had with a data-plane key. Pinecone
+does not tell which values a field has, so each label is a record of its own, too, in `__labels__`.
 """
 
 import asyncio
 import base64
 import binascii
 import functools
+import hashlib
 import io
 import logging
 import os
@@ -17,6 +19,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -53,6 +56,7 @@ _log = logging.getLogger(__name__)
 
 API_KEY_VARIABLE: Final = "PINECONE_API_KEY"
 _MANIFESTS: Final = "__manifest__"
+_LABELS: Final = "__labels__"
 
 # https://docs.pinecone.io/reference/api/database-limits: 1,000 records and 2 MB a request, 40 KB of
 # metadata a record, 4 MB a result. Smaller requests run side by side.
@@ -66,6 +70,8 @@ _FETCH_URL_BYTES: Final = 6_000
 _DELETE_IDS: Final = 1_000
 _LIST_IDS: Final = 100
 _CONCURRENCY: Final = 16
+
+_ANY_VECTOR: Final = [1.0] + [0.0] * (DIMENSION - 1)
 
 # How long one batch is sent again and again, in multiples of the time that a query may take.
 _PATIENCE: Final = 12
@@ -155,6 +161,7 @@ class PineconeIndex:
         self._namespace = settings.namespace
         self._manifest: Manifest | None = None
         self._committed: int | None = None
+        self._labels_written: set[str] = set()
         self._resent = 0
         self._loop = _event_loop()
         self._index = AsyncIndex(
@@ -194,7 +201,7 @@ class PineconeIndex:
         """Store the manifest, and wait until it can be read."""
         record = {
             "id": self._namespace,
-            "values": [1.0] + [0.0] * (DIMENSION - 1),
+            "values": _ANY_VECTOR,
             "metadata": {"manifest": manifest.model_dump_json()},
         }
 
@@ -211,6 +218,8 @@ class PineconeIndex:
         for record in records:
             _room_for_thumbnail(record)
         unique = list({record.id: record for record in records}.values())
+        # First: a label without records does less harm than records without their label.
+        self._write_labels({record.label for record in unique if record.label is not None})
         batches = [
             unique[start : start + _UPSERT_RECORDS]
             for start in range(0, len(unique), _UPSERT_RECORDS)
@@ -294,26 +303,38 @@ class PineconeIndex:
         self._run(delete_all, seconds=self._patience)
 
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
-        async def list_pages() -> IdPage:
+        async def read() -> IdPage:
             ids: list[str] = []
             token = cursor
             while len(ids) < limit:
-                response = await self._again(
-                    partial(
-                        self._index.list_paginated,
-                        prefix=prefix or None,
-                        limit=min(_LIST_IDS, limit - len(ids)),
-                        pagination_token=token or None,
-                        namespace=self._namespace,
-                    )
-                )
-                ids += [item.id for item in response.vectors if item.id]
-                token = (response.pagination and response.pagination.next) or ""
+                try:
+                    page = await self._list(self._namespace, prefix, limit - len(ids), token)
+                except errors.ApiError as exc:
+                    if token and exc.status_code == HTTPStatus.BAD_REQUEST:
+                        raise RecordError(f"{token!r} is not a cursor of this index") from exc
+                    raise
+                ids += page.ids
+                token = page.cursor
                 if not token:
                     break
             return IdPage(ids, token)
 
-        return self._run(list_pages, seconds=self._patience)
+        return self._run(read, seconds=self._patience)
+
+    def labels(self) -> dict[str, int | None]:
+        async def read() -> list[str]:
+            ids: list[str] = []
+            token = ""
+            while True:
+                page = await self._list(_LABELS, self._label_prefix, _LIST_IDS, token)
+                ids += page.ids
+                token = page.cursor
+                if not token:
+                    break
+            vectors = await self._fetch(ids, _LABELS)
+            return [vector.metadata[LABEL_FIELD] for vector in vectors.values()]
+
+        return dict.fromkeys(sorted(self._run(read, seconds=self._patience)))
 
     def count(self) -> int:
         stats = self._run(lambda: self._again(self._index.describe_index_stats))
@@ -325,12 +346,13 @@ class PineconeIndex:
         committed = self._committed
         if committed is None:
             return
-        vector = [1.0] + [0.0] * (DIMENSION - 1)
 
         async def wait() -> None:
             while True:
                 response = await self._again(
-                    partial(self._index.query, top_k=1, vector=vector, namespace=self._namespace)
+                    partial(
+                        self._index.query, top_k=1, vector=_ANY_VECTOR, namespace=self._namespace
+                    )
                 )
                 info = response.response_info
                 if info is None or info.lsn_reconciled is None or info.lsn_reconciled >= committed:
@@ -361,6 +383,30 @@ class PineconeIndex:
         with _errors_of_pinecone(limit):
             return asyncio.run_coroutine_threadsafe(limited(), self._loop).result()
 
+    def _write_labels(self, labels: set[str]) -> None:
+        """Store the labels that this object has not stored yet."""
+        new = sorted(labels - self._labels_written)
+        markers = [
+            {"id": self._label_id(label), "values": _ANY_VECTOR, "metadata": {LABEL_FIELD: label}}
+            for label in new
+        ]
+
+        async def write() -> None:
+            for part in _parts(markers):
+                await self._send(part, _LABELS)
+
+        if new:
+            self._run(write, seconds=self._patience)
+            self._labels_written.update(new)
+
+    def _label_id(self, label: str) -> str:
+        # Labels may hold more, and other characters, than ids.
+        return self._label_prefix + hashlib.sha256(label.encode()).hexdigest()
+
+    @property
+    def _label_prefix(self) -> str:
+        return f"{self._namespace}/"
+
     async def _send(self, chunk: list[dict[str, Any]], namespace: str) -> None:
         """Upsert one batch until it is acknowledged as a whole, in halves if it is too large."""
         try:
@@ -376,7 +422,9 @@ class PineconeIndex:
             await self._send(chunk[middle:], namespace)
             return
         info = response.response_info
-        if info is not None and info.lsn_committed is not None:
+        # Each namespace has numbers of its own.
+        own = namespace == self._namespace
+        if own and info is not None and info.lsn_committed is not None:
             self._committed = max(self._committed or 0, info.lsn_committed)
 
     async def _again(
@@ -412,7 +460,21 @@ class PineconeIndex:
             partial(self._index.fetch, ids=[self._namespace], namespace=_MANIFESTS)
         )
 
-    async def _fetch(self, ids: Sequence[str]) -> dict[str, Any]:
+    async def _list(self, namespace: str, prefix: str, limit: int, cursor: str) -> IdPage:
+        """The next ids, at most `limit`; Pinecone sends at most 100."""
+        response = await self._again(
+            partial(
+                self._index.list_paginated,
+                prefix=prefix or None,
+                limit=min(_LIST_IDS, limit),
+                pagination_token=cursor or None,
+                namespace=namespace,
+            )
+        )
+        next_ = (response.pagination and response.pagination.next) or ""
+        return IdPage([item.id for item in response.vectors if item.id], next_)
+
+    async def _fetch(self, ids: Sequence[str], namespace: str | None = None) -> dict[str, Any]:
         if not ids:
             return {}
         parts: list[list[str]] = [[]]
@@ -426,7 +488,8 @@ class PineconeIndex:
         responses = await _side_by_side(
             [
                 partial(
-                    self._again, partial(self._index.fetch, ids=part, namespace=self._namespace)
+                    self._again,
+                    partial(self._index.fetch, ids=part, namespace=namespace or self._namespace),
                 )
                 for part in parts
             ]

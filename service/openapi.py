@@ -1,0 +1,72 @@
+"""The OpenAPI document: keys, and examples that work with the index that is served."""
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from fastapi import FastAPI
+
+from image_search.errors import ImageSearchError
+from service.keys import HEADER, Keys
+from service.schemas import EXAMPLE_ID
+from service.searcher import Searcher
+
+DESCRIPTION: Final = (
+    "Upload a picture, or name one of the index, and get the most similar images.\n\n"
+    "Errors are problem details (RFC 9457) with a `code` that does not change."
+)
+TAGS: Final = [
+    {"name": "search", "description": "Find similar images."},
+    {"name": "images", "description": "Look at the index, and keep it up to date."},
+    {"name": "operation", "description": "For whoever operates the service."},
+]
+_OPEN: Final = {"/health", "/metrics"}
+_WRITING: Final = {"put", "delete"}
+_SCHEME: Final = "key"
+
+
+def install(app: FastAPI, keys: Keys) -> None:
+    """Let the application tell of keys, and of an id of its own index."""
+    generate: Callable[[], dict[str, Any]] = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _add_keys(generate(), keys)
+        return _with_id(generate(), _first_id(app))
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_keys(document: dict[str, Any], keys: Keys) -> None:
+    document["components"]["securitySchemes"] = {
+        _SCHEME: {
+            "type": "apiKey",
+            "in": "header",
+            "name": HEADER,
+            "description": "One of IMAGE_SEARCH_API_KEYS.",
+        }
+    }
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if method in _WRITING or (keys.reading_needs_key and path not in _OPEN):
+                operation["security"] = [{_SCHEME: []}]
+
+
+def _first_id(app: FastAPI) -> str | None:
+    searcher: Searcher | None = getattr(app.state, "searcher", None)
+    if searcher is None:  # the application does not run
+        return None
+    try:
+        ids = searcher.engine().index.list_ids(limit=1).ids
+    except ImageSearchError:
+        return None
+    return ids[0] if ids else None
+
+
+def _with_id(document: dict[str, Any], id_: str | None) -> dict[str, Any]:
+    if id_ is None:
+        return document
+    changed: dict[str, Any] = json.loads(
+        json.dumps(document).replace(json.dumps(EXAMPLE_ID), json.dumps(id_))
+    )
+    return changed

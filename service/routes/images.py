@@ -1,0 +1,268 @@
+"""The images of the index: look at them, add, replace and delete them."""
+
+import hashlib
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import APIRouter, File, Header, Path, Query, Request, Response, UploadFile
+from pydantic import BaseModel, ConfigDict, Field
+
+from image_search.errors import RecordError
+from image_search.index import MAX_ID_LENGTH, Record, VectorIndex
+from service import problems, schemas
+from service.answers import data_uri, json_response
+from service.problems import ProblemError, image_not_found
+from service.schemas import EXAMPLE_ID, Label
+from service.uploads import AdmittedRoute
+
+_SOURCE: Final = "api"
+# Thumbnails can change with a PUT: browsers may show the old one for so long without asking.
+_CACHE: Final = "private, max-age=60"
+
+router = APIRouter(route_class=AdmittedRoute, tags=["images"])
+
+_ID_DESCRIPTION: Final = (
+    f"1 to {MAX_ID_LENGTH} printable ASCII characters, percent-encoded; slashes may stay."
+)
+ImageId = Annotated[
+    str,
+    Path(
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        pattern="^[ -~]+$",
+        description=_ID_DESCRIPTION,
+        examples=[EXAMPLE_ID],
+    ),
+]
+NewImageId = Annotated[
+    str,
+    Path(
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        pattern="^[ -~]+$",
+        description=_ID_DESCRIPTION,
+        examples=["my-cat"],
+    ),
+]
+
+
+class PageParameters(BaseModel):
+    """Which images are listed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prefix: Annotated[
+        str,
+        Field(
+            max_length=MAX_ID_LENGTH,
+            pattern="^[ -~]*$",
+            description="Only ids that begin with this.",
+        ),
+    ] = ""
+    limit: Annotated[
+        int, Field(ge=1, le=schemas.MAX_PAGE, description="How many images at most.")
+    ] = 100
+    cursor: Annotated[
+        str,
+        Field(
+            max_length=2 * MAX_ID_LENGTH,
+            pattern="^[ -~]*$",
+            description="The `cursor` of the page before; empty for the first.",
+        ),
+    ] = ""
+
+
+class NewImageParameters(BaseModel):
+    """What is known of an image that is put into the index."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: Annotated[Label | None, Field(description="What the image shows.", examples=["cat"])] = (
+        None
+    )
+    metadata: Annotated[
+        str,
+        Field(
+            description="A JSON object: strings, finite numbers, booleans and lists of strings. "
+            "`source` is `api` unless it is given, and `sha256` that of the file.",
+            examples=['{"year": 2026}'],
+            json_schema_extra={"contentMediaType": "application/json", "format": "json-metadata"},
+        ),
+    ] = "{}"
+
+
+@router.get(
+    "/images",
+    operation_id="list_images",
+    summary="List the images of the index",
+    response_model=schemas.PageResponse,
+    responses=problems.responses("invalid_parameters"),
+)
+def list_images(request: Request, parameters: Annotated[PageParameters, Query()]) -> Response:
+    """A page of them, in the order of their ids; `cursor` leads to the next one."""
+    index = _index(request)
+    page = index.list_ids(
+        prefix=parameters.prefix, limit=parameters.limit, cursor=parameters.cursor
+    )
+    records = index.fetch(page.ids)
+    images = [_listed(records[id_]) for id_ in page.ids if id_ in records]
+    return json_response({"images": images, "cursor": page.cursor or None})
+
+
+@router.get(
+    "/images/{id:path}",
+    operation_id="get_image",
+    summary="Get one image of the index",
+    response_model=schemas.ImageResponse,
+    responses=problems.responses("image_not_found", "invalid_parameters"),
+)
+def get_image(request: Request, id: ImageId) -> Response:  # noqa: A002
+    """Its label, metadata and thumbnail."""
+    return json_response(_image(_fetch(_index(request), id)))
+
+
+@router.put(
+    "/images/{id:path}",
+    operation_id="put_image",
+    summary="Put an image into the index, or replace it there",
+    status_code=HTTPStatus.CREATED,
+    response_model=schemas.ImageResponse,
+    responses={
+        HTTPStatus.OK.value: {
+            "model": schemas.ImageResponse,
+            "description": "The image replaces another.",
+        },
+        HTTPStatus.CREATED.value: {"description": "The image is new."},
+        **problems.responses(
+            "writing_disabled",
+            "bad_request",
+            "upload_too_large",
+            "too_many_pixels",
+            "unsupported_media_type",
+            "invalid_parameters",
+            "not_an_image",
+        ),
+    },
+)
+async def put_image(
+    request: Request,
+    id: NewImageId,  # noqa: A002
+    image: Annotated[UploadFile, File(description="Any image that Pillow reads.")],
+    parameters: Annotated[NewImageParameters, Query()],
+) -> Response:
+    """It is embedded with the index's model. When this is answered, it is stored durably."""
+    metadata = _metadata(parameters.metadata)
+    searcher = request.state.searcher
+    engine = searcher.engine()
+    embedded = await searcher.pipeline.embed(engine, image.file, for_record=True)
+    record = Record(
+        id=id,
+        embedding=embedded.embedding,
+        label=parameters.label,
+        metadata={"source": _SOURCE, **metadata, "sha256": embedded.sha256},
+        thumbnail=embedded.thumbnail,
+    )
+    is_new = await searcher.writer.upsert(engine.index, record)
+    return json_response(_image(record), HTTPStatus.CREATED if is_new else HTTPStatus.OK)
+
+
+@router.delete(
+    "/images/{id:path}",
+    operation_id="delete_image",
+    summary="Delete an image from the index",
+    status_code=HTTPStatus.NO_CONTENT,
+    response_class=Response,
+    responses=problems.responses("writing_disabled", "image_not_found", "invalid_parameters"),
+)
+async def delete_image(request: Request, id: NewImageId) -> Response:  # noqa: A002
+    """When this is answered, it is gone."""
+    searcher = request.state.searcher
+    if not await searcher.writer.delete(searcher.engine().index, id):
+        raise image_not_found(id)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+@router.get(
+    "/thumbnails/{id:path}",
+    operation_id="get_thumbnail",
+    summary="Get the thumbnail of an image",
+    response_class=Response,
+    responses={
+        HTTPStatus.OK.value: {
+            "description": "A JPEG of at most 128x128 pixels.",
+            "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
+            "headers": {
+                "ETag": {"description": "Of this picture.", "schema": {"type": "string"}},
+                "Cache-Control": {
+                    "description": "How long it may be shown without asking.",
+                    "schema": {"type": "string"},
+                },
+            },
+        },
+        HTTPStatus.NOT_MODIFIED.value: {"description": "It is the one of `If-None-Match`."},
+        **problems.responses("image_not_found", "invalid_parameters"),
+    },
+)
+def get_thumbnail(
+    request: Request,
+    id: ImageId,  # noqa: A002
+    if_none_match: Annotated[
+        str | None, Header(description="ETags of thumbnails that are at hand.")
+    ] = None,
+) -> Response:
+    """As a file that browsers cache."""
+    thumbnail = _fetch(_index(request), id).thumbnail
+    if not thumbnail:
+        raise ProblemError("image_not_found", f"the image {id!r} has no thumbnail")
+    etag = f'"{hashlib.sha256(thumbnail).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": _CACHE}
+    known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+    if known & {etag, "*"}:
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return Response(thumbnail, media_type="image/jpeg", headers=headers)
+
+
+@router.get(
+    "/labels",
+    operation_id="list_labels",
+    summary="List the labels of the index",
+    response_model=schemas.LabelsResponse,
+    responses=problems.responses(),
+)
+def list_labels(request: Request) -> Response:
+    """In order, with the number of images of each where the store can count them."""
+    labels = _index(request).labels()
+    return json_response(
+        {"labels": [{"label": label, "count": count} for label, count in labels.items()]}
+    )
+
+
+def _index(request: Request) -> VectorIndex:
+    index: VectorIndex = request.state.searcher.engine().index
+    return index
+
+
+def _fetch(index: VectorIndex, id_: str) -> Record:
+    record = index.fetch([id_]).get(id_)
+    if record is None:
+        raise image_not_found(id_)
+    return record
+
+
+def _listed(record: Record) -> dict[str, Any]:
+    return {"id": record.id, "label": record.label, "metadata": dict(record.metadata)}
+
+
+def _image(record: Record) -> dict[str, Any]:
+    return {**_listed(record), "thumbnail": data_uri(record.thumbnail)}
+
+
+def _metadata(source: str) -> dict[str, Any]:
+    try:
+        metadata = orjson.loads(source)
+    except orjson.JSONDecodeError as exc:
+        raise RecordError(f"metadata is not JSON: {exc}") from exc
+    if not isinstance(metadata, dict):
+        raise RecordError('metadata is a JSON object, as in {"year": 2026}')
+    return metadata

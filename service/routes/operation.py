@@ -1,0 +1,55 @@
+"""For whoever operates the service; answered always, and without a key."""
+
+from http import HTTPStatus
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from image_search import __version__
+from service import metrics, problems
+from service.schemas import HealthResponse
+
+router = APIRouter(tags=["operation"])
+
+_UNAVAILABLE: Final = (
+    "starting",
+    "no_index",
+    "model_mismatch",
+    "model_unavailable",
+    "store_unavailable",
+    "misconfigured",
+    "engine_failed",
+)
+
+
+@router.get(
+    "/health",
+    operation_id="health",
+    summary="Whether a search would succeed",
+    responses=problems.responses(*_UNAVAILABLE, anywhere=False),
+)
+def health(request: Request) -> HealthResponse:
+    """200 when a search would succeed, 503 with the reason when not."""
+    manifest, count = request.state.searcher.check()
+    settings = request.state.settings
+    return HealthResponse(
+        status="ok",
+        store=settings.store,
+        index=settings.index,
+        count=count,
+        version=__version__,
+        **dict(manifest),
+    )
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    summary="Counts and times for Prometheus",
+    response_class=PlainTextResponse,
+    status_code=HTTPStatus.OK,
+)
+def text(request: Request) -> Response:
+    """Prometheus' text format."""
+    return Response(request.state.metrics.text(), media_type=metrics.MEDIA_TYPE)

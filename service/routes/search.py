@@ -1,0 +1,280 @@
+"""Searching: with uploads, and with whatever else is at hand."""
+
+import asyncio
+import io
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Annotated, Any, BinaryIO, Final, TypeVar
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Body, File, Query, Request, Response, UploadFile
+
+from image_search.combination import combine
+from image_search.embedding import Embeddings
+from image_search.errors import FilterError, ImageError, RecordError
+from image_search.filters import Condition, Filter, Group, parse_filter
+from image_search.index import LABEL_FIELD, Record
+from service import problems, schemas
+from service.answers import data_uri, json_response
+from service.fetching import fetch_image
+from service.pipeline import Engine, Pipeline, SearchResult, Timing
+from service.problems import ProblemError, image_not_found
+from service.schemas import Example, SearchParameters
+from service.selection import Selection, select
+from service.uploads import MAX_IMAGES, AdmittedRoute
+
+router = APIRouter(route_class=AdmittedRoute, tags=["search"])
+
+_UPLOAD: Final = (
+    "bad_request",
+    "upload_too_large",
+    "unsupported_media_type",
+    "invalid_parameters",
+)
+T = TypeVar("T")
+
+_IMAGE: Final = ("too_many_pixels", "not_an_image")
+
+
+@router.post(
+    "/search",
+    operation_id="search",
+    summary="Find the images most similar to an uploaded one",
+    response_model=schemas.SearchResponse,
+    responses=problems.responses(*_UPLOAD, *_IMAGE, "invalid_filter"),
+)
+async def search(
+    request: Request,
+    image: Annotated[UploadFile, File(description="Any image that Pillow reads.")],
+    parameters: Annotated[SearchParameters, Query()],
+) -> Response:
+    """The `top_k` images of the index whose VGG16 embeddings are most similar, best first."""
+    selection = _selection(parameters)
+    pipeline, engine = _parts(request)
+    result = await _search(pipeline, engine, image.file, selection)
+    return _search_response(engine, result, thumbnails=parameters.thumbnails)
+
+
+@router.post(
+    "/search/batch",
+    operation_id="search_batch",
+    summary="Find the images most similar to each of several uploaded ones",
+    response_model=schemas.BatchResponse,
+    responses=problems.responses(*_UPLOAD, "invalid_filter"),
+)
+async def search_batch(
+    request: Request,
+    images: Annotated[
+        list[UploadFile],
+        File(min_length=1, max_length=MAX_IMAGES, description=f"At most {MAX_IMAGES} images."),
+    ],
+    parameters: Annotated[SearchParameters, Query()],
+) -> Response:
+    """One result for each image, in their order; one that is bad does not fail the others."""
+    selection = _selection(parameters)
+    pipeline, engine = _parts(request)
+    timing = Timing()
+
+    async def one(image: UploadFile) -> SearchResult | ImageError | RecordError:
+        try:
+            return await _search(pipeline, engine, image.file, selection)
+        except (ImageError, RecordError) as exc:
+            return exc
+
+    with request.state.admission.take(len(images) - 1):
+        found = await _together([one(image) for image in images])
+    results: list[dict[str, Any]] = []
+    for image, result in zip(images, found, strict=True):
+        matches: list[dict[str, Any]] = []
+        problem = None
+        if isinstance(result, SearchResult):
+            matches = _matches(result, thumbnails=parameters.thumbnails)
+            timing = max(timing, result.timing, key=lambda each: each.seconds["total"])
+        else:
+            problem = problems.problem_of(result).model_dump()
+        results.append({"filename": image.filename, "matches": matches, "problem": problem})
+    return json_response(
+        {
+            "results": results,
+            "model": engine.index.manifest.model.model_dump(),
+            "took_ms": timing.milliseconds(),
+        }
+    )
+
+
+@router.post(
+    "/query",
+    operation_id="query",
+    summary="Find images by an id, an embedding, base64, or by examples",
+    response_model=schemas.SearchResponse,
+    responses=problems.responses(
+        *_UPLOAD,
+        *_IMAGE,
+        "invalid_filter",
+        "image_not_found",
+        "urls_disabled",
+        "url_not_fetched",
+    ),
+)
+async def query(
+    request: Request,
+    body: Annotated[schemas.Query, Body(openapi_examples=schemas.QUERY_EXAMPLES)],
+) -> Response:
+    """The images most similar to the query and the positive examples, and not to the negative.
+
+    Of the embeddings at unit length, half the mean of the negative ones is taken from the mean of
+    the others; a query alone is itself. Images that are named by their id are left out.
+    """
+    selection = _selection(body)
+    pipeline, engine = _parts(request)
+    positive = [body, *body.positive] if body.given else body.positive
+    timing = Timing()
+    embeddings = await _embeddings(request, engine, [*positive, *body.negative], timing)
+    embedding = combine(embeddings[: len(positive)], embeddings[len(positive) :])
+    result = await pipeline.query(
+        engine, embedding, selection.first_top_k, selection.filter, timing
+    )
+    result = await select(pipeline, engine, result, selection)
+    return _search_response(engine, result, thumbnails=body.thumbnails)
+
+
+@router.post(
+    "/embeddings",
+    operation_id="embed",
+    summary="Embed an uploaded image",
+    response_model=schemas.EmbeddingResponse,
+    responses=problems.responses(*_UPLOAD, *_IMAGE),
+)
+async def embed(
+    request: Request,
+    image: Annotated[UploadFile, File(description="Any image that Pillow reads.")],
+) -> Response:
+    """The embedding that the index's model gives an image, for POST /query or for your own use."""
+    pipeline, engine = _parts(request)
+    embedded = await pipeline.embed(engine, image.file)
+    return json_response(
+        {
+            "embedding": embedded.embedding,
+            "model": engine.index.manifest.model.model_dump(),
+            "took_ms": embedded.timing.milliseconds(),
+        }
+    )
+
+
+def _parts(request: Request) -> tuple[Pipeline, Engine]:
+    searcher = request.state.searcher
+    return searcher.pipeline, searcher.engine()
+
+
+def _selection(options: SearchParameters | schemas.Query) -> Selection:
+    if isinstance(options, schemas.Query):
+        labels, source = options.labels, options.filter
+        named = [options, *options.positive, *options.negative]
+    else:
+        labels, named = options.label, []
+        try:
+            source = None if options.filter is None else orjson.loads(options.filter)
+        except orjson.JSONDecodeError as exc:
+            raise FilterError(f"the filter is not JSON: {exc}") from exc
+        if source is None and options.filter is not None:
+            raise FilterError("the filter is null: leave it out, or send an object")
+    filters: list[Filter] = [] if not labels else [Condition(LABEL_FIELD, "$in", tuple(labels))]
+    if source is not None and (parsed := parse_filter(source)):
+        filters.append(parsed)
+    filter_: Filter | None = None
+    if filters:
+        filter_ = filters[0] if len(filters) == 1 else Group("$and", tuple(filters))
+    return Selection(
+        top_k=options.top_k,
+        filter=filter_,
+        min_score=options.min_score,
+        min_confidence=options.min_confidence,
+        deduplicate=options.deduplicate,
+        without=frozenset(example.id for example in named if example.id is not None),
+    )
+
+
+async def _search(
+    pipeline: Pipeline, engine: Engine, file: BinaryIO, selection: Selection
+) -> SearchResult:
+    result = await pipeline.search(engine, file, selection.first_top_k, selection.filter)
+    return await select(pipeline, engine, result, selection)
+
+
+async def _embeddings(
+    request: Request, engine: Engine, examples: Sequence[Example], timing: Timing
+) -> list[Embeddings]:
+    """float32 [512] for each; adds the time of the slowest image to `timing`."""
+    urls = [example.url for example in examples if example.url is not None]
+    if urls and not request.state.settings.fetch_urls:
+        raise ProblemError("urls_disabled")
+    ids = sorted({example.id for example in examples if example.id is not None})
+    images = sum(example.image is not None or example.url is not None for example in examples)
+    with request.state.admission.take(max(0, images - 1)):
+        records = await _records(engine, ids, timing) if ids else {}
+
+        async def one(example: Example) -> tuple[Embeddings, Timing | None]:
+            if example.id is not None:
+                return records[example.id].embedding, None
+            if example.embedding is not None:
+                return np.asarray(example.embedding, np.float32), None
+            content = example.image
+            if content is None:
+                assert example.url is not None  # noqa: S101
+                limit = request.state.settings.max_upload_bytes
+                content = await fetch_image(example.url, max_bytes=limit)
+            embedded = await request.state.searcher.pipeline.embed(engine, io.BytesIO(content))
+            return embedded.embedding, embedded.timing
+
+        found = await _together([one(example) for example in examples])
+    timings = [each for _, each in found if each is not None]
+    if timings:
+        slowest = max(timings, key=lambda each: each.seconds["total"])
+        for stage in ("decode", "embed"):
+            timing.seconds[stage] += slowest.seconds[stage]
+    return [embedding for embedding, _ in found]
+
+
+async def _records(engine: Engine, ids: list[str], timing: Timing) -> dict[str, Record]:
+    started = time.perf_counter()
+    records = await asyncio.to_thread(engine.index.fetch, ids)
+    timing.seconds["search"] += time.perf_counter() - started
+    for id_ in ids:
+        if id_ not in records:
+            raise image_not_found(id_)
+    return records
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await them side by side; the first error ends the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except ExceptionGroup as group_error:
+        raise group_error.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _search_response(engine: Engine, result: SearchResult, *, thumbnails: bool) -> Response:
+    return json_response(
+        {
+            "matches": _matches(result, thumbnails=thumbnails),
+            "model": engine.index.manifest.model.model_dump(),
+            "took_ms": result.timing.milliseconds(),
+        }
+    )
+
+
+def _matches(result: SearchResult, *, thumbnails: bool) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": match.id,
+            "label": match.label,
+            "score": match.score,
+            "confidence": None,
+            "thumbnail": data_uri(match.thumbnail) if thumbnails else None,
+            "metadata": dict(match.metadata),
+        }
+        for match in result.matches
+    ]

@@ -1,0 +1,418 @@
+"""What the service is sent and what it answers, as OpenAPI tells it."""
+
+import binascii
+from datetime import datetime
+from typing import Annotated, Any, Final, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from image_search.index import MAX_ID_LENGTH, MetadataValue
+from image_search.manifest import DIMENSION, ModelSpec
+from image_search.settings import Metric
+from service.problems import Problem
+
+MAX_TOP_K: Final = 100
+MAX_LABELS: Final = 1000
+MAX_LABEL_LENGTH: Final = 1000
+MAX_EXAMPLES: Final = 16
+MAX_PAGE: Final = 1000
+
+# A running service tells of an id of its own index instead.
+EXAMPLE_ID: Final = "cifar10-train-00042"
+EXAMPLE_EMBEDDING: Final = [round(0.01 * (1 + number % 7), 2) for number in range(DIMENSION)]
+EXAMPLE_IMAGE: Final = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAG0lEQVR42mM8oWHDgA0w"
+    "MeAApEsw/voQRWs7AM3vA3/F0l8JAAAAAElFTkSuQmCC"
+)
+_EXAMPLE_THUMBNAIL: Final = "data:image/jpeg;base64,/9j/4AAQSkZJRg…"
+_EXAMPLE_METADATA: Final = {"source": "api", "year": 2026, "tags": ["pet", "indoors"]}
+
+# --- what every way of asking shares ---
+
+Id = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        pattern="^[ -~]+$",
+        description=f"Id of an image: 1 to {MAX_ID_LENGTH} printable ASCII characters.",
+        examples=[EXAMPLE_ID],
+    ),
+]
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="How many matches.", examples=[5])]
+MinScore = Annotated[
+    float | None,
+    Field(
+        allow_inf_nan=False,
+        description="Only matches at least this similar; with the metric euclidean, at most this "
+        "far away.",
+        examples=[0.1],
+    ),
+]
+MinConfidence = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=1,
+        description="Only matches with at least this confidence; those without one do not pass.",
+        examples=[0],
+    ),
+]
+Thumbnails = Annotated[
+    bool, Field(description="Whether matches carry their thumbnails.", examples=[True])
+]
+Deduplicate = Annotated[
+    bool,
+    Field(
+        description="Leave out matches that are almost the same picture as the query, or as a "
+        "better match.",
+        examples=[False],
+    ),
+]
+
+
+class SearchParameters(BaseModel):
+    """The query string of a search with uploads."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: TopK = 10
+    label: Annotated[
+        list[Label],
+        Field(
+            max_length=MAX_LABELS,
+            description="Only images with this label; repeat it to allow several.",
+        ),
+    ] = []
+    filter: Annotated[
+        str | None,
+        Field(
+            description="Only images whose metadata passes this filter: a JSON object in "
+            "Pinecone's grammar, with the operators $eq, $ne, $gt, $gte, $lt, $lte, $in, $nin, "
+            "$exists, $and and $or. With `label`, both must hold.",
+            examples=['{"label": {"$exists": true}}'],
+            json_schema_extra={"contentMediaType": "application/json", "format": "json-filter"},
+        ),
+    ] = None
+    min_score: MinScore = None
+    min_confidence: MinConfidence = None
+    thumbnails: Thumbnails = True
+    deduplicate: Deduplicate = False
+
+
+def _decoded(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("base64 text or a data URI is expected")  # noqa: TRY004
+    head, comma, body = value.partition(",")
+    if comma and not (head.startswith("data:") and head.endswith(";base64")):
+        raise ValueError("a data URI looks like data:image/png;base64,…")
+    try:
+        return binascii.a2b_base64(body if comma else value, strict_mode=True)
+    except (ValueError, binascii.Error) as exc:
+        raise ValueError(f"it is not base64: {exc}") from exc
+
+
+class Example(BaseModel):
+    """One image: exactly one of its id, its content, its embedding and its URL."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[Id | None, Field(description="An image of the index.", examples=[EXAMPLE_ID])] = (
+        None
+    )
+    image: Annotated[
+        bytes | None,
+        BeforeValidator(_decoded),
+        WithJsonSchema({"type": "string", "minLength": 1, "format": "base64-image"}),
+        Field(description="An image file in base64, or as a data URI.", examples=[EXAMPLE_IMAGE]),
+    ] = None
+    embedding: Annotated[
+        list[Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]] | None,
+        Field(
+            min_length=DIMENSION,
+            max_length=DIMENSION,
+            description=f"{DIMENSION} numbers that the index's model made, as POST /embeddings "
+            "gives them; not all zero.",
+            examples=[EXAMPLE_EMBEDDING],
+        ),
+    ] = None
+    url: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=2000,
+            description="The address of an image, http or https; only where the operator allows "
+            "it.",
+            examples=["https://example.org/cat.jpg"],
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if self.given != 1:
+            raise ValueError("give exactly one of id, image, embedding and url")
+        return self
+
+    @property
+    def given(self) -> int:
+        """How many of the four there are."""
+        return sum(value is not None for value in (self.id, self.image, self.embedding, self.url))
+
+
+class Query(Example):
+    """An image or examples to search with, and which matches are wanted."""
+
+    positive: Annotated[
+        list[Example],
+        Field(
+            max_length=MAX_EXAMPLES,
+            description="Images that matches should be similar to, besides the one above.",
+            examples=[[{"id": EXAMPLE_ID}]],
+        ),
+    ] = []
+    negative: Annotated[
+        list[Example],
+        Field(
+            max_length=MAX_EXAMPLES,
+            description="Images that matches should not be similar to.",
+            examples=[[]],
+        ),
+    ] = []
+    top_k: TopK = 10
+    labels: Annotated[
+        list[Label],
+        Field(
+            max_length=MAX_LABELS,
+            description="Only images with one of these labels.",
+            examples=[[]],
+        ),
+    ] = []
+    filter: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Only images whose metadata passes this filter, in Pinecone's grammar: "
+            "the operators $eq, $ne, $gt, $gte, $lt, $lte, $in, $nin, $exists, $and and $or. "
+            "With `labels`, both must hold.",
+            examples=[{"label": {"$exists": True}}],
+        ),
+    ] = None
+    min_score: MinScore = None
+    min_confidence: MinConfidence = None
+    thumbnails: Thumbnails = True
+    deduplicate: Deduplicate = False
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if self.given > 1:
+            raise ValueError("give at most one of id, image, embedding and url")
+        if not self.given and not self.positive:
+            raise ValueError("give one of id, image, embedding and url, or a positive example")
+        return self
+
+
+# --- answers ---
+
+
+class MatchResponse(BaseModel):
+    """One image of the index."""
+
+    id: Annotated[str, Field(description="Its id.", examples=[EXAMPLE_ID])]
+    label: Annotated[
+        str | None, Field(description="What it shows, where that is known.", examples=["cat"])
+    ]
+    score: Annotated[
+        float,
+        Field(
+            description="Cosine similarity or dot product, where more is more similar; or the "
+            "squared euclidean distance, where less is.",
+            examples=[0.91],
+        ),
+    ]
+    confidence: Annotated[
+        float | None,
+        Field(
+            description="Estimated probability that it shows the same kind of thing as the query; "
+            "null where that cannot be estimated.",
+            examples=[0.87],
+        ),
+    ]
+    thumbnail: Annotated[
+        str | None,
+        Field(description="A JPEG as a data URI.", examples=[_EXAMPLE_THUMBNAIL]),
+    ]
+    metadata: Annotated[
+        dict[str, MetadataValue],
+        Field(description="What else is known of it.", examples=[_EXAMPLE_METADATA]),
+    ]
+
+
+class TookMs(BaseModel):
+    """Milliseconds spent, from the last byte of the request on."""
+
+    decode: Annotated[float, Field(description="Reading the image.", examples=[0.7])]
+    queue: Annotated[
+        float, Field(description="Waiting, before and between the other stages.", examples=[0.4])
+    ]
+    embed: Annotated[
+        float, Field(description="Embedding the batch that the image was in.", examples=[2.9])
+    ]
+    search: Annotated[float, Field(description="Querying the index for it.", examples=[6.2])]
+    total: Annotated[float, Field(description="All of these.", examples=[10.2])]
+
+
+_MODEL: Final = Field(description="What made the embeddings.")
+_TOOK: Final = Field(description="Where the time went.")
+
+
+class SearchResponse(BaseModel):
+    """The matches, best first."""
+
+    matches: Annotated[list[MatchResponse], Field(description="Best first.")]
+    model: Annotated[ModelSpec, _MODEL]
+    took_ms: Annotated[TookMs, _TOOK]
+
+
+class BatchResult(BaseModel):
+    """What one of several images found, or why it could not be searched with."""
+
+    filename: Annotated[
+        str | None, Field(description="Its name in the form.", examples=["cat.jpg"])
+    ]
+    matches: Annotated[list[MatchResponse], Field(description="Best first; empty for a problem.")]
+    problem: Annotated[
+        Problem | None, Field(description="Why this image alone could not be searched with.")
+    ]
+
+
+class BatchResponse(BaseModel):
+    """One result for each image, in their order."""
+
+    results: Annotated[list[BatchResult], Field(description="In the order of the images.")]
+    model: Annotated[ModelSpec, _MODEL]
+    took_ms: Annotated[TookMs, Field(description="Where the time of the slowest image went.")]
+
+
+class EmbeddingResponse(BaseModel):
+    """The embedding of an image."""
+
+    embedding: Annotated[
+        list[float],
+        Field(
+            min_length=DIMENSION,
+            max_length=DIMENSION,
+            description=f"{DIMENSION} numbers, not normalised.",
+            examples=[EXAMPLE_EMBEDDING],
+        ),
+    ]
+    model: Annotated[ModelSpec, _MODEL]
+    took_ms: Annotated[TookMs, _TOOK]
+
+
+class ListedImage(BaseModel):
+    """One image of the index, without its thumbnail."""
+
+    id: Annotated[str, Field(description="Its id.", examples=[EXAMPLE_ID])]
+    label: Annotated[
+        str | None, Field(description="What it shows, where that is known.", examples=["cat"])
+    ]
+    metadata: Annotated[
+        dict[str, MetadataValue],
+        Field(description="What else is known of it.", examples=[_EXAMPLE_METADATA]),
+    ]
+
+
+class ImageResponse(ListedImage):
+    """One image of the index."""
+
+    thumbnail: Annotated[
+        str | None,
+        Field(description="A JPEG as a data URI.", examples=[_EXAMPLE_THUMBNAIL]),
+    ]
+
+
+class PageResponse(BaseModel):
+    """Some images in the order of their ids."""
+
+    images: Annotated[list[ListedImage], Field(description="In the order of their ids.")]
+    cursor: Annotated[
+        str | None,
+        Field(description="Leads to the next page; null at the end.", examples=[EXAMPLE_ID]),
+    ]
+
+
+class LabelCount(BaseModel):
+    """A label of the index."""
+
+    label: Annotated[str, Field(description="The label.", examples=["cat"])]
+    count: Annotated[
+        int | None,
+        Field(
+            description="How many images have it; null where the store cannot count.",
+            examples=[5000],
+        ),
+    ]
+
+
+class LabelsResponse(BaseModel):
+    """All labels of the index."""
+
+    labels: Annotated[list[LabelCount], Field(description="In order.")]
+
+
+class HealthResponse(BaseModel):
+    """What answers searches."""
+
+    status: Annotated[str, Field(description="Always `ok`.", examples=["ok"])]
+    store: Annotated[
+        str, Field(description="Where the index is: embedded or pinecone.", examples=["embedded"])
+    ]
+    index: Annotated[str, Field(description="Its name.", examples=["images"])]
+    namespace: Annotated[
+        str, Field(description="Which part of it is searched.", examples=["__default__"])
+    ]
+    count: Annotated[int, Field(description="Images in the index.", examples=[50000])]
+    metric: Annotated[Metric, Field(description="What scores are.", examples=["cosine"])]
+    model: Annotated[ModelSpec, _MODEL]
+    created_at: Annotated[
+        datetime,
+        Field(description="When the index was created.", examples=["2026-11-23T21:33:42Z"]),
+    ]
+    created_by: Annotated[str, Field(description="By what.", examples=["image-search 0.1.0"])]
+    version: Annotated[str, Field(description="Version of this service.", examples=["0.1.0"])]
+
+
+QUERY_EXAMPLES: Final[dict[str, Any]] = {
+    "id": {
+        "summary": "More like an image of the index",
+        "value": {"id": EXAMPLE_ID, "top_k": 5},
+    },
+    "examples": {
+        "summary": "Like one image, and not like another",
+        "value": {
+            "positive": [{"id": EXAMPLE_ID}],
+            "negative": [{"image": EXAMPLE_IMAGE}],
+            "thumbnails": False,
+        },
+    },
+    "image": {
+        "summary": "An image in base64, with options",
+        "value": {
+            "image": EXAMPLE_IMAGE,
+            "top_k": 5,
+            "filter": {"label": {"$exists": True}},
+            "deduplicate": True,
+        },
+    },
+    "embedding": {
+        "summary": "An embedding",
+        "value": {"embedding": EXAMPLE_EMBEDDING, "thumbnails": False},
+    },
+}

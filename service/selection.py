@@ -1,0 +1,79 @@
+"""From the matches of the store to those that were asked for."""
+
+import asyncio
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from image_search.duplicates import distinct
+from image_search.embedding import Embeddings
+from image_search.filters import Filter
+from image_search.index import MAX_TOP_K, Match
+from image_search.settings import Metric
+from service.pipeline import Engine, Pipeline, SearchResult
+
+# Of what the store is asked for at first, duplicates may be so many times the matches wanted.
+_SPARE: Final = 2
+_MORE: Final = 4
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which matches are asked for. `without` are ids that are left out."""
+
+    top_k: int
+    filter: Filter | None = None
+    min_score: float | None = None
+    min_confidence: float | None = None
+    deduplicate: bool = False
+    without: frozenset[str] = frozenset()
+
+    @property
+    def first_top_k(self) -> int:
+        """How many matches to ask the store for at first."""
+        wanted = self.top_k * _SPARE if self.deduplicate else self.top_k
+        return wanted + len(self.without)
+
+
+async def select(
+    pipeline: Pipeline, engine: Engine, result: SearchResult, selection: Selection
+) -> SearchResult:
+    """Choose from a result for `first_top_k`; asks the store for more while duplicates fill it."""
+    asked = selection.first_top_k
+    while True:
+        chosen = _chosen(result.matches, selection, engine.index.manifest.metric)
+        if selection.deduplicate:
+            chosen = await _distinct(engine, result.embedding, chosen)
+        exhausted = len(result.matches) < asked or asked == MAX_TOP_K
+        if len(chosen) >= selection.top_k or not selection.deduplicate or exhausted:
+            return replace(result, matches=chosen[: selection.top_k])
+        asked = min(_MORE * asked, MAX_TOP_K)
+        result = await pipeline.query(
+            engine, result.embedding, asked, selection.filter, result.timing
+        )
+
+
+def _chosen(matches: list[Match], selection: Selection, metric: Metric) -> list[Match]:
+    worst = selection.min_score
+    if worst is None:
+        worst = math.inf if metric == "euclidean" else -math.inf
+    return [
+        match
+        for match in matches
+        if match.id not in selection.without
+        and (match.score <= worst if metric == "euclidean" else match.score >= worst)
+        and selection.min_confidence is None
+    ]
+
+
+async def _distinct(engine: Engine, query: Embeddings, matches: list[Match]) -> list[Match]:
+    if not matches:
+        return []
+    records = await asyncio.to_thread(engine.index.fetch, [match.id for match in matches])
+    matches = [match for match in matches if match.id in records]
+    embeddings = np.stack([query, *(records[match.id].embedding for match in matches)])
+    kept = distinct(embeddings)
+    # The query is the first, and always kept.
+    return [match for match, keep in zip(matches, kept[1:], strict=True) if keep]

@@ -1,0 +1,414 @@
+"""Every way of asking and of keeping the index, over HTTP, on both stores."""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from image_search.index import Record, VectorIndex
+from image_search.manifest import DIMENSION
+from image_search.settings import load_settings
+from image_search.stores import open_index
+from service import searcher
+from tests.conftest import FakeEmbedder
+from tests.pinecone_emulator import API_KEY, PineconeEmulator
+from tests.test_service import KINDS, PER_KIND, assert_problem, encode, fill, serve, wait_for
+from worker import sample
+
+KEY = "secret-1"
+HEADERS = {"X-API-Key": KEY}
+ID = f"{KINDS[1]}-05"
+PICTURE = encode(sample.draw(KINDS[1], 5))
+OTHER = encode(sample.draw(KINDS[2], 999))
+
+
+@pytest.fixture(scope="module", params=["embedded", "pinecone"])
+def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
+    """The settings of an index that is filled, and the environment that they need."""
+    with pytest.MonkeyPatch.context() as patch, PineconeEmulator() as emulator:
+        patch.setenv("PINECONE_API_KEY", API_KEY)
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        patch.setattr(searcher, "Embedder", lambda *_: FakeEmbedder())
+        overrides = {
+            "store": request.param,
+            "data_dir": tmp_path_factory.mktemp("routes"),
+            "pinecone_host": emulator.host,
+            "api_keys": f" secret-0 ,{KEY}",
+            "max_upload_bytes": 2_000_000,
+        }
+        fill(load_settings(**overrides), FakeEmbedder()).close()
+        yield overrides
+
+
+@pytest.fixture(scope="module")
+def client(store: dict[str, Any]) -> Iterator[TestClient]:
+    for client in serve(load_settings(**store)):
+        wait_for(client, 200)
+        yield client
+
+
+@pytest.fixture
+def index(store: dict[str, Any]) -> Iterator[VectorIndex]:
+    opened = open_index(load_settings(**store))
+    yield opened
+    opened.close()
+
+
+def ask(client: TestClient, **body: Any) -> Any:
+    return client.post("/query", json=body)
+
+
+def ids(response: Any) -> list[str]:
+    assert response.status_code == 200, response.text
+    return [match["id"] for match in response.json()["matches"]]
+
+
+def text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def embedding(index: VectorIndex, id_: str) -> Any:
+    return index.fetch([id_])[id_].embedding
+
+
+def nearest(index: VectorIndex, query: Any, count: int) -> list[str]:
+    return [match.id for match in index.query(np.asarray(query, np.float32), count)]
+
+
+# --- ways of asking ------------------------------------------------------------------------------
+
+
+def test_one_picture_is_found_alike_by_every_way_of_asking(
+    client: TestClient, index: VectorIndex
+) -> None:
+    upload = client.post("/search", files={"image": PICTURE})
+    expected = ids(upload)
+    assert expected[0] == ID
+    embedded = client.post("/embeddings", files={"image": PICTURE}).json()
+    assert embedded["model"] == upload.json()["model"]
+    np.testing.assert_allclose(embedded["embedding"], embedding(index, ID), rtol=1e-5, atol=1e-6)
+    assert ids(ask(client, embedding=embedded["embedding"])) == expected
+    assert ids(ask(client, image=text(PICTURE))) == expected
+    assert ids(ask(client, image="data:image/png;base64," + text(PICTURE))) == expected
+    assert ids(ask(client, positive=[{"image": text(PICTURE)}])) == expected
+    # Named by its id it is left out, and there is one more.
+    by_id = ids(ask(client, id=ID))
+    assert (len(by_id), by_id[:9]) == (10, expected[1:])
+    for match in ask(client, id=ID).json()["matches"]:
+        assert match.keys() == {"id", "label", "score", "confidence", "thumbnail", "metadata"}
+    took = ask(client, id=ID).json()["took_ms"]
+    assert (took["decode"], took["embed"]) == (0, 0)
+    assert took["total"] > 0
+
+
+def test_examples_are_combined_as_numpy_does(client: TestClient, index: VectorIndex) -> None:
+    names = [f"{KINDS[0]}-01", f"{KINDS[1]}-02", f"{KINDS[2]}-03", f"{KINDS[3]}-04"]
+    units = [embedding(index, name) / np.linalg.norm(embedding(index, name)) for name in names]
+    expected = np.mean(units[:2], axis=0) - 0.5 * np.mean(units[2:], axis=0)
+    wanted = [id_ for id_ in nearest(index, expected, 14) if id_ not in names][:10]
+    examples = [{"id": name} for name in names]
+    assert ids(ask(client, positive=examples[:2], negative=examples[2:])) == wanted
+    assert ids(ask(client, id=names[0], positive=examples[1:2], negative=examples[2:])) == wanted
+
+
+OPPOSITE = [{"embedding": [1.0] * DIMENSION}, {"embedding": [-1.0] * DIMENSION}]
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "named"),
+    [
+        ({}, "invalid_parameters", "positive"),
+        ({"negative": [{"id": ID}]}, "invalid_parameters", "positive"),
+        ({"id": ID, "image": "AAAA"}, "invalid_parameters", "at most one"),
+        ({"positive": [{}]}, "invalid_parameters", "exactly one"),
+        ({"positive": [{"id": ID, "url": "http://x/"}]}, "invalid_parameters", "exactly one"),
+        ({"positive": [{"id": ID}] * 17}, "invalid_parameters", "positive"),
+        ({"positive": OPPOSITE}, "invalid_parameters", "cancel"),
+        ({"id": ID, "topk": 3}, "invalid_parameters", "topk"),
+        ({"id": ID, "top_k": 101}, "invalid_parameters", "top_k"),
+        ({"id": "ü"}, "invalid_parameters", "id"),
+        ({"embedding": [1.0] * (DIMENSION - 1)}, "invalid_parameters", "embedding"),
+        ({"embedding": [0.0] * DIMENSION}, "invalid_parameters", "zero"),
+        ({"embedding": [1e308] * DIMENSION}, "invalid_parameters", "embedding"),
+        ({"image": "no base64!"}, "invalid_parameters", "base64"),
+        ({"image": text(b"no picture")}, "not_an_image", "image"),
+        ({"id": ID, "filter": {"label": {"$like": "x"}}}, "invalid_filter", "$like"),
+        ({"id": ID, "filter": []}, "invalid_parameters", "filter"),
+    ],
+)
+def test_queries_that_are_wrong_say_why(
+    client: TestClient, body: Any, code: str, named: str
+) -> None:
+    response = ask(client, **body)
+    assert_problem(response, 422, code)
+    assert named in response.json()["detail"]
+
+
+def test_an_unknown_id_is_named(client: TestClient) -> None:
+    for response in (
+        ask(client, id="nobody"),
+        ask(client, id=ID, negative=[{"id": "nobody"}]),
+        client.get("/images/nobody"),
+        client.get("/thumbnails/nobody"),
+        client.delete("/images/nobody", headers=HEADERS),
+    ):
+        assert_problem(response, 404, "image_not_found")
+        assert "'nobody'" in response.json()["detail"]
+
+
+def test_json_is_limited_as_uploads_are(client: TestClient) -> None:
+    assert_problem(ask(client, image="A" * 2_000_000), 413, "upload_too_large")
+    for content in (b'{"min_score": NaN}', b'{"id": "\\ud800"}', b"[" * 100_000, b"", b"\xff"):
+        response = client.post(
+            "/query", content=content, headers={"Content-Type": "application/json"}
+        )
+        assert_problem(response, 422, "invalid_parameters")
+    response = client.post("/query", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert_problem(response, 415, "unsupported_media_type")
+
+
+def test_several_uploads_are_answered_in_order_and_one_bad_one_fails_alone(
+    client: TestClient,
+) -> None:
+    files = [
+        ("images", ("a.png", PICTURE, "image/png")),
+        ("images", ("b.txt", b"no picture", "text/plain")),
+        ("images", ("c.png", OTHER, "image/png")),
+    ]
+    answer = client.post("/search/batch", files=files, params={"top_k": 3}).json()
+    assert answer.keys() == {"results", "model", "took_ms"}
+    first, bad, last = answer["results"]
+    assert [each["filename"] for each in answer["results"]] == ["a.png", "b.txt", "c.png"]
+    for result, content in ((first, PICTURE), (last, OTHER)):
+        alone = client.post("/search", files={"image": content}, params={"top_k": 3}).json()
+        assert result["problem"] is None
+        assert [m["id"] for m in result["matches"]] == [m["id"] for m in alone["matches"]]
+    assert bad["matches"] == []
+    assert (bad["problem"]["code"], bad["problem"]["status"]) == ("not_an_image", 422)
+    assert answer["took_ms"]["total"] > 0
+
+
+def test_a_wrong_number_of_uploads_is_refused(client: TestClient) -> None:
+    files = [("images", ("a.png", PICTURE, "image/png"))] * 33
+    response = client.post("/search/batch", files=files)
+    assert_problem(response, 422, "invalid_parameters")
+    assert "33" in response.json()["detail"]
+    alone = client.post("/search/batch", files={"image": PICTURE})
+    assert_problem(alone, 422, "invalid_parameters")
+    two = client.post("/search", files=[("image", PICTURE), ("image", PICTURE)])
+    assert_problem(two, 422, "invalid_parameters")
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def both(client: TestClient, **options: Any) -> Iterator[Any]:
+    """The same search with an upload and in JSON."""
+    parameters = dict(options)
+    if "labels" in parameters:
+        parameters["label"] = parameters.pop("labels")
+    if "filter" in parameters:
+        parameters["filter"] = json.dumps(parameters["filter"])
+    yield client.post("/search", files={"image": PICTURE}, params=parameters)
+    yield ask(client, image=text(PICTURE), **options)
+
+
+def test_label_and_filter_must_both_hold(client: TestClient) -> None:
+    for response in both(
+        client, labels=list(KINDS[:2]), filter={"n": {"$gte": 3}, "label": {"$ne": KINDS[0]}}
+    ):
+        assert sorted(ids(response)) == [f"{KINDS[1]}-{n:02d}" for n in range(3, PER_KIND)]
+    for response in both(client, filter={}, top_k=2):
+        assert len(ids(response)) == 2
+
+
+@pytest.mark.parametrize("source", ["{", "null", "[]", '{"a": NaN}', '{"a": {"$gt": "x"}}', "5"])
+def test_a_filter_that_is_none_is_refused(client: TestClient, source: str) -> None:
+    response = client.post("/search", files={"image": PICTURE}, params={"filter": source})
+    assert_problem(response, 422, "invalid_filter")
+
+
+def test_scores_and_confidence_can_be_bounded(client: TestClient) -> None:
+    scores = [match["score"] for match in ask(client, image=text(PICTURE)).json()["matches"]]
+    for response in both(client, min_score=scores[3] - 1e-6):
+        assert len(ids(response)) == 4
+    for response in both(client, min_confidence=0.5):
+        assert ids(response) == []
+    for response in both(client, thumbnails=False):
+        assert all(match["thumbnail"] is None for match in response.json()["matches"])
+
+
+# --- keeping the index ---------------------------------------------------------------------------
+
+
+def put(client: TestClient, id_: str, content: bytes = OTHER, **parameters: Any) -> Any:
+    return client.put(
+        f"/images/{id_}", files={"image": content}, params=parameters, headers=HEADERS
+    )
+
+
+def test_an_image_is_put_looked_at_replaced_found_and_deleted(
+    client: TestClient, index: VectorIndex
+) -> None:
+    new = put(client, "mine/1", label="cat", metadata='{"year": 2026, "tags": ["a"]}')
+    assert new.status_code == 201
+    sha256 = hashlib.sha256(OTHER).hexdigest()
+    metadata = {"year": 2026, "tags": ["a"], "source": "api", "sha256": sha256}
+    shown = client.get("/images/mine/1").json()
+    assert shown == new.json()
+    thumbnail = shown.pop("thumbnail")
+    assert shown == {"id": "mine/1", "label": "cat", "metadata": metadata}
+    kind, _, data = thumbnail.partition(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).format == "JPEG"
+    assert ids(client.post("/search", files={"image": OTHER}))[0] == "mine/1"
+    assert "cat" in [each["label"] for each in client.get("/labels").json()["labels"]]
+
+    replaced = put(client, "mine/1", PICTURE, metadata='{"source": "me"}')
+    assert replaced.status_code == 200
+    assert replaced.json()["metadata"]["source"] == "me"
+    assert replaced.json()["label"] is None
+    np.testing.assert_allclose(
+        embedding(index, "mine/1"), embedding(index, ID), rtol=1e-5, atol=1e-6
+    )
+    deleted = client.delete("/images/mine/1", headers=HEADERS)
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert_problem(client.get("/images/mine/1"), 404, "image_not_found")
+    assert index.count() == len(KINDS) * PER_KIND
+
+
+@pytest.mark.parametrize("id_", ["a b", "50%", "a/b//c", "q?x#", "'", '"', "&=+;:@", "~" * 512])
+def test_ids_of_any_characters_work_in_addresses(
+    client: TestClient, index: VectorIndex, id_: str
+) -> None:
+    path = quote(id_)
+    assert put(client, path).json()["id"] == id_
+    assert index.fetch([id_]).keys() == {id_}
+    assert client.get(f"/thumbnails/{path}").status_code == 200
+    assert client.delete(f"/images/{quote(id_, safe='')}", headers=HEADERS).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("id_", "parameters"),
+    [
+        ("%C3%BC", {}),
+        ("%0A", {}),
+        ("x" * 513, {}),
+        ("x", {"metadata": "{"}),
+        ("x", {"metadata": "[]"}),
+        ("x", {"metadata": '{"label": "x"}'}),
+        ("x", {"metadata": '{"a": {}}'}),
+        ("x", {"metadata": '{"a": NaN}'}),
+        ("x", {"label": ""}),
+        ("x", {"labels": "cat"}),
+    ],
+)
+def test_records_that_are_not_valid_are_refused(
+    client: TestClient, index: VectorIndex, id_: str, parameters: dict[str, Any]
+) -> None:
+    assert_problem(put(client, id_, **parameters), 422, "invalid_parameters")
+    assert index.count() == len(KINDS) * PER_KIND
+
+
+def test_bad_images_are_not_put(client: TestClient) -> None:
+    assert_problem(put(client, "x", b"no picture"), 422, "not_an_image")
+    assert_problem(put(client, "x", bytes(3_000_000)), 413, "upload_too_large")
+
+
+def test_pages_lead_through_the_whole_index(client: TestClient) -> None:
+    found: list[dict[str, Any]] = []
+    cursor = ""
+    while True:
+        page = client.get("/images", params={"limit": 20, "cursor": cursor}).json()
+        found += page["images"]
+        cursor = page["cursor"]
+        if cursor is None:
+            break
+    assert [image["id"] for image in found] == sorted(
+        f"{kind}-{n:02d}" for kind in KINDS for n in range(PER_KIND)
+    )
+    assert all(image.keys() == {"id", "label", "metadata"} for image in found)
+    assert {image["label"] for image in found} == set(KINDS)
+    some = client.get("/images", params={"prefix": f"{KINDS[0]}-"}).json()["images"]
+    assert [image["id"] for image in some] == [f"{KINDS[0]}-{n:02d}" for n in range(PER_KIND)]
+    for bad in ({"limit": 0}, {"limit": 1001}, {"prefix": "ü"}, {"page": 2}):
+        assert_problem(client.get("/images", params=bad), 422, "invalid_parameters")
+
+
+def test_thumbnails_are_files_that_browsers_cache(client: TestClient, index: VectorIndex) -> None:
+    first = client.get(f"/thumbnails/{ID}")
+    assert first.content == index.fetch([ID])[ID].thumbnail
+    assert first.headers["content-type"] == "image/jpeg"
+    assert "max-age" in first.headers["cache-control"]
+    etag = first.headers["etag"]
+    for known in (etag, f'"x", W/{etag}', "*"):
+        again = client.get(f"/thumbnails/{ID}", headers={"If-None-Match": known})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == etag
+    other = client.get(f"/thumbnails/{ID}", headers={"If-None-Match": '"x"'})
+    assert other.status_code == 200
+    assert client.get(f"/thumbnails/{KINDS[0]}-01").headers["etag"] != etag
+    index.upsert([Record("bare", embedding(index, ID), None, {}, b"")])
+    assert_problem(client.get("/thumbnails/bare"), 404, "image_not_found")
+    assert client.get("/images/bare").json()["thumbnail"] is None
+    index.delete(["bare"])
+
+
+def test_labels_are_listed(client: TestClient, store: dict[str, Any]) -> None:
+    labels = client.get("/labels").json()["labels"]
+    count = PER_KIND if store["store"] == "embedded" else None
+    assert [each for each in labels if each["label"] in KINDS] == [
+        {"label": kind, "count": count} for kind in sorted(KINDS)
+    ]
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+READING = [
+    ("GET", "/images"),
+    ("GET", f"/images/{ID}"),
+    ("GET", f"/thumbnails/{ID}"),
+    ("GET", "/labels"),
+    ("POST", "/search"),
+    ("POST", "/search/batch"),
+    ("POST", "/query"),
+    ("POST", "/embeddings"),
+]
+WRITING = [("PUT", "/images/x"), ("DELETE", "/images/x")]
+
+
+@pytest.mark.parametrize(
+    "key", [None, "", "secret", "secret-12", "Secret-1", "ü", f" secret-0 ,{KEY}"]
+)
+def test_writing_needs_a_key(client: TestClient, key: str | None) -> None:
+    headers = [] if key is None else [(b"X-API-Key", key.encode("latin-1"))]
+    for method, path in WRITING:
+        response = client.request(method, path, headers=headers)
+        assert_problem(response, 401, "unauthorized")
+        assert response.headers["WWW-Authenticate"]
+
+
+def test_writing_is_off_without_keys(store: dict[str, Any]) -> None:
+    for client in serve(load_settings(**{**store, "api_keys": ""})):
+        for method, path in WRITING:
+            assert_problem(client.request(method, path, headers=HEADERS), 403, "writing_disabled")
+
+
+def test_reading_can_need_a_key(store: dict[str, Any]) -> None:
+    for client in serve(load_settings(**store, read_needs_key=True)):
+        wait_for(client, 200)
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/docs").status_code == 200
+        for method, path in READING:
+            assert_problem(client.request(method, path), 401, "unauthorized")
+            assert client.request(method, path, headers=HEADERS).status_code not in {401, 403}
