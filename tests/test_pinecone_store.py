@@ -233,6 +233,17 @@ def test_flush_waits_until_queries_show_what_was_upserted(
     assert caplog.messages == []
 
 
+def test_flush_of_an_empty_index_waits_for_nothing(
+    emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "0.5")
+    emulator.put_index("images")
+    index = create()
+    index.flush()
+    assert caplog.messages == []
+    index.close()
+
+
 def test_flush_says_so_when_the_index_stays_behind(
     emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
