@@ -14,6 +14,7 @@ import httpx2
 import numpy as np
 import pytest
 import uvicorn
+from pydantic import SecretStr
 
 from image_search.embedding import Embedder, Embeddings
 from image_search.images import Pixels
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 # A real HOME may hold the ImageNet weights, and a proxy a way out: tests use neither.
 UNREACHABLE_PROXY = "http://127.0.0.1:9"
+SERVICE_KEY = "key of the tests"
 
 
 @pytest.fixture(autouse=True)
@@ -95,8 +97,10 @@ def cifar10_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service_url(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running service with 64 drawn images of 8 kinds."""
-    settings = load_settings(data_dir=tmp_path_factory.mktemp("live"))
+    """The address of a running service with 64 drawn images; writing needs SERVICE_KEY."""
+    settings = load_settings(
+        data_dir=tmp_path_factory.mktemp("live"), api_keys=SecretStr(SERVICE_KEY)
+    )
     index = create_index(settings, Manifest.new(embedder.model, "cosine", "__default__"))
     kinds = sample.KINDS[:8]
     drawn = [

@@ -45,7 +45,7 @@ from image_search_client import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SERVICE_KEY
 from tools import sync_client
 from worker import sample
 
@@ -92,7 +92,7 @@ def kind(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def client(service_url: str, kind: Any) -> Iterator[Client]:
-    with closing(kind(service_url)) as client:
+    with closing(kind(service_url, api_key=SERVICE_KEY)) as client:
         yield client
 
 
@@ -169,6 +169,112 @@ def test_options_reach_the_service(client: Client) -> None:
     assert (caught.value.code, caught.value.status) == ("invalid_parameters", 422)
     with pytest.raises(TypeError, match=r"labels=\['cat'\]"):
         client.search(QUERY, labels="cat")
+
+
+def test_filters_scores_and_duplicates_reach_the_service(client: Client) -> None:
+    both: list[SearchResult] = []
+    for ask in (client.search, lambda image, **options: client.query(image=image, **options)):
+        result = ask(QUERY, top_k=100, filter={"seed": {"$lt": np.int64(3)}}, thumbnails=False)
+        assert {match.metadata["seed"] for match in result} == {0, 1, 2}
+        result = ask(QUERY, top_k=100, min_score=0.9, deduplicate=True)
+        assert 0 < len(result) < 64
+        assert min(match.score for match in result) >= 0.9
+        both.append(result)
+        assert all(match.confidence is not None for match in ask(QUERY, min_confidence=0))
+        with pytest.raises(InvalidRequestError) as caught:
+            ask(QUERY, filter={"seed": {"$near": 3}})
+        assert caught.value.code == "invalid_filter"
+    assert both[0].matches == both[1].matches
+
+
+def test_queries_by_id_embedding_image_and_examples(client: Client) -> None:
+    embedded = client.embed(QUERY)
+    assert len(embedded.embedding) == embedded.model.dimension
+    expected = client.search(QUERY)
+    for embedding in (embedded.embedding, np.array(embedded.embedding, np.float32)):
+        found = client.query(embedding=embedding)
+        assert [match.id for match in found] == [match.id for match in expected]
+    assert [match.id for match in client.query(image=QUERY)] == [match.id for match in expected]
+
+    first = expected[0].id
+    similar = client.query(id=first, top_k=100)
+    assert len(similar) == 63
+    assert first not in {match.id for match in similar}
+
+    away = sample.KINDS[5]
+    mixed = client.query(
+        image=QUERY,
+        positive=[expected[0], client.get_image(expected[1].id), Example(embedding=[0.5] * 512)],
+        negative=[Example(id=f"{away}/0"), Example(image=sample.draw(away, 1))],
+        top_k=100,
+    )
+    assert len(mixed) == 64 - 3
+    assert [match.label for match in mixed[-8:]].count(away) >= 3
+
+    with pytest.raises(ImageNotFoundError):
+        client.query(id="nothing")
+    with pytest.raises(ImageRejectedError):
+        client.query(image=b"no image")
+    with pytest.raises(AccessError) as caught:
+        client.query(url="http://127.0.0.1/cat.jpg")
+    assert caught.value.code == "urls_disabled"
+
+
+def test_a_batch_is_one_request_and_bad_images_alone_fail(client: Client) -> None:
+    drawn = [sample.draw(kind, 1000) for kind in sample.KINDS[:3]]
+    results = client.search_batch([drawn[0], b"no image", *drawn[1:]], top_k=3)
+    assert [type(results.errors[position]) for position in results.errors] == [ImageRejectedError]
+    assert list(results.errors) == [1]
+    for position, image in zip((0, 2, 3), drawn, strict=True):
+        assert [m.id for m in results[position]] == [m.id for m in client.search(image, top_k=3)]
+    assert [len(result) for result in results[2:]] == [3, 3]
+    with pytest.raises(InvalidRequestError, match="32"):
+        client.search_batch([drawn[0]] * 33)
+
+
+# --- the index -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("id_", ["a cat", "a/b", "50%25", "a?b#c", "..", "a/../b", "~+&="])
+def test_what_is_put_is_there_until_it_is_deleted(client: Client, id_: str) -> None:
+    metadata = {"year": 2026, "tags": ["pet"], "tame": True, "weight": 4.5}
+    stored = client.put_image(id_, QUERY, label="it's “a cat”", metadata=metadata)
+    assert (stored.id, stored.label) == (id_, "it's “a cat”")
+    assert stored.metadata.items() >= metadata.items()
+    assert client.get_image(id_) == stored
+    assert stored.thumbnail is not None
+    assert client.thumbnail(id_) == stored.thumbnail
+    assert client.labels()["it's “a cat”"] == 1
+    assert client.put_image(id_, QUERY).label is None
+    client.delete_image(id_)
+    for call in (client.get_image, client.thumbnail, client.delete_image):
+        with pytest.raises(ImageNotFoundError, match="there is no image"):
+            call(id_)
+
+
+def test_all_images_are_listed_page_by_page(client: Client) -> None:
+    ids = [f"{kind}/{seed}" for kind in sample.KINDS[:8] for seed in range(8)]
+    listed = list(client.iter_images(page_size=30))
+    assert [image.id for image in listed] == sorted(ids)
+    assert {image.label for image in listed} == set(sample.KINDS[:8])
+    prefix = sample.KINDS[1]
+    assert [image.id for image in client.iter_images(prefix=prefix)] == [
+        f"{prefix}/{seed}" for seed in range(8)
+    ]
+    assert client.labels() == dict.fromkeys(sorted(sample.KINDS[:8]), 8)
+
+
+def test_writing_needs_the_key(service_url: str, kind: Any) -> None:
+    for key in (None, "wrong"):
+        with (
+            closing(kind(service_url, api_key=key)) as client,
+            pytest.raises(AccessError) as caught,
+        ):
+            client.put_image("a", QUERY)
+        assert (caught.value.code, caught.value.status) == ("unauthorized", 401)
+
+
+# --- results -------------------------------------------------------------------------------------
 
 
 def test_results_are_sequences_of_matches(client: Client) -> None:

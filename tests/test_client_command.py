@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from image_search_client import command, terminal
+from tests.conftest import SERVICE_KEY
 from tests.test_client import KIND, QUERY, encode
 from worker import sample
 
@@ -101,6 +102,46 @@ def test_a_service_that_is_not_there(
     run = Run(capsys, "query", picture, "--service", f"http://127.0.0.1:{free_port}")
     assert run.code == command.EXIT_FAILED
     assert re.fullmatch(r"image-search: .* cannot be reached: .* \[unreachable\]\n", run.err)
+
+
+def test_the_index_is_kept(
+    picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = ("put", "pets/tom", picture, "--label", "tom", "--metadata", '{"year": 2026}')
+    run = Run(capsys, *put)
+    assert run.code == command.EXIT_FAILED
+    assert run.err.endswith("[unauthorized]\n")
+
+    monkeypatch.setenv("IMAGE_SEARCH_API_KEY", SERVICE_KEY)
+    run = Run(capsys, *put)
+    assert (run.code, run.out, run.err) == (0, "", "")
+    assert json.loads(Run(capsys, *put, "--json").out)["metadata"]["year"] == 2026
+    assert re.search(r"^1  tom$", Run(capsys, "labels").out, re.MULTILINE)
+    assert json.loads(Run(capsys, "labels", "--json").out)["tom"] == 1
+    run = Run(capsys, "query", picture, "--filter", '{"year": {"$gt": 2025}}', "--json")
+    assert [match["id"] for match in json.loads(run.out)["matches"]] == ["pets/tom"]
+
+    run = Run(capsys, "delete", "pets/tom", "nothing")
+    assert run.code == command.EXIT_INCOMPLETE
+    assert re.fullmatch(r"image-search: nothing: .* \[image_not_found\]\n", run.err)
+    assert "tom" not in json.loads(Run(capsys, "labels", "--json").out)
+
+
+def test_ids_are_queries_too(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "query", picture, "--id", f"{KIND}/0", "--id", "nothing", "--json")
+    assert run.code == command.EXIT_INCOMPLETE
+    first, second, third = (json.loads(line) for line in run.out.splitlines())
+    assert (first["image"], second["id"], third["id"]) == (picture, f"{KIND}/0", "nothing")
+    assert f"{KIND}/0" not in {match["id"] for match in second["matches"]}
+    assert third["problem"]["code"] == "image_not_found"
+
+
+def test_options_reach_the_service(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "query", picture, "--min-score", "0.99", "--min-confidence", "0.5")
+    assert (run.code, run.out) == (0, "no matches\n")
+    run = Run(capsys, "query", picture, "--deduplicate", "--min-confidence", "2")
+    assert run.code == command.EXIT_FAILED
+    assert "min_confidence" in run.err
 
 
 def test_health(capsys: pytest.CaptureFixture[str]) -> None:

@@ -325,7 +325,7 @@ class AsyncClient:
     async def iter_images(
         self, *, prefix: str = "", page_size: int = 100
     ) -> AsyncIterator[IndexedImage]:
-        """All images of the index whose id begins with `prefix`, in no order that is promised.
+        """All images of the index whose id begins with `prefix`, in the order of their ids.
 
         They come without thumbnails, and are asked for in pages of `page_size` (1 to 1,000).
         """

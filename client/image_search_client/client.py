@@ -323,7 +323,7 @@ class Client:
         self._send("DELETE", f"/images/{_quoted(id)}")
 
     def iter_images(self, *, prefix: str = "", page_size: int = 100) -> Iterator[IndexedImage]:
-        """All images of the index whose id begins with `prefix`, in no order that is promised.
+        """All images of the index whose id begins with `prefix`, in the order of their ids.
 
         They come without thumbnails, and are asked for in pages of `page_size` (1 to 1,000).
         """
