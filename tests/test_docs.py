@@ -1,7 +1,9 @@
 """The README against the code: what it names exists, and what exists it names."""
 
+import os
 import re
 import subprocess
+import sys
 
 import yaml
 from fastapi.routing import APIRoute
@@ -55,6 +57,40 @@ def test_every_route_is_named() -> None:
     for path in app.openapi()["paths"]:
         assert path in README
     assert any(isinstance(route, APIRoute) for route in app.routes)
+
+
+def test_the_program_in_the_readme_runs(service_url: str) -> None:
+    [program] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    run = subprocess.run(
+        [sys.executable, "-c", program.replace("http://127.0.0.1:8000", service_url)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stderr == ""
+    *matches, last = run.stdout.splitlines()
+    assert {line.split()[1] for line in matches} <= {"flower", "tree"}
+    assert len(matches) == 5
+    assert re.fullmatch(r"boat \{2: ImageRejectedError\(.*\)\}", last)
+
+
+def test_the_command_in_the_readme_prints_such_a_table(service_url: str) -> None:
+    [(arguments, table)] = re.findall(
+        r"^\$ .venv/bin/image-search (.*)\n((?:.+\n)+?)```$", README, re.MULTILINE
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "image_search_client", *arguments.split()],
+        cwd=ROOT,
+        env={**os.environ, "IMAGE_SEARCH_URL": service_url},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown, expected = run.stdout.splitlines(), table.splitlines()
+    assert len(shown) == len(expected)
+    assert shown[0].split() == expected[0].split()
+    assert shown[1].split()[3] == expected[1].split()[3]
 
 
 def test_every_file_and_command_that_is_named_exists() -> None:

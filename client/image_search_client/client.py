@@ -30,7 +30,6 @@ from image_search_client.results import (
     EmbedResult,
     Health,
     IndexedImage,
-    MetadataValue,
     SearchResult,
     SearchResults,
     Thumbnail,
@@ -293,7 +292,7 @@ class Client:
         image: ImageInput,
         *,
         label: str | None = None,
-        metadata: Mapping[str, MetadataValue] | None = None,
+        metadata: Mapping[str, object] | None = None,
     ) -> IndexedImage:
         """Insert an image into the index, or replace the one with this id; needs a key.
 
