@@ -12,10 +12,10 @@ run: setup  ## ingest images and serve them on port 8000
 	@status=0; $(BIN)/python -m worker ingest $(SOURCE) || status=$$?; \
 	  [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status
 	@echo
-	@echo "Serving on http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000}. In another terminal, try:"
+	@echo "Open http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000} in a browser, or try, in another terminal:"
 	@echo "  curl -F image=@examples/flower.png 'http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000}/search?top_k=3&thumbnails=false'"
 	@echo "  curl http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000}/health"
-	@echo "or open http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000}/docs. Your own images: make run SOURCE=path/to/folder"
+	@echo "Your own images: make run SOURCE=path/to/folder"
 	@echo
 	@exec $(BIN)/python -m service
 

@@ -4,12 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from image_search import __version__
 from image_search.settings import Settings
-from service import openapi, problems
+from service import openapi, page, problems
 from service.keys import Keys
 from service.metrics import CountRequests, Metrics
 from service.routes import images, operation, search
@@ -56,8 +55,5 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(routes.router)
     openapi.install(app, keys)
 
-    @app.get("/", include_in_schema=False)
-    def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
+    app.router.routes.extend(page.routes())
     return app

@@ -1,0 +1,183 @@
+/**
+ * What is searched for, and how the address tells it. Everything is in the fragment, which is never
+ * sent to the server: `#id=…` or `#embedding=…&model=…&preview=…`, then examples and options.
+ *
+ * @typedef {{id: string}} Indexed An image of the index.
+ * @typedef {{embedding: string, model: string, preview: string | null}} Uploaded A picture that was
+ *   uploaded: its embedding (512 little-endian float32 in base64url), the model that computed it,
+ *   and a tiny picture (data URI).
+ * @typedef {{topK: number, labels: string[], minConfidence: number, deduplicate: boolean}} Options
+ * @typedef {{query: Indexed | Uploaded | null, positive: string[], negative: string[]} & Options}
+ *   Search
+ */
+
+export const MAX_EXAMPLES = 16;
+const MAX_TOP_K = 100;
+const DIMENSION = 512;
+const RANDOM_FEATURES = 8;
+const PREVIEW = /^data:image\/(webp|jpeg);base64,([A-Za-z0-9+/]+=*)$/;
+
+/** A link that was cut off or changed. */
+export class LinkError extends Error {}
+
+/** @returns {Options} */
+export function defaultOptions() {
+  return { topK: 24, labels: [], minConfidence: 0, deduplicate: false };
+}
+
+/** @returns {Search} */
+export function emptySearch() {
+  return { query: null, positive: [], negative: [], ...defaultOptions() };
+}
+
+/** @param {Search} search */
+export function isEmpty(search) {
+  return search.query === null && search.positive.length === 0;
+}
+
+/**
+ * A new query with the options of an old one; its examples belonged to the old query.
+ *
+ * @param {Indexed | Uploaded} query
+ * @param {Search} old
+ * @returns {Search}
+ */
+export function withQuery(query, old) {
+  return { ...old, query, positive: [], negative: [] };
+}
+
+/** @param {Search} search */
+export function toFragment(search) {
+  if (isEmpty(search)) return "";
+  const fields = new URLSearchParams();
+  if (search.query && "id" in search.query) fields.append("id", search.query.id);
+  if (search.query && "embedding" in search.query) {
+    fields.append("embedding", search.query.embedding);
+    fields.append("model", search.query.model);
+    const preview = PREVIEW.exec(search.query.preview ?? "");
+    if (preview) fields.append("preview", `${preview[1]}.${toUrlAlphabet(preview[2])}`);
+  }
+  for (const id of search.positive) fields.append("positive", id);
+  for (const id of search.negative) fields.append("negative", id);
+  const usual = defaultOptions();
+  if (search.topK !== usual.topK) fields.append("top_k", `${search.topK}`);
+  for (const label of search.labels) fields.append("label", label);
+  if (search.minConfidence) fields.append("min_confidence", `${search.minConfidence}`);
+  if (search.deduplicate) fields.append("deduplicate", "true");
+  return `#${fields}`;
+}
+
+/**
+ * @param {string} fragment
+ * @returns {Search}
+ * @throws {LinkError}
+ */
+export function fromFragment(fragment) {
+  const fields = new URLSearchParams(fragment.replace(/^#/, ""));
+  const id = fields.get("id");
+  const embedding = fields.get("embedding");
+  if (embedding !== null) decodeEmbedding(embedding);
+  const preview = /^(webp|jpeg)\.([\w-]+)$/.exec(fields.get("preview") ?? "");
+  const usual = defaultOptions();
+  return {
+    query: id !== null ? { id } : embedding === null ? null : {
+      embedding,
+      model: fields.get("model") ?? "",
+      preview: preview && `data:image/${preview[1]};base64,${fromUrlAlphabet(preview[2])}`,
+    },
+    positive: fields.getAll("positive").slice(0, MAX_EXAMPLES),
+    negative: fields.getAll("negative").slice(0, MAX_EXAMPLES),
+    topK: Math.round(within(fields.get("top_k"), 1, MAX_TOP_K, usual.topK)),
+    labels: fields.getAll("label"),
+    minConfidence: within(fields.get("min_confidence"), 0, 1, usual.minConfidence),
+    deduplicate: fields.get("deduplicate") === "true",
+  };
+}
+
+/**
+ * The body of `POST /query`.
+ *
+ * @param {Search} search
+ * @returns {Record<string, unknown>}
+ */
+export function toBody(search) {
+  const { query } = search;
+  /** @type {Record<string, unknown>} */
+  const body = { top_k: search.topK };
+  if (query && "id" in query) body.id = query.id;
+  if (query && "embedding" in query) body.embedding = decodeEmbedding(query.embedding);
+  if (search.positive.length) body.positive = search.positive.map((id) => ({ id }));
+  if (search.negative.length) body.negative = search.negative.map((id) => ({ id }));
+  if (search.labels.length) body.labels = search.labels;
+  if (search.minConfidence) body.min_confidence = search.minConfidence;
+  if (search.deduplicate) body.deduplicate = true;
+  return body;
+}
+
+/**
+ * What has to be equal for embeddings to be comparable.
+ *
+ * @param {{fingerprint: string, input_size: number, preprocessing: number}} model
+ */
+export function modelKey(model) {
+  return `${model.fingerprint}-${model.input_size}-${model.preprocessing}`;
+}
+
+/** @param {number[]} embedding */
+export function encodeEmbedding(embedding) {
+  const view = new DataView(new ArrayBuffer(4 * DIMENSION));
+  embedding.forEach((value, i) => view.setFloat32(4 * i, value, true));
+  return toUrlAlphabet(btoa(String.fromCharCode(...new Uint8Array(view.buffer))));
+}
+
+/**
+ * Something to ask an index with for any of its images: a few features that a network might see.
+ */
+export function randomEmbedding() {
+  const embedding = Array.from({ length: DIMENSION }, () => 0);
+  for (let i = 0; i < RANDOM_FEATURES; i += 1) {
+    embedding[Math.floor(DIMENSION * Math.random())] = 1;
+  }
+  return embedding;
+}
+
+/**
+ * @param {string} text
+ * @returns {number[]}
+ * @throws {LinkError}
+ */
+function decodeEmbedding(text) {
+  const damaged = new LinkError("The link is damaged: a part of it is missing or changed.");
+  let bytes;
+  try {
+    bytes = Uint8Array.from(atob(fromUrlAlphabet(text)), (char) => char.charCodeAt(0));
+  } catch {
+    throw damaged;
+  }
+  if (bytes.length !== 4 * DIMENSION) throw damaged;
+  const view = new DataView(bytes.buffer);
+  const embedding = Array.from({ length: DIMENSION }, (_, i) => view.getFloat32(4 * i, true));
+  if (!embedding.every(Number.isFinite)) throw damaged;
+  return embedding;
+}
+
+/** @param {string} base64 */
+function toUrlAlphabet(base64) {
+  return base64.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
+/** @param {string} base64url */
+function fromUrlAlphabet(base64url) {
+  return base64url.replaceAll("-", "+").replaceAll("_", "/");
+}
+
+/**
+ * @param {string | null} text
+ * @param {number} least
+ * @param {number} most
+ * @param {number} otherwise
+ */
+function within(text, least, most, otherwise) {
+  const number = Number.parseFloat(text ?? "");
+  return Number.isFinite(number) ? Math.min(most, Math.max(least, number)) : otherwise;
+}

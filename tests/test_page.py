@@ -1,0 +1,606 @@
+"""The web page in a real browser: Debian's Chromium, driven by Playwright."""
+
+import base64
+import io
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from fastapi.testclient import TestClient
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Route,
+    expect,
+    sync_playwright,
+)
+
+from image_search.embedding import Embedder, Embeddings
+from image_search.index import Record, VectorIndex
+from image_search.settings import Settings, load_settings
+from service.app import create_app
+from tests.conftest import ROOT
+from tests.test_end_to_end import wait_until
+from tests.test_service import KINDS, PER_KIND, QUERY, assert_problem, encode, fill
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+TOP_K = 24
+expect.set_options(timeout=10_000)
+KEY = "open sesame"
+NASTY = "<img src=x onerror=alert(1)>"
+DESKTOP = {"width": 1280, "height": 860}
+PHONE = {"width": 390, "height": 844}
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """The service in a thread; yields its address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(create_app(settings), log_config=None, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def module_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return load_settings(data_dir=tmp_path_factory.mktemp("page"), max_upload_bytes=2_000_000)
+
+
+@pytest.fixture(scope="module")
+def index(module_settings: Settings, embedder: Embedder) -> VectorIndex:
+    return fill(module_settings, embedder)
+
+
+@pytest.fixture(scope="module")
+def url(module_settings: Settings, index: VectorIndex) -> Iterator[str]:
+    assert index.count() == len(KINDS) * PER_KIND
+    with serving(module_settings) as address:
+        wait_until(lambda: httpx2.get(f"{address}health").status_code == 200)
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no browser: the page was not tested (on Debian: apt-get install chromium)")
+    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *quiet]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens pages, each in a context of its own; afterwards, none may have told of an error.
+
+    The content security policy's violations are such errors.
+    """
+    contexts: list[BrowserContext] = []
+    errors: list[str] = []
+
+    def open_(address: str, **options: Any) -> Page:
+        context = browser.new_context(**{"viewport": DESKTOP, **options})
+        context.set_default_timeout(10_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+        page.goto(address)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    # This one is Chromium's own, for each answer of status 400 and more.
+    assert [error for error in errors if not error.startswith("Failed to load resource")] == []
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page], url: str) -> Page:
+    return open_page(url)
+
+
+def best(index: VectorIndex, embedding: NDArray[np.floating], top_k: int = TOP_K) -> list[str]:
+    return [match.id for match in index.query(embedding.astype(np.float32), top_k)]
+
+
+def unit(embedding: Embeddings) -> Embeddings:
+    return embedding / np.float32(np.linalg.norm(embedding))
+
+
+def shown(page: Page, count: int = TOP_K) -> list[str]:
+    """The ids of the matches, once there are as many as that."""
+    expect(page.locator("#matches .match")).to_have_count(count)
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    return page.locator("#matches .id").all_text_contents()
+
+
+def upload(
+    page: Page, content: bytes, name: str = "cat.png", media_type: str = "image/png"
+) -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": media_type, "buffer": content})
+
+
+def is_loaded(image: Locator) -> bool:
+    return bool(
+        image.evaluate("async image => { await image.decode(); return image.naturalWidth > 0 }")
+    )
+
+
+# --- handing a picture over -----------------------------------------------------------------------
+
+
+def test_an_upload_is_shown_beside_its_matches(
+    page: Page, index: VectorIndex, embedder: Embedder
+) -> None:
+    expect(page.locator("#index-summary")).to_have_text(f"{len(KINDS) * PER_KIND} images")
+    upload(page, encode(QUERY))
+    expected = index.query(embedder.embed([embedder.pixels(QUERY)])[0], TOP_K)
+    assert shown(page) == [match.id for match in expected]
+    first = page.locator(".match").first
+    expect(first.locator("strong")).to_have_text(str(expected[0].label))
+    expect(first.locator(".score")).to_have_text(f"score {expected[0].score:.3f}")
+    assert is_loaded(first.locator("img"))
+    assert is_loaded(page.locator("#query-picture"))
+    expect(page.locator("#start")).to_be_hidden()
+    expect(page.locator("#announcement")).to_contain_text(f"{TOP_K} matches. Best: ")
+
+
+def test_choosing_opens_the_browser_s_own_dialog(page: Page) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a picture").click()
+    chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": encode(QUERY)})
+    shown(page)
+    with page.expect_file_chooser():
+        page.get_by_role("button", name="Another picture").click()
+
+
+def test_a_phone_offers_its_camera(open_page: Callable[..., Page], url: str) -> None:
+    page = open_page(url, viewport=PHONE, is_mobile=True, has_touch=True)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Take a photo").tap()
+    assert chooser.value.element.get_attribute("capture") == "environment"
+
+
+def test_a_picture_can_be_pasted(page: Page, index: VectorIndex, embedder: Embedder) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """async base64 => {
+            const bytes = Uint8Array.from(atob(base64), char => char.charCodeAt(0));
+            const picture = new Blob([bytes], { type: "image/png" });
+            await navigator.clipboard.write([new ClipboardItem({ "image/png": picture })]);
+        }""",
+        base64.b64encode(encode(QUERY)).decode(),
+    )
+    page.keyboard.press("Control+V")
+    assert shown(page) == best(index, embedder.embed([embedder.pixels(QUERY)])[0])
+
+
+DROP = """([type, base64]) => {
+    const dataTransfer = new DataTransfer();
+    if (base64) {
+        const bytes = Uint8Array.from(atob(base64), char => char.charCodeAt(0));
+        dataTransfer.items.add(new File([bytes], "cat.png", { type: "image/png" }));
+    } else {
+        dataTransfer.setData("text/uri-list", "http://example.org/cat.png");
+    }
+    const event = new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true });
+    document.querySelector("main").dispatchEvent(event);
+}"""
+
+
+def test_a_picture_can_be_dropped_anywhere(
+    page: Page, index: VectorIndex, embedder: Embedder
+) -> None:
+    content = base64.b64encode(encode(QUERY)).decode()
+    page.evaluate(DROP, ["dragenter", content])
+    expect(page.locator("#overlay")).to_be_visible()
+    page.evaluate(DROP, ["drop", content])
+    expect(page.locator("#overlay")).to_be_hidden()
+    assert shown(page) == best(index, embedder.embed([embedder.pixels(QUERY)])[0])
+
+
+def test_what_cannot_be_fetched_is_refused_in_words(page: Page) -> None:
+    page.evaluate(DROP, ["drop", ""])
+    expect(page.get_by_role("alert")).to_contain_text("save it and drop the file")
+
+
+def test_who_has_no_picture_at_hand_takes_one_of_the_page(page: Page, index: VectorIndex) -> None:
+    page.get_by_role("button", name="boat").click()
+    shown(page)
+    page.go_back()
+    expect(page.locator("#some a")).to_have_count(10)
+    kinds = page.locator("#some a").evaluate_all("all => all.map(a => a.title.split(',')[0])")
+    assert set(kinds) == set(KINDS)
+    id_ = str(page.locator("#some a").first.get_attribute("title")).partition(", ")[2]
+    page.locator("#some a").first.click()
+    embedding = index.fetch([id_])[id_].embedding
+    assert [id_, *shown(page)] == best(index, embedding, TOP_K + 1)
+
+
+def test_a_photo_is_turned_upright_and_made_small_before_it_is_sent(
+    page: Page, index: VectorIndex, embedder: Embedder
+) -> None:
+    size = (2200, 3000)
+    upright = QUERY.resize(size, Image.Resampling.BICUBIC)
+    grain = np.random.default_rng(0).integers(-25, 26, (*size[::-1], 3))
+    noisy = Image.fromarray((np.asarray(upright) + grain).clip(0, 255).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    photo = encode(noisy.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
+    assert len(photo) > 2_000_000  # more than the service takes
+    with page.expect_request("**/embeddings") as request:
+        upload(page, photo, "photo.jpg", "image/jpeg")
+    assert int(request.value.all_headers()["content-length"]) < 1_000_000
+    found = shown(page)
+    assert found[0] == best(index, embedder.embed([embedder.pixels(QUERY)])[0])[0]
+    picture = page.locator("#query-picture")
+    assert is_loaded(picture)
+    assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [751, 1024]
+
+
+# --- from one search to the next ------------------------------------------------------------------
+
+
+def test_more_like_a_match_and_back(page: Page, index: VectorIndex) -> None:
+    upload(page, encode(QUERY))
+    first = shown(page)
+    address = page.url
+    page.locator(".picture").nth(2).click()
+    expect(page.locator("#query-id")).to_have_text(first[2])
+    second = shown(page)
+    assert [first[2], *second] == best(
+        index, index.fetch([first[2]])[first[2]].embedding, TOP_K + 1
+    )
+    expect(page.locator("#results-title")).to_be_focused()
+    page.go_back()
+    assert page.url == address
+    expect(page.locator("#query-label")).to_have_text("Your picture")
+    assert shown(page) == first
+    page.go_forward()
+    expect(page.locator("#query-id")).to_have_text(first[2])
+    page.get_by_role("button", name="Back").click()
+    expect(page.locator("#query-label")).to_have_text("Your picture")
+    page.get_by_role("button", name="Back").click()
+    expect(page.locator("#start")).to_be_visible()
+    expect(page.locator("#found")).to_be_hidden()
+
+
+def test_a_match_opens_in_another_tab_too(page: Page) -> None:
+    upload(page, encode(QUERY))
+    id_ = shown(page)[1]
+    with page.context.expect_page() as other:
+        page.locator(".picture").nth(1).click(modifiers=["ControlOrMeta"])
+    expect(other.value.locator("#query-id")).to_have_text(id_)
+    shown(other.value)
+
+
+def test_examples_move_the_query(page: Page, index: VectorIndex, embedder: Embedder) -> None:
+    upload(page, encode(QUERY))
+    first = shown(page)
+    liked, disliked = first[4], first[9]
+    query = unit(embedder.embed([embedder.pixels(QUERY)])[0])
+    plus, minus = (unit(index.fetch([id_])[id_].embedding) for id_ in (liked, disliked))
+
+    page.get_by_role("button", name=f"{liked} as a positive example").click()
+    expect(page.locator("#positive button")).to_have_count(1)
+    expected = [id_ for id_ in best(index, (query + plus) / 2, TOP_K + 1) if id_ != liked]
+    expect(page.locator(".id").first).to_have_text(expected[0])
+    assert shown(page) == expected[:TOP_K]
+
+    page.get_by_role("button", name=f"{disliked} as a negative example").click()
+    expect(page.locator("#negative button")).to_have_count(1)
+    assert is_loaded(page.locator("#negative img"))
+    expect(page.locator(f".picture[href*='id={disliked}']")).to_have_count(0)
+    moved = (query + plus) / 2 - minus / 2
+    expected = [id_ for id_ in best(index, moved, TOP_K + 2) if id_ not in {liked, disliked}]
+    assert shown(page) == expected[:TOP_K]
+
+    page.get_by_role("button", name="Remove the positive example").click()
+    expect(page.locator("#positive-group")).to_be_hidden()
+    page.get_by_role("button", name="Remove the negative example").click()
+    expect(page.locator(".id").first).to_have_text(first[0])
+    assert shown(page) == first
+    page.go_back()
+    expect(page.locator("#negative button")).to_have_count(1)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_labels_and_the_number_of_matches_are_chosen(page: Page) -> None:
+    upload(page, encode(QUERY))
+    shown(page)
+    page.locator("#labels label", has_text=KINDS[2]).click()
+    assert all(KINDS[2] in id_ for id_ in shown(page, PER_KIND))
+    page.locator("#labels label", has_text=KINDS[0]).click()
+    assert {id_.rpartition("-")[0] for id_ in shown(page, TOP_K)} == {KINDS[0], KINDS[2]}
+    slider = page.get_by_role("slider", name="How many")
+    slider.fill("5")
+    shown(page, 5)
+    expect(page.locator("#top-k-value")).to_have_text("5")
+    slider.press("ArrowRight")
+    shown(page, 6)
+    expect(slider).to_be_focused()
+    page.reload()
+    shown(page, 6)
+    expect(page.get_by_role("checkbox", name=KINDS[0])).to_be_checked()
+    page.go_back()  # options have no steps of their own
+    expect(page.locator("#start")).to_be_visible()
+
+
+def test_options_that_leave_nothing_can_be_taken_back(
+    open_page: Callable[..., Page], url: str
+) -> None:
+    page = open_page(f"{url}#id={KINDS[0]}-00&label=nothing&top_k=7")
+    expect(page.locator("#none")).to_contain_text("No image of the index passes these options")
+    page.get_by_role("button", name="Reset the options").click()
+    shown(page)
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def test_a_link_shows_the_same_search_to_others(
+    open_page: Callable[..., Page], url: str, page: Page
+) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    upload(page, encode(QUERY))
+    liked = shown(page)[3]
+    page.get_by_role("button", name=f"{liked} as a positive example").click()
+    page.get_by_role("slider", name="How many").fill("9")
+    page.get_by_role("checkbox", name="near-duplicates").check()
+    expected = shown(page, 9)
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link.startswith(f"{url}#embedding=")
+    assert len(link) < 8000
+    other = open_page(link)
+    assert shown(other, 9) == expected
+    assert is_loaded(other.locator("#query-picture"))
+    assert is_loaded(other.locator("#positive img"))
+    expect(other.get_by_role("checkbox", name="near-duplicates")).to_be_checked()
+
+
+def test_a_link_that_cannot_be_reproduced_says_why(
+    open_page: Callable[..., Page], url: str, page: Page
+) -> None:
+    upload(page, encode(QUERY))
+    shown(page)
+    other = open_page(re.sub("model=.", "model=f", page.url))
+    expect(other.get_by_role("alert")).to_contain_text("made with another model")
+    expect(other.locator(".match")).to_have_count(0)
+    other = open_page(page.url[: len(url) + 500])
+    expect(other.get_by_role("alert")).to_contain_text("The link is damaged")
+    expect(other.locator("#start")).to_be_visible()
+    other = open_page(f"{url}#id=gone")
+    expect(other.get_by_role("alert")).to_contain_text("gone")
+
+
+# --- errors, and waiting --------------------------------------------------------------------------
+
+
+def test_errors_are_told_in_words(page: Page) -> None:
+    upload(page, b"no picture", "notes.png")
+    expect(page.get_by_role("alert")).to_contain_text("“notes.png” could not be searched for")
+    expect(page.get_by_role("alert")).to_contain_text("Not an image in a format that can be read.")
+    upload(page, bytes(3_000_000), "raw.bin", "application/octet-stream")
+    expect(page.get_by_role("alert")).to_contain_text("more than 2,000,000 bytes")
+    page.get_by_role("button", name="Close this message").click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    upload(page, encode(QUERY))
+    shown(page)
+
+
+def test_the_answer_to_an_outdated_question_is_not_shown(page: Page) -> None:
+    held: list[Route] = []
+    upload(page, encode(QUERY))
+    first = shown(page)
+    page.route("**/query", lambda route: held.append(route))
+    page.locator(".picture").nth(1).click()
+    expect(page.locator("#progress")).to_be_visible()
+    expect(page.locator("#query-id")).to_have_text(first[1])
+    page.unroute("**/query")
+    with page.expect_event("requestfailed") as outdated:
+        page.go_back()
+    expect(page.locator("#query-label")).to_have_text("Your picture")
+    assert shown(page) == first
+    expect(page.locator("#progress")).to_be_hidden()
+    assert [outdated.value] == [route.request for route in held]
+    assert outdated.value.failure == "net::ERR_ABORTED"
+
+
+def test_a_service_that_is_away_is_waited_for(page: Page) -> None:
+    upload(page, encode(QUERY))
+    shown(page)
+    page.context.set_offline(True)
+    page.locator(".picture").first.click()
+    expect(page.get_by_role("alert")).to_contain_text("The service does not answer")
+    page.context.set_offline(False)
+    shown(page)
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_an_index_that_is_missing_is_waited_for(
+    open_page: Callable[..., Page], settings: Settings, embedder: Embedder
+) -> None:
+    with serving(settings) as url:
+        page = open_page(url)
+        expect(page.get_by_role("alert")).to_contain_text("ingest")
+        expect(page.locator("#index-summary")).to_have_text("not ready")
+        fill(settings, embedder)
+        expect(page.locator("#index-summary")).to_contain_text("images", timeout=20_000)
+        expect(page.get_by_role("alert")).to_be_hidden()
+        upload(page, encode(QUERY))
+        shown(page)
+
+
+def test_a_key_is_asked_for_and_kept_and_nothing_of_others_is_markup(
+    open_page: Callable[..., Page], tmp_path: Path, embedder: Embedder
+) -> None:
+    settings = load_settings(data_dir=tmp_path, api_keys=KEY, read_needs_key=True)
+    index = fill(settings, embedder)
+    record = index.fetch([f"{KINDS[1]}-00"])[f"{KINDS[1]}-00"]
+    metadata = {"note": NASTY}
+    index.upsert([Record(f"a/{NASTY}&#?%41", record.embedding, NASTY, metadata, record.thumbnail)])
+    with serving(settings) as url:
+        page = open_page(url)
+        form = page.locator("#key-form")
+        expect(page.get_by_role("alert")).to_contain_text("asks for a key", timeout=20_000)
+        form.get_by_label("Key").fill("wrong")
+        form.get_by_role("button").click()
+        expect(page.get_by_role("alert")).to_contain_text("not accepted")
+        form.get_by_label("Key").fill(KEY)
+        page.keyboard.press("Enter")
+        expect(page.locator("#some-section")).to_be_visible()
+        upload(page, encode(QUERY))
+        found = shown(page)
+        page.goto(f"{url}#id={KINDS[1]}-00")
+        expect(page.locator("#query-id")).to_have_text(f"{KINDS[1]}-00")
+        expect(page.locator(".id").first).to_have_text(f"a/{NASTY}&#?%41")
+        assert shown(page) != found
+        expect(page.locator(".match strong").first).to_have_text(NASTY)
+        page.locator(".picture").first.click()
+        expect(page.locator("#query-id")).to_have_text(f"a/{NASTY}&#?%41")
+        page.reload()
+        shown(page)
+        assert is_loaded(page.locator("#query-picture"))
+        page.get_by_role("button", name="as a negative example").first.click()
+        expect(page.locator("#negative button")).to_have_count(1)
+
+
+# --- everybody ------------------------------------------------------------------------------------
+
+
+def test_the_keyboard_alone_is_enough(page: Page) -> None:
+    def tab_to(element: Locator) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if element.evaluate("it => it === document.activeElement"):
+                return
+        raise AssertionError(f"Tab does not reach {element}")
+
+    expect(page.locator("#some a").first).to_be_visible()
+    tab_to(page.get_by_role("button", name="Choose a picture"))
+    tab_to(page.get_by_role("button", name="boat"))
+    page.keyboard.press("Enter")
+    first = shown(page)
+    expect(page.locator("#results-title")).to_be_focused()
+    tab_to(page.locator(".picture").nth(1))
+    page.keyboard.press("Enter")
+    expect(page.locator("#query-id")).to_have_text(first[1])
+    shown(page)
+    tab_to(page.get_by_role("button", name="as a positive example").first)
+    page.keyboard.press("Space")
+    expect(page.locator("#positive button")).to_have_count(1)
+    back = page.get_by_role("button", name="Back")
+    expect(page.locator("#results-title")).to_be_focused()
+    page.keyboard.press("Shift+Tab")
+    assert back.evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    expect(page.locator("#positive button")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "viewport"),
+    [
+        ("light", DESKTOP),
+        ("dark", DESKTOP),
+        ("light", PHONE),
+        ("dark", {"width": 320, "height": 640}),
+    ],
+)
+def test_every_view_is_accessible_and_fits(
+    open_page: Callable[..., Page], url: str, scheme: str, viewport: dict[str, int]
+) -> None:
+    page = open_page(url, color_scheme=scheme, viewport=viewport, reduced_motion="reduce")
+    ink, paper = page.evaluate(
+        "(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))"
+    )
+    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+    assert (brightness[0] < brightness[1]) == (scheme == "light")
+
+    def check(view: str) -> None:
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], view
+        violations = Axe().run(page).response["violations"]
+        assert violations == [], view
+
+    expect(page.locator("#some a").first).to_be_visible()
+    check("start")
+    upload(page, b"no picture")
+    expect(page.get_by_role("alert")).to_be_visible()
+    check("error")
+    upload(page, encode(QUERY))
+    shown(page)
+    for sign in ("positive", "negative"):
+        page.get_by_role("button", name=f"as a {sign} example").first.click()
+        expect(page.locator(f"#{sign} img")).to_have_count(1)
+    shown(page)
+    page.locator("#index summary").click()
+    if viewport != DESKTOP:
+        page.locator("#options summary").click()
+    page.get_by_role("checkbox", name=KINDS[0]).check()
+    shown(page, PER_KIND)
+    check("found")
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_the_page_is_small_strict_and_never_old() -> None:
+    client = TestClient(create_app(load_settings()))
+    page = client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    files = ["/", *(f"/{name}" for name in re.findall(r'(?:src|href)="(web/[^"]+)"', page.text))]
+    assert len(files) > 15
+    size = 0
+    for file in files:
+        answer = client.get(file)
+        assert answer.status_code == 200
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "unsafe" not in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-cache"
+        again = client.get(file, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert client.head(file).status_code == 200
+        assert not re.search(rb"https?://(?!www\.w3\.org)", answer.content)
+        size += len(answer.content)
+    assert size < 250_000
+    assert_problem(client.get("/web/nothing.js"), 404, "not_found")
+    assert_problem(client.get("/web/../page.py"), 404, "not_found")
+    assert_problem(client.get("/web/%2e%2e/page.py"), 404, "not_found")
+
+
+def test_the_examples_of_the_readme_are_those_of_the_page() -> None:
+    names = sorted(path.name for path in (ROOT / "examples").iterdir())
+    page = (ROOT / "service" / "web" / "index.html").read_text()
+    assert re.findall(r"web/examples/(\w+\.png)", page) == names
+    for name in names:
+        with Image.open(io.BytesIO((ROOT / "examples" / name).read_bytes())) as image:
+            assert image.size == (96, 96)
