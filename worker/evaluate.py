@@ -374,13 +374,15 @@ class _Evaluation:
         ]
 
     def _search(self, rows: range) -> None:
-        found = self._ask(self._queries.embeddings[rows], max(CUTOFFS), rows)
-        for row, matches in zip(rows, found, strict=True):
+        embeddings = self._queries.embeddings[rows]
+        # Asked for by themselves, as users do: an approximate search for more is a better one.
+        nearest = self._ask(embeddings, NEIGHBOURS, rows)
+        further = self._ask(embeddings, max(CUTOFFS), rows)
+        for row, first, found in zip(rows, nearest, further, strict=True):
+            matches = first + found[len(first) :]
             codes = [self._code_of.get(match.label, -1) for match in matches]
             self._relevant[row, : len(codes)] = np.array(codes) == self._query_codes[row]
-            self._nearest.append(
-                [replace(match, metadata={}, thumbnail=b"") for match in matches[:NEIGHBOURS]]
-            )
+            self._nearest.append([replace(match, metadata={}, thumbnail=b"") for match in first])
 
     def _compare_with_all(self, rows: range, pool: ThreadPoolExecutor) -> None:
         """Everything that needs the exact score of every image."""
