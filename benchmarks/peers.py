@@ -18,6 +18,7 @@ from benchmarks.measure import INPUT_SIZE, ready_process
 from image_search.embedding import Embeddings
 from image_search.engines import MEAN_RGB, Forward, tensorflow
 from image_search.images import Pixels
+from image_search.recipe import LAST_BLOCK
 from image_search.weights import BLOCKS, Convolution
 
 OPSET = 17
@@ -36,7 +37,7 @@ def float32_peers(convolutions: Sequence[Convolution]) -> dict[str, Forward]:
     """The peers by name. Call it after an Embedder was made, which stops OpenVINO's telemetry."""
     model = onnx_model(convolutions)
     return {
-        "TensorFlow": tensorflow.compile_forward(convolutions, INPUT_SIZE),
+        "TensorFlow": tensorflow.compile_forward(convolutions, INPUT_SIZE, LAST_BLOCK),
         "ONNX Runtime": bare_onnx_runtime(model),
         "OpenVINO": bare_openvino(model),
     }

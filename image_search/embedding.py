@@ -5,7 +5,7 @@ import gc
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Final
@@ -18,6 +18,7 @@ from image_search import images
 from image_search.engines import Forward
 from image_search.images import Pixels
 from image_search.manifest import DIMENSION, ModelSpec
+from image_search.recipe import FEATURES, FITTED_BLOCKS, LAST_BLOCK, Features, Recipe
 from image_search.weights import Convolution, load_weights
 
 _log = logging.getLogger(__name__)
@@ -38,12 +39,16 @@ class Embedder:
 
     `weights` is `imagenet`, `bundled` or a path; `input_size` in pixels, at least 32. Where the
     last feature map is larger than 1x1, it is averaged. With `activation_maxima`, from
-    `measure_activation_maxima`, it computes in int8. Safe to use from several threads.
-    Raises WeightsError when the weights cannot be had.
+    `measure_activation_maxima`, it computes in int8. With a recipe, embeddings are made as that
+    says. Safe to use from several threads. Raises WeightsError when the weights cannot be had.
     """
 
     def __init__(
-        self, weights: str, input_size: int, activation_maxima: Sequence[float] = ()
+        self,
+        weights: str,
+        input_size: int,
+        activation_maxima: Sequence[float] = (),
+        recipe: Recipe | None = None,
     ) -> None:
         name, convolutions = load_weights(weights)
         self.model = ModelSpec(
@@ -52,8 +57,12 @@ class Embedder:
             input_size=input_size,
             preprocessing=PREPROCESSING_VERSION,
             precision="int8" if activation_maxima else "float32",
+            recipe=recipe.name if recipe else "none",
+            recipe_fingerprint=recipe.fingerprint if recipe else "",
         )
-        self._forward = _compile(convolutions, input_size, activation_maxima)
+        self._recipe = recipe
+        blocks = FITTED_BLOCKS if recipe else LAST_BLOCK
+        self._forward = _compile(convolutions, input_size, activation_maxima, blocks)
 
     def decode(self, content: bytes, *, max_pixels: int) -> Image.Image:
         """Decode an image file, large enough for `pixels` and a thumbnail; see images.decode."""
@@ -67,7 +76,8 @@ class Embedder:
         """float32 [n, 512] of uint8 RGB [n, input_size, input_size, 3]."""
         if len(batch) == 0:
             return np.empty((0, DIMENSION), np.float32)
-        return self._forward(np.asarray(batch))
+        features = self._forward(np.asarray(batch))
+        return self._recipe.apply(features) if self._recipe else features
 
     def warm_up(self) -> None:
         """Run once, so that the first user does not wait for it."""
@@ -103,6 +113,19 @@ def measure_activation_maxima(weights: str, pixels: Pixels) -> tuple[float, ...]
     return openvino.measure_activation_maxima(convolutions, pixels)
 
 
+def measure_features(
+    weights: str, input_size: int, activation_maxima: Sequence[float], batches: Iterable[Pixels]
+) -> Features:
+    """What recipes are fitted to: float32 [n, features] of batches of uint8 RGB pixels.
+
+    Raises WeightsError when the weights cannot be had.
+    """
+    _, convolutions = load_weights(weights)
+    forward = _compile(convolutions, input_size, activation_maxima, FITTED_BLOCKS)
+    features = [forward(batch) for batch in batches]
+    return np.concatenate([np.empty((0, FEATURES), np.float32), *features])
+
+
 @cache
 def has_gpu() -> bool:
     """Whether there is a GPU to embed on; logs a warning where only the software for it is."""
@@ -118,16 +141,19 @@ def has_gpu() -> bool:
 
 
 def _compile(
-    convolutions: Sequence[Convolution], input_size: int, activation_maxima: Sequence[float]
+    convolutions: Sequence[Convolution],
+    input_size: int,
+    activation_maxima: Sequence[float],
+    blocks: Sequence[int],
 ) -> Forward:
     # Each engine is imported only where it is used: TensorFlow costs seconds and 500 MB.
     if not activation_maxima and has_gpu():
         from image_search.engines import tensorflow
 
-        return tensorflow.compile_forward(convolutions, input_size)
+        return tensorflow.compile_forward(convolutions, input_size, blocks)
     from image_search.engines import openvino
 
-    return openvino.compile_forward(convolutions, input_size, activation_maxima)
+    return openvino.compile_forward(convolutions, input_size, activation_maxima, blocks)
 
 
 def _release_memory() -> None:

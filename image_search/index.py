@@ -12,6 +12,7 @@ from image_search.embedding import Embeddings
 from image_search.errors import RecordError
 from image_search.filters import Filter
 from image_search.manifest import DIMENSION, Manifest
+from image_search.recipe import Recipe
 from image_search.settings import Metric
 
 MetadataValue = str | int | float | bool | list[str]
@@ -72,6 +73,10 @@ class VectorIndex(Protocol):
     @property
     def manifest(self) -> Manifest:
         """What the index was built with."""
+        ...
+
+    def load_recipe(self) -> Recipe | None:
+        """What the embeddings were made with, to make an Embedder with; None for plain ones."""
         ...
 
     @property

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from image_search import __version__
 from image_search.errors import IndexMismatchError
-from image_search.settings import Metric
+from image_search.settings import Metric, RecipeName
 
 DIMENSION: Final = 512
 
@@ -27,12 +27,20 @@ class ModelSpec(BaseModel):
     input_size: Annotated[int, Field(description="Side of the network's input, in pixels.")]
     preprocessing: Annotated[int, Field(description="Version of decoding and preprocessing.")]
     precision: Annotated[Precision, Field(description="What the network computes in.")]
+    recipe: Annotated[
+        RecipeName, Field(description="How embeddings are made of what the network sees.")
+    ] = "none"
+    recipe_fingerprint: Annotated[
+        str,
+        Field(description="First 16 hex digits of the SHA-256 of what was fitted; empty if none."),
+    ] = ""
     dimension: Annotated[int, Field(description="Numbers in an embedding.")] = DIMENSION
 
     def __str__(self) -> str:
         return (
             f"{self.architecture} with weights {self.weights} ({self.fingerprint}), input size "
-            f"{self.input_size}, preprocessing {self.preprocessing}, {self.precision}"
+            f"{self.input_size}, preprocessing {self.preprocessing}, {self.precision}, recipe "
+            + " ".join(filter(None, [self.recipe, self.recipe_fingerprint]))
         )
 
 
@@ -73,7 +81,7 @@ class Manifest(BaseModel):
         if model.model_copy(update={"weights": self.model.weights}) != self.model:
             raise IndexMismatchError(
                 f"the index was built with {self.model}; what is at hand is {model}. "
-                "Use the index's own weights, input size and precision, or another index"
+                "Use the index's own weights, input size, precision and recipe, or another index"
             )
 
     def require_metric(self, metric: Metric) -> None:

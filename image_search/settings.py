@@ -16,6 +16,7 @@ _CLIENT_VARIABLES = {"IMAGE_SEARCH_URL", "IMAGE_SEARCH_API_KEY"}
 
 Metric = Literal["cosine", "euclidean", "dotproduct"]
 Store = Literal["embedded", "pinecone"]
+RecipeName = Literal["none", "whitening", "discriminant"]
 
 
 class Settings(BaseSettings):
@@ -80,6 +81,14 @@ class Settings(BaseSettings):
         Field(
             description="What a new index's embeddings are computed in: float32, int8, or auto, "
             "which is float32 on a GPU and int8 without."
+        ),
+    ] = "auto"
+    recipe: Annotated[
+        Literal["auto"] | RecipeName,
+        Field(
+            description="How a new index's embeddings are made: none (VGG16's last block as it "
+            "is), whitening (four blocks, whitened as fits the images), discriminant (as fits "
+            "their labels, too), or auto, which is whitening where there are images enough."
         ),
     ] = "auto"
     batch_size: Annotated[

@@ -8,6 +8,7 @@ from typing import Final
 
 from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, StoreError
+from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.settings import Settings, Store
 from image_search.stores import open_index
@@ -132,27 +133,29 @@ class Searcher:
         if isinstance(state, Engine) and state.index.manifest == index.manifest:
             index.close()
             return
-        engine = Engine(index, self._embedder(state, index.manifest))
+        engine = Engine(index, self._embedder(state, index))
         with self._state_lock:
             if self._state is not state:
                 return  # it failed meanwhile: this may hold the same embedder
             self._state = engine
         _log.info("ready: %d images, %s", index.count(), index.manifest.model)
 
-    def _embedder(self, state: Engine | ImageSearchError, manifest: Manifest) -> Embedder:
+    def _embedder(self, state: Engine | ImageSearchError, index: VectorIndex) -> Embedder:
+        manifest = index.manifest
         if isinstance(state, Engine):
             now = state.index.manifest
             if (now.model, now.activation_maxima) == (manifest.model, manifest.activation_maxima):
                 return state.embedder
         try:
-            return self._load(manifest)
+            return self._load(index)
         except ImageSearchError:
             raise
         except Exception as exc:
             _log.exception("the model could not be loaded")
             raise EngineFailedError(_ENGINE_FAILED) from exc
 
-    def _load(self, manifest: Manifest) -> Embedder:
+    def _load(self, index: VectorIndex) -> Embedder:
+        manifest = index.manifest
         weights = manifest.model.weights
         if weights not in {IMAGENET, BUNDLED} and self._settings.weights not in {
             AUTO,
@@ -160,7 +163,12 @@ class Searcher:
             BUNDLED,
         }:
             weights = self._settings.weights  # the path of the file that the manifest names
-        embedder = Embedder(weights, manifest.model.input_size, manifest.activation_maxima)
+        embedder = Embedder(
+            weights,
+            manifest.model.input_size,
+            manifest.activation_maxima,
+            index.load_recipe(),
+        )
         manifest.require_model(embedder.model)
         embedder.warm_up()
         return embedder

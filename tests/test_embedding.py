@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
+import itertools
 import logging
 import shutil
 from pathlib import Path
@@ -13,11 +14,18 @@ import numpy as np
 import pytest
 
 from image_search import embedding, weights
-from image_search.embedding import Embedder, Embeddings, has_gpu, measure_activation_maxima
+from image_search.embedding import (
+    Embedder,
+    Embeddings,
+    has_gpu,
+    measure_activation_maxima,
+    measure_features,
+)
 from image_search.engines import tensorflow
 from image_search.engines.tensorflow import import_keras
 from image_search.errors import IndexMismatchError, WeightsError
 from image_search.manifest import DIMENSION, Manifest
+from image_search.recipe import CHANNELS, FEATURES, FITTED_BLOCKS, LAST_BLOCK
 from image_search.weights import choose_weights, load_weights
 from tests.conftest import ROOT, SHARED
 from worker import sample
@@ -192,8 +200,19 @@ def test_a_gpu_that_is_missing_is_told_in_one_line(
 
 
 def test_engines_agree_on_real_images(embedder: Embedder, real_images: Any) -> None:
-    reference = tensorflow.compile_forward(load_weights("bundled")[1], 32)
+    reference = tensorflow.compile_forward(load_weights("bundled")[1], 32, LAST_BLOCK)
     assert cosines(embedder.embed(real_images), reference(real_images)).min() >= 0.9999
+
+
+def test_engines_agree_on_the_features_of_recipes(real_images: Any) -> None:
+    batches = [real_images[:100], real_images[100:300]]
+    features = measure_features("bundled", 32, (), batches)
+    assert features.shape == (300, FEATURES)
+    reference = tensorflow.compile_forward(load_weights("bundled")[1], 32, FITTED_BLOCKS)
+    expected = reference(real_images[:300])
+    starts = np.cumsum([0, *CHANNELS])
+    for start, end in itertools.pairwise(starts):
+        assert cosines(features[:, start:end], expected[:, start:end]).min() >= 0.9999
 
 
 def test_int8_keeps_embeddings_and_neighbours_of_real_images(
@@ -214,6 +233,19 @@ def test_int8_keeps_embeddings_and_neighbours_of_real_images(
         neighbours.append(np.argsort(-wanted @ rows.T, axis=1)[:, :10])
     overlap = [len(set(one) & set(other)) for one, other in zip(*neighbours, strict=True)]
     assert np.mean(overlap) > 9
+
+
+def test_features_of_recipes_are_averages_of_keras_blocks() -> None:
+    images = pictures(6)
+    keras = import_keras()
+    network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
+    network.set_weights(bundled_arrays())
+    maps = keras.Model(
+        network.input, [network.get_layer(f"block{block}_pool").output for block in FITTED_BLOCKS]
+    ).predict(images[..., ::-1] - MEAN_BGR, verbose=0)
+    expected = np.concatenate([found.mean(axis=(1, 2)) for found in maps], axis=1)
+    found = measure_features("bundled", 32, (), [images[:4], images[4:]])
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_activation_maxima_are_those_of_keras() -> None:

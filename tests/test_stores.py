@@ -10,6 +10,7 @@ from image_search.errors import IndexNotFoundError, RecordError
 from image_search.filters import Condition, parse_filter
 from image_search.index import Match, Metadata, Record, VectorIndex
 from image_search.manifest import DIMENSION, Manifest, ModelSpec
+from image_search.recipe import FEATURES, Recipe
 from image_search.settings import Metric, load_settings
 from image_search.stores import create_index, open_index
 from tests.pinecone_emulator import API_KEY, PineconeEmulator
@@ -38,9 +39,15 @@ class Indexes:
     def __init__(self) -> None:
         self._opened: list[VectorIndex] = []
 
-    def __call__(self, metric: Metric = "cosine", namespace: str = "__default__") -> VectorIndex:
+    def __call__(
+        self,
+        metric: Metric = "cosine",
+        namespace: str = "__default__",
+        model: ModelSpec = MODEL,
+        recipe: Recipe | None = None,
+    ) -> VectorIndex:
         settings = load_settings(metric=metric, namespace=namespace)
-        self._opened.append(create_index(settings, Manifest.new(MODEL, metric, namespace)))
+        self._opened.append(create_index(settings, Manifest.new(model, metric, namespace), recipe))
         return self._opened[-1]
 
     def open(self) -> VectorIndex:
@@ -469,6 +476,30 @@ def test_what_is_created_can_be_opened_with_its_manifest(create: Indexes) -> Non
     assert opened.manifest.metric == "euclidean"
     again = create("euclidean")
     assert again.manifest == created.manifest, "creating what exists opens it"
+
+
+def test_a_recipe_comes_back_as_it_was_stored(create: Indexes) -> None:
+    rng = np.random.default_rng(0)
+    projection = rng.standard_normal((FEATURES, DIMENSION)).astype(np.float16).astype(np.float32)
+    recipe = Recipe("whitening", rng.random(FEATURES, np.float32), projection)
+    model = MODEL.model_copy(
+        update={"recipe": recipe.name, "recipe_fingerprint": recipe.fingerprint}
+    )
+    index = create(model=model, recipe=recipe)
+    index.upsert([record("a")])
+    for opened in (index, create.open()):
+        found = opened.load_recipe()
+        assert found is not None
+        assert found.name == "whitening"
+        assert found.fingerprint == recipe.fingerprint
+        features = rng.random((3, FEATURES), np.float32)
+        np.testing.assert_array_equal(found.apply(features), recipe.apply(features))
+    assert create.open().count() == 1
+
+
+def test_an_index_without_a_recipe_has_none(create: Indexes) -> None:
+    assert create().load_recipe() is None
+    assert create.open().load_recipe() is None
 
 
 def test_namespaces_are_apart(create: Indexes) -> None:

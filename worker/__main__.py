@@ -24,6 +24,7 @@ from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from image_search.weights import AUTO, choose_weights
+from worker.fitting import fit_recipe
 from worker.ingest import Summary, calibration_pixels, ingest
 from worker.sources import Source, Split, open_source
 
@@ -212,7 +213,10 @@ def _ingest(source_name: str, split: Split, limit: int | None, settings: Setting
     if source is None:
         return 0
     if index is None:
-        embedder, index = _new_index(source, settings)
+        new = _new_index(source, settings, limit, stop.event)
+        if stop.signal is not None or new is None:
+            return 128 + (stop.signal or signal.SIGINT)
+        embedder, index = new
     else:
         embedder = _embedder_of(index, settings)
     embedder.warm_up()
@@ -288,19 +292,24 @@ def _source(
         return open_source("sample", split=split, data_dir=settings.data_dir)
 
 
-def _new_index(source: Source, settings: Settings) -> tuple[Embedder, VectorIndex]:
+def _new_index(
+    source: Source, settings: Settings, limit: int | None, stop: threading.Event
+) -> tuple[Embedder, VectorIndex] | None:
+    """The model and the index that is made for it; None when `stop` was set meanwhile."""
     weights = choose_weights(settings.weights)
     maxima: tuple[float, ...] = ()
     if settings.precision == "int8" or (settings.precision == "auto" and not has_gpu()):
         pixels = calibration_pixels(source, settings)
         if len(pixels):
             maxima = measure_activation_maxima(weights, pixels)
-    embedder = Embedder(weights, settings.input_size, maxima)
+    recipe = fit_recipe(source, weights, maxima, settings, limit=limit, stop=stop)
+    if stop.is_set():
+        return None
+    embedder = Embedder(weights, settings.input_size, maxima, recipe)
     manifest = Manifest.new(embedder.model, settings.metric, settings.namespace, maxima)
-    index = create_index(settings, manifest)
-    if index.manifest.activation_maxima != maxima:  # another worker has created it meanwhile
+    index = create_index(settings, manifest, recipe)
+    if index.manifest != manifest:  # another worker has created it meanwhile
         embedder = _embedder_of(index, settings)
-    index.manifest.require_model(embedder.model)
     return embedder, index
 
 
@@ -314,7 +323,11 @@ def _embedder_of(index: VectorIndex, settings: Settings) -> Embedder:
     size = settings.input_size if "input_size" in settings.model_fields_set else model.input_size
     if settings.precision != "auto":
         built_with.require_model(model.model_copy(update={"precision": settings.precision}))
-    embedder = Embedder(weights, size, built_with.activation_maxima)
+    if settings.recipe not in {"auto", model.recipe}:
+        if model.recipe != "none":
+            built_with.require_model(model.model_copy(update={"recipe": settings.recipe}))
+        _log.warning("the index has plain embeddings (recipe none), and keeps them")
+    embedder = Embedder(weights, size, built_with.activation_maxima, index.load_recipe())
     built_with.require_model(embedder.model)
     return embedder
 

@@ -1,4 +1,7 @@
-"""What runs VGG16: each engine turns uint8 RGB [n, size, size, 3] into float32 [n, 512]."""
+"""What runs VGG16: each engine turns uint8 RGB [n, size, size, 3] into float32 [n, features].
+
+The features are the averages of the feature maps that the chosen blocks, numbered from 1, end in.
+"""
 
 from collections.abc import Callable
 from typing import Final

@@ -29,14 +29,18 @@ _BATCH: Final = 32
 
 
 def compile_forward(
-    convolutions: Sequence[Convolution], input_size: int, activation_maxima: Sequence[float]
+    convolutions: Sequence[Convolution],
+    input_size: int,
+    activation_maxima: Sequence[float],
+    blocks: Sequence[int],
 ) -> Forward:
     """VGG16 in int8 with `activation_maxima`, one for each convolution after the first.
 
     In float32 if there are none. May be called from several threads.
     """
-    pixels, *_, embeddings = _network(convolutions, input_size, activation_maxima)
-    request = _compile([embeddings], pixels)
+    layers, outputs = _network(convolutions, input_size, activation_maxima)
+    averages = [ops.reduce_mean(outputs[block - 1], [2, 3]).output(0) for block in blocks]
+    request = _compile([ops.concat(averages, 1).output(0)], layers[0])
     lock = threading.Lock()
 
     def forward(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -50,7 +54,7 @@ def measure_activation_maxima(
     convolutions: Sequence[Convolution], pixels: NDArray[np.uint8]
 ) -> tuple[float, ...]:
     """The largest input of each convolution after the first, over uint8 RGB [n, size, size, 3]."""
-    parameter, _, *inputs, _ = _network(convolutions, pixels.shape[1], ())
+    (parameter, _, *inputs), _ = _network(convolutions, pixels.shape[1], ())
     request = _compile(inputs, parameter)
     batches = range(0, len(pixels), _BATCH)
     maxima = [
@@ -62,14 +66,15 @@ def measure_activation_maxima(
 
 def _network(
     convolutions: Sequence[Convolution], input_size: int, activation_maxima: Sequence[float]
-) -> list[Any]:
-    """The pixels, the input of each convolution, and the embeddings."""
+) -> tuple[list[Any], list[Any]]:
+    """The pixels and the input of each convolution, and the output of each block."""
     mean = np.array(MEAN_RGB, np.float32)
     ranges = [(-mean.max(), 255 - mean.min()), *((0.0, most) for most in activation_maxima)]
     pixels = ops.parameter([-1, input_size, input_size, 3], np.uint8, name="pixels")
     channels_first = ops.transpose(ops.convert(pixels, "f32"), [0, 3, 1, 2])
     output = ops.subtract(channels_first, mean.reshape(1, 3, 1, 1)).output(0)
     layers = [pixels]
+    outputs = []
     numbers = iter(range(len(convolutions)))
     for count, _ in BLOCKS:
         for number in [next(numbers) for _ in range(count)]:
@@ -85,7 +90,8 @@ def _network(
             bias = convolutions[number].bias.reshape(1, -1, 1, 1)
             output = ops.relu(ops.add(sums, bias)).output(0)
         output = ops.max_pool(output, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
-    return [*layers, ops.reduce_mean(output, [2, 3]).output(0)]
+        outputs.append(output)
+    return layers, outputs
 
 
 def _rounded(values: Any, least: Any, most: Any, levels: int) -> Any:

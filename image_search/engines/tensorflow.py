@@ -24,7 +24,9 @@ _BANNER: Final = re.compile(
 _TENSOR_CORES: Final = (7, 0)
 
 
-def compile_forward(convolutions: Sequence[Convolution], input_size: int) -> Forward:
+def compile_forward(
+    convolutions: Sequence[Convolution], input_size: int, blocks: Sequence[int]
+) -> Forward:
     """VGG16 as a frozen graph, on a GPU if there is one; may be called from several threads.
 
     It computes in float32, or in float16 where all GPUs have tensor cores for that.
@@ -37,10 +39,12 @@ def compile_forward(convolutions: Sequence[Convolution], input_size: int) -> For
 
     shape = (input_size, input_size, 3)
     with _precision(keras):
-        network = keras.applications.VGG16(
-            weights=None, include_top=False, pooling="avg", input_shape=shape
-        )
-    network.set_weights([array for convolution in convolutions for array in convolution])
+        vgg16 = keras.applications.VGG16(weights=None, include_top=False, input_shape=shape)
+        outputs = [vgg16.get_layer(f"block{block}_pool").output for block in blocks]
+        averages = [keras.layers.GlobalAveragePooling2D()(output) for output in outputs]
+        joined = keras.layers.Concatenate()(averages) if len(averages) > 1 else averages[0]
+        network = keras.Model(vgg16.input, joined)
+    vgg16.set_weights([array for convolution in convolutions for array in convolution])
 
     def embed(pixels: Any) -> Any:
         preprocessed = keras.applications.vgg16.preprocess_input(tf.cast(pixels, tf.float32))

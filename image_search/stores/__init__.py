@@ -2,6 +2,7 @@
 
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
+from image_search.recipe import Recipe
 from image_search.settings import Settings
 
 
@@ -16,12 +17,17 @@ def open_index(settings: Settings) -> VectorIndex:
     return embedded.open_index(settings)
 
 
-def create_index(settings: Settings, manifest: Manifest) -> VectorIndex:
-    """Create it with this manifest, or open the one that another process has just created."""
+def create_index(
+    settings: Settings, manifest: Manifest, recipe: Recipe | None = None
+) -> VectorIndex:
+    """Create it with this manifest, or open the one that another process has just created.
+
+    `recipe` is the one that the manifest names.
+    """
     if settings.store == "pinecone":
         from image_search.stores import pinecone
 
-        return pinecone.create_index(settings, manifest)
+        return pinecone.create_index(settings, manifest, recipe)
     from image_search.stores import embedded
 
-    return embedded.create_index(settings, manifest)
+    return embedded.create_index(settings, manifest, recipe)

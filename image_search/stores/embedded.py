@@ -37,6 +37,7 @@ from image_search.index import (
     check_records,
 )
 from image_search.manifest import DIMENSION, Manifest
+from image_search.recipe import Recipe
 from image_search.settings import Metric, Settings
 
 _log = logging.getLogger(__name__)
@@ -64,9 +65,9 @@ _KEEP_VERSIONS: Final = timedelta(minutes=10)
 # Below this many rows a scan of them all is as fast as an index, and exact.
 _ROWS_FOR_VECTOR_INDEX: Final = 10_000
 _VECTOR_INDEX: Final = "embedding_"
-# Measured on 50,000 CIFAR-10 embeddings, and on 1,000,000 with copies that have noise: recall@10 and
-# recall@100 of 0.99 and more, and of 0.98 and more among the images of one class of ten. By dot
-# product, partitions tell less of what is in them.
+# Measured on 50,000 CIFAR-10 embeddings, and on 1,000,000 with copies that have noise: recall@10
+# and recall@100 of 0.99 and more, and of 0.98 and more among the images of one class of ten. By
+# dot product, partitions tell less of what is in them.
 _PROBES: Final[dict[Metric, int]] = {"cosine": 32, "euclidean": 32, "dotproduct": 64}
 _PROBES_WITH_FILTER: Final = 160
 _MAX_TOP_K_OF_PROBES: Final = 100
@@ -93,7 +94,9 @@ def open_index(settings: Settings) -> "EmbeddedIndex":
         return EmbeddedIndex(_connect(folder).open_table(settings.namespace), table_folder)
 
 
-def create_index(settings: Settings, manifest: Manifest) -> "EmbeddedIndex":
+def create_index(
+    settings: Settings, manifest: Manifest, recipe: Recipe | None = None
+) -> "EmbeddedIndex":
     """Create the index, or open the one that another process created in the meantime.
 
     Raises IndexMismatchError when its other namespaces have another metric.
@@ -109,6 +112,9 @@ def create_index(settings: Settings, manifest: Manifest) -> "EmbeddedIndex":
             if _is_complete(other):
                 sibling = EmbeddedIndex(connection.open_table(other.stem), other)
                 sibling.manifest.require_metric(manifest.metric)
+        if recipe is not None:
+            # Before the table, so that no manifest is seen without its recipe.
+            _write(_recipe_file(folder, recipe.fingerprint), recipe.to_bytes())
         try:
             table = connection.create_table(settings.namespace, schema=schema)
         except ValueError as exc:
@@ -139,6 +145,14 @@ class EmbeddedIndex:
     @property
     def manifest(self) -> Manifest:
         return self._manifest
+
+    def load_recipe(self) -> Recipe | None:
+        fingerprint = self._manifest.model.recipe_fingerprint
+        if not fingerprint:
+            return None
+        path = _recipe_file(self._folder.parent, fingerprint)
+        with _errors_of_the_store(self._folder):
+            return Recipe.from_bytes(path.read_bytes())
 
     @property
     def retries(self) -> int:
@@ -385,6 +399,20 @@ def _products(left: Embeddings, right: Embeddings) -> NDArray[np.float32]:
 
 def _folder(settings: Settings) -> Path:
     return settings.data_dir / "indexes" / settings.index
+
+
+def _recipe_file(folder: Path, fingerprint: str) -> Path:
+    return folder / f"recipe-{fingerprint}.npz"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file as a whole, and wait until it is safe against a power failure."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _connect(folder: Path) -> Any:

@@ -1,9 +1,10 @@
 """The Pinecone store, over Pinecone's own SDK.
 
 Label and thumbnail (base64) travel as metadata fields. The manifest is a record of its own, in the
-namespace `__manifest__` of the same index with the namespace as its id: a tag of an index holds 120
-characters at most, belongs to all namespaces, and is not to be had with a data-plane key. Pinecone
-does not tell which values a field has, so each label is a record of its own, too, in `__labels__`.
+namespace `__manifest__` of the same index with the namespace as its id, and the recipe is there in
+parts: a tag of an index holds 120 characters at most, belongs to all namespaces, and is not to be
+had with a data-plane key. Pinecone does not tell which values a field has, so each label is a
+record of its own, too, in `__labels__`.
 """
 
 import asyncio
@@ -50,6 +51,7 @@ from image_search.index import (
     check_records,
 )
 from image_search.manifest import DIMENSION, Manifest
+from image_search.recipe import Recipe
 from image_search.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ _UPSERT_RECORDS: Final = 128
 _UPSERT_BYTES: Final = 1_900_000
 _VALUE_BYTES: Final = 16  # at most, with seven decimals and a comma
 _METADATA_BYTES: Final = 40 * 1024
+_PART: Final = 36_000  # characters of base64, which fit into a record's metadata
 _MATCHES_WITH_METADATA: Final = 90
 _FETCH_IDS: Final = 64
 _FETCH_URL_BYTES: Final = 6_000
@@ -115,7 +118,9 @@ def open_index(settings: Settings) -> "PineconeIndex":
     return index
 
 
-def create_index(settings: Settings, manifest: Manifest) -> "PineconeIndex":
+def create_index(
+    settings: Settings, manifest: Manifest, recipe: Recipe | None = None
+) -> "PineconeIndex":
     """Create a serverless index, or adopt the one there is; without a manifest it gets this one.
 
     Raises IndexMismatchError when dimension or metric of an existing index do not fit.
@@ -144,6 +149,9 @@ def create_index(settings: Settings, manifest: Manifest) -> "PineconeIndex":
                     f"Pinecone's index {settings.index!r} has the metric {index.metric}, asked for "
                     f"is {manifest.metric}: use the index's metric, or another index"
                 )
+            # First, so that no manifest is seen without its recipe.
+            if recipe is not None:
+                index.write_recipe(recipe)
             index.write_manifest(manifest)
     return index
 
@@ -183,8 +191,8 @@ class PineconeIndex:
 
     def load_manifest(self) -> bool:
         """Read the manifest; False when there is none."""
-        response = self._run(self._fetch_manifest)
-        vector = response.vectors.get(self._namespace)
+        vectors = self._run(lambda: self._fetch([self._namespace], _MANIFESTS))
+        vector = vectors.get(self._namespace)
         if vector is None:
             return False
         try:
@@ -199,19 +207,55 @@ class PineconeIndex:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Store the manifest, and wait until it can be read."""
-        record = {
-            "id": self._namespace,
-            "values": _ANY_VECTOR,
-            "metadata": {"manifest": manifest.model_dump_json()},
-        }
+        self._write_facts({self._namespace: {"manifest": manifest.model_dump_json()}})
+        self._manifest = manifest
+
+    def load_recipe(self) -> Recipe | None:
+        fingerprint = self.manifest.model.recipe_fingerprint
+        if not fingerprint:
+            return None
+
+        async def fetch() -> str:
+            first = _part_id(fingerprint, 0)
+            vectors = await self._fetch([first], _MANIFESTS)
+            count = int(vectors[first].metadata["parts"])
+            ids = [_part_id(fingerprint, number) for number in range(count)]
+            vectors |= await self._fetch(ids[1:], _MANIFESTS)
+            return "".join(vectors[id_].metadata["part"] for id_ in ids)
+
+        try:
+            return Recipe.from_bytes(base64.b64decode(self._run(fetch, self._patience)))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise StoreError(
+                f"Pinecone's index {self._settings.index!r} lacks the recipe {fingerprint} or a "
+                "part of it: use another index"
+            ) from exc
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Store the recipe, in parts as a record holds little, and wait until it can be read."""
+        text = base64.b64encode(recipe.to_bytes()).decode()
+        parts = [text[start : start + _PART] for start in range(0, len(text), _PART)]
+        self._write_facts(
+            {
+                _part_id(recipe.fingerprint, number): {"part": part, "parts": len(parts)}
+                for number, part in enumerate(parts)
+            }
+        )
+
+    def _write_facts(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Store metadata by id in the namespace of manifests, and wait until it can be read."""
+        records = [
+            {"id": id_, "values": _ANY_VECTOR, "metadata": metadata}
+            for id_, metadata in facts.items()
+        ]
 
         async def write_and_wait() -> None:
-            await self._send([record], _MANIFESTS)
-            while self._namespace not in (await self._fetch_manifest()).vectors:
+            for part in _parts(records):
+                await self._send(part, _MANIFESTS)
+            while len(await self._fetch(list(facts), _MANIFESTS)) < len(facts):
                 await asyncio.sleep(_FIRST_DELAY)
 
         self._run(write_and_wait, seconds=self._patience)
-        self._manifest = manifest
 
     def upsert(self, records: Sequence[Record]) -> None:
         check_records(records)
@@ -455,11 +499,6 @@ class PineconeIndex:
             await asyncio.sleep(wait + random.uniform(0, delay))
             delay = min(2 * delay, _LONGEST_DELAY)
 
-    async def _fetch_manifest(self) -> Any:
-        return await self._again(
-            partial(self._index.fetch, ids=[self._namespace], namespace=_MANIFESTS)
-        )
-
     async def _list(self, namespace: str, prefix: str, limit: int, cursor: str) -> IdPage:
         """The next ids, at most `limit`; Pinecone sends at most 100."""
         response = await self._again(
@@ -659,6 +698,10 @@ def _decode(metadata: Mapping[str, Any] | None) -> tuple[str | None, dict[str, A
     except (binascii.Error, TypeError, ValueError):
         thumbnail = b""
     return None if label is None else str(label), rest, thumbnail
+
+
+def _part_id(fingerprint: str, number: int) -> str:
+    return f"recipe-{fingerprint}-{number}"
 
 
 def _parts(encoded: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
