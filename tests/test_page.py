@@ -245,13 +245,13 @@ def test_who_has_no_picture_at_hand_takes_one_of_the_page(page: Page, index: Vec
 def test_a_photo_is_turned_upright_and_made_small_before_it_is_sent(
     page: Page, index: VectorIndex, embedder: Embedder
 ) -> None:
-    size = (2200, 3000)
+    size = (1650, 2250)
     upright = QUERY.resize(size, Image.Resampling.BICUBIC)
     grain = np.random.default_rng(0).integers(-25, 26, (*size[::-1], 3))
     noisy = Image.fromarray((np.asarray(upright) + grain).clip(0, 255).astype(np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    photo = encode(noisy.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
+    photo = encode(noisy.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=97, exif=exif)
     assert len(photo) > 2_000_000  # more than the service takes
     with page.expect_request("**/embeddings") as request:
         upload(page, photo, "photo.jpg", "image/jpeg")

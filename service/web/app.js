@@ -575,12 +575,20 @@ async function loadIndex() {
   try {
     labels = (await request("labels")).labels;
     showLabels();
+    orderExamples();
     await showSome();
   } catch (error) {
     if (!(error instanceof ProblemError)) throw error;
     labels = null;
     if (error.status === 401 || isEmpty(search)) fail("The index could not be read", error, () => {});
   }
+}
+
+/** Where the index knows none of the kinds that the examples show, its own images come first. */
+function orderExamples() {
+  const kinds = [...get("examples").querySelectorAll("img")].map(({ alt }) => alt);
+  if (labels?.some(({ label }) => kinds.includes(label))) return;
+  get("start").append(get("examples-section"));
 }
 
 /** Some images of the index, of as many labels as possible. */
@@ -643,6 +651,13 @@ get("key-form").addEventListener("submit", (event) => {
   retry = null;
   again?.();
   if (labels === null) void loadIndex();
+});
+const facts = /** @type {HTMLDetailsElement} */ (get("index"));
+document.addEventListener("click", ({ target }) => {
+  if (!facts.contains(/** @type {Node} */ (target))) facts.open = false;
+});
+document.addEventListener("keydown", ({ key }) => {
+  if (key === "Escape") facts.open = false;
 });
 addEventListener("popstate", showAddress);
 document.addEventListener("visibilitychange", () => {

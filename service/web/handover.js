@@ -55,7 +55,11 @@ function takeDrops(drop) {
     entered = Math.max(0, count);
     get("overlay").hidden = entered === 0;
   };
-  document.addEventListener("dragenter", () => setEntered(entered + 1));
+  document.addEventListener("dragenter", (event) => {
+    // Files, or a picture of another page; not text that is selected here.
+    const kinds = event.dataTransfer?.types ?? [];
+    if (kinds.includes("Files") || kinds.includes("text/uri-list")) setEntered(entered + 1);
+  });
   document.addEventListener("dragleave", () => setEntered(entered - 1));
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => {
