@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import importlib.metadata
+import inspect
 import io
 import json
 import pickle
@@ -44,7 +45,11 @@ from image_search_client import (
     UnavailableError,
     UnexpectedAnswerError,
     UnreachableError,
+    errors,
+    retries,
 )
+from service import problems, schemas
+from service.app import create_app
 from tests.conftest import ROOT, SERVICE_KEY
 from tools import sync_client
 from worker import sample
@@ -319,6 +324,19 @@ def test_a_table_of_results(client: Client) -> None:
     assert list(table["query"]) == [0, 0, 1, 1]
 
 
+def test_a_progress_bar_is_for_those_who_look(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for progress in (True, False):
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        client.search_many([QUERY] * 3, progress=progress)
+        assert ("3/3" in terminal.getvalue()) is progress
+
+
 def test_without_pandas_the_table_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"image-search-client\[dataframe\]"):
@@ -489,6 +507,7 @@ def test_a_service_that_says_when_is_asked_then(
         ((200, {}, b'{"labels": [{"count": 2}]}'), 1, UnexpectedAnswerError),
         ((200, {}, b"\xff"), 1, UnexpectedAnswerError),
         ((404, {}, b"<h1>Not found"), 1, UnexpectedAnswerError),
+        ((413, {}, b"<h1>Too large"), 1, ImageRejectedError),
         ((307, {"Location": "http://127.0.0.1:9/"}, b""), 1, UnexpectedAnswerError),
     ],
 )
@@ -624,6 +643,41 @@ def test_the_synchronous_client_is_made_from_the_asynchronous_one() -> None:
     assert sync_client.TARGET.read_text() == sync_client.generate()
 
 
+def test_the_methods_take_what_the_operations_of_the_service_do() -> None:
+    operations = {
+        operation["operationId"]: operation
+        for path in create_app(load_settings()).openapi()["paths"].values()
+        for operation in path.values()
+    }
+    other_names = {"list_images": "iter_images", "get_thumbnail": "thumbnail"}
+    other_names["list_labels"] = "labels"
+    for operation in operations.keys() - {"metrics"}:
+        assert hasattr(Client, other_names.get(operation, operation))
+    options = {parameter["name"] for parameter in operations["search"]["parameters"]}
+    options = options - {"label"} | {"labels"}
+    query = set(schemas.Query.model_fields)
+    for method, expected in (
+        (Client.search, options | {"image"}),
+        (Client.search_batch, options | {"images"}),
+        (Client.search_many, options | {"images", "concurrency", "progress"}),
+        (Client.query, query),
+    ):
+        parameters = inspect.signature(method).parameters
+        assert set(parameters) - {"self"} == expected
+        for name in options:
+            assert parameters[name].default in (schemas.Query.model_fields[name].default, ())
+
+
+def test_every_code_of_the_service_has_its_class() -> None:
+    known = {
+        code: type(ImageSearchError.of("why", code, status))
+        for code, (status, _) in problems.CODES.items()
+    }
+    assert {code for code, kind in known.items() if kind is ServiceError} == {"internal_error"}
+    assert errors._BY_CODE.keys() | retries._LASTING <= known.keys()
+    assert known["overloaded"] is UnavailableError
+
+
 def test_searching_loads_nothing_heavy(service_url: str, tmp_path: Path) -> None:
     path = tmp_path / "query.png"
     path.write_bytes(encode(QUERY))
@@ -662,7 +716,12 @@ def test_the_installation_is_small() -> None:
 
 
 PROGRAM = """\
+import io
+from pathlib import Path
 from typing import assert_type
+
+import numpy as np
+from PIL import Image
 
 from image_search_client import (
     AsyncClient, Client, EmbedResult, Example, ImageSearchError, IndexedImage, Match,
@@ -683,6 +742,12 @@ def search(client: Client) -> None:
     assert_type(client.labels(), dict[str, int | None])
     for image in client.iter_images():
         assert_type(image, IndexedImage)
+    client.search(np.zeros((8, 8, 3), np.uint8))
+    client.search(Image.new("RGB", (8, 8)))
+    client.search_many([Path("cat.jpg"), io.BytesIO(b"")])
+    with open("cat.jpg", "rb") as file:
+        client.put_image("a/b", file, label="cat", metadata={"year": 2026, "tags": ["pet"]})
+    client.query(embedding=np.zeros(512, np.float32))
 
 
 async def asearch(client: AsyncClient) -> None:

@@ -71,7 +71,7 @@ class Client:
         """
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"{base_url!r} does not begin with http:// or https://")
-        headers = {"User-Agent": f"image-search-client/{VERSION}", "Accept": "application/json"}
+        headers = {"User-Agent": f"image-search-client/{VERSION}"}
         if api_key is not None:
             headers["X-API-Key"] = api_key
         self._retries = retries
@@ -433,6 +433,4 @@ def _problem(response: httpx2.Response) -> ImageSearchError:
         else:
             excerpt = " ".join(response.text.split())[:_LONGEST_EXCERPT]
             detail = f"the answer is {status}, and not from the image search service: {excerpt}"
-        if status in {429, 502, 503, 504}:
-            return ImageSearchError.of(detail, "unavailable", status)
-        return UnexpectedAnswerError(detail, "unexpected_answer", status)
+        return ImageSearchError.of_other(detail, status)

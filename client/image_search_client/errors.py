@@ -3,20 +3,20 @@
 ImageSearchError
 ├── UnreachableError         no answer: connection refused or lost, name not known
 │   └── RequestTimeoutError  no answer in time
-├── UnexpectedAnswerError    an answer, but not one of this service: another address, a proxy
+├── UnexpectedAnswerError    an answer, but not one of this service: another program's
 ├── UnavailableError         429, 502, 503, 504: starting, no_index, overloaded and so on
-├── ImageRejectedError       not_an_image, too_many_pixels, upload_too_large,
+├── ImageRejectedError       413, not_an_image, too_many_pixels, upload_too_large,
 │                            unsupported_media_type, url_not_fetched
 ├── ImageNotFoundError       image_not_found
 ├── AccessError              401, 403: unauthorized, writing_disabled, urls_disabled
 ├── InvalidRequestError      any other 4xx: invalid_parameters, invalid_filter
 └── ServiceError             any other 5xx: internal_error
 
-The service says `code`, and it does not change. A code of a newer service gets the class of its
-status.
+The service says `code`, and it does not change. A code of a newer service, and what a proxy answers
+(its code is unexpected_answer), get the class of their status.
 """
 
-from typing import Final, Self
+from typing import Final
 
 
 class ImageSearchError(Exception):
@@ -42,9 +42,10 @@ class ImageSearchError(Exception):
             kind = ServiceError if status >= _SERVER_ERRORS else InvalidRequestError
         return kind(detail, code, status)
 
-    def fresh(self) -> Self:
-        """The same error without a traceback: one that is raised twice collects both."""
-        return type(self)(self.detail, self.code, self.status)
+    @classmethod
+    def of_other(cls, detail: str, status: int) -> "ImageSearchError":
+        """The error of an answer that the service did not give, such as a proxy's."""
+        return _BY_STATUS.get(status, UnexpectedAnswerError)(detail, "unexpected_answer", status)
 
 
 class UnreachableError(ImageSearchError):

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
@@ -131,15 +131,12 @@ class Options:
     def __post_init__(self) -> None:
         if isinstance(self.labels, str):
             raise TypeError(f"labels is a list: labels=[{self.labels!r}]")
+        object.__setattr__(self, "labels", tuple(self.labels))
 
     def to_json(self) -> JsonObject:
         """Fields of a JSON body."""
-        given = {name: getattr(self, name) for name in _DEFAULTS}
-        return {
-            name: list(value) if name == "labels" else value
-            for name, value in given.items()
-            if value != _DEFAULTS[name] and (value or name != "labels")
-        }
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in given.items() if value != getattr(_DEFAULTS, name)}
 
     def to_query(self) -> dict[str, Any]:
         """Parameters of a query string."""
@@ -151,9 +148,7 @@ class Options:
         return parameters
 
 
-_DEFAULTS: Final = {
-    name: Options.__dataclass_fields__[name].default for name in Options.__dataclass_fields__
-}
+_DEFAULTS: Final = Options()
 
 
 def to_json_text(value: object) -> str:

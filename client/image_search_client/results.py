@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 import msgspec
 
@@ -202,7 +202,7 @@ class Health:
     index: str
     namespace: str
     count: int
-    metric: Literal["cosine", "euclidean", "dotproduct"] | str
+    metric: str
     model: Model
     created_at: datetime
     created_by: str
