@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -398,6 +399,9 @@ class ScriptedServer:
     def __init__(self, *script: Any) -> None:
         self.requests: list[str] = []
         self.headers: list[Any] = []
+        self.seconds = 0.0
+        self.at_once = self.most_at_once = 0
+        lock = threading.Lock()
         released = threading.Event()
         outer = self
 
@@ -406,6 +410,12 @@ class ScriptedServer:
                 outer.requests.append(f"{self.command} {self.path}")
                 outer.headers.append(self.headers)
                 step = script[min(len(outer.requests), len(script)) - 1]
+                with lock:
+                    outer.at_once += 1
+                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
+                time.sleep(outer.seconds)
+                with lock:
+                    outer.at_once -= 1
                 if step == HANG:
                     released.wait()
                 if step in (HANG, DROP):
@@ -468,11 +478,12 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_what_passes_is_sent_again(
     scripted: Any, kind: Any, delays: list[float], failure: Any
 ) -> None:
-    server = scripted(failure, failure, OK)
-    with closing(kind(server.url)) as client:
+    server = scripted(*[failure] * 7, OK)
+    with closing(kind(server.url, retries=7)) as client:
         assert client.labels() == {"cat": 2}
-    assert len(server.requests) == 3
-    assert 0 < delays[0] <= 0.25 < 2 * delays[1] <= 1  # longer and longer
+    assert len(server.requests) == 8
+    for delay, longest in zip(delays, (0.25, 0.5, 1, 2, 4, 8, 8), strict=True):
+        assert longest / 2 <= delay <= longest
 
 
 def test_a_service_that_says_when_is_asked_then(
@@ -532,8 +543,18 @@ def test_nothing_listens(free_port: int, kind: Any, delays: list[float]) -> None
             client.labels()
         assert len(delays) == 3
         # One that would fail for all is raised, not kept for one image.
+        images = iter([b"x"] * 100)
         with pytest.raises(UnreachableError):
-            client.search_many([b"x"] * 100, concurrency=2)
+            client.search_many(images, concurrency=2)
+        assert len(list(images)) >= 96
+
+
+def test_no_more_requests_are_made_at_once_than_allowed(scripted: Any, kind: Any) -> None:
+    server = scripted((200, {}, json.dumps(NO_MATCHES).encode()))
+    server.seconds = 0.03
+    with closing(kind(server.url)) as client:
+        assert len(client.search_many([b"x"] * 12, concurrency=3)) == 12
+    assert server.most_at_once == 3
 
 
 def test_a_service_that_hangs_is_given_up_after_the_timeout(scripted: Any, kind: Any) -> None:
@@ -594,9 +615,10 @@ MODEL = {
     "dimension": 512,
 }
 TOOK = dict.fromkeys(("decode", "queue", "embed", "search", "total"), 0.5)
+NO_MATCHES = {"matches": [], "model": MODEL, "took_ms": TOOK}
 
 
-@pytest.mark.parametrize("thumbnail", ["javascript:alert(1)", "data:image/jpeg;base64,<b>", 5])
+@pytest.mark.parametrize("thumbnail", ["javascript:alert(1)", "data:image/jpeg;base64,AA<b>A", 5])
 def test_thumbnails_that_are_none_are_refused(scripted: Any, thumbnail: Any) -> None:
     answer = {
         "matches": [{"id": "a", "label": None, "score": 1, "thumbnail": thumbnail, "metadata": {}}],
