@@ -17,6 +17,8 @@ Scalar = str | float | bool
 Operator = Literal["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists"]
 
 MAX_DEPTH: Final = 8
+# Stores take seconds for more.
+MAX_VALUES: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,15 @@ Filter = Condition | Group
 def parse_filter(source: Any) -> Filter | None:
     """Check a filter as it comes from JSON; None for an empty one.
 
-    Raises FilterError for an unknown operator, an operand of the wrong type, or more than 8 levels
-    of nesting.
+    Raises FilterError for an unknown operator, an operand of the wrong type, more than 8 levels of
+    nesting, or more than 1,000 values.
     """
     if source == {}:
         return None
-    return _parse(source, depth=1)
+    parsed = _parse(source, depth=1)
+    if (values := _count_values(parsed)) > MAX_VALUES:
+        raise FilterError(f"the filter has {values:,} values, which is more than {MAX_VALUES:,}")
+    return parsed
 
 
 def _parse(source: Any, depth: int) -> Filter:
@@ -70,6 +75,12 @@ def _parse(source: Any, depth: int) -> Filter:
         else:
             parts.append(_condition(field, "$eq", value))
     return parts[0] if len(parts) == 1 else Group("$and", tuple(parts))
+
+
+def _count_values(filter_: Filter) -> int:
+    if isinstance(filter_, Group):
+        return sum(map(_count_values, filter_.filters))
+    return len(filter_.operand) if isinstance(filter_.operand, tuple) else 1
 
 
 def _condition(field: str, operator: Any, operand: Any) -> Condition:

@@ -19,22 +19,42 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    architecture: Annotated[Literal["vgg16"], Field(description="Network.")] = "vgg16"
+    architecture: Annotated[Literal["vgg16"], Field(description="Network.", examples=["vgg16"])] = (
+        "vgg16"
+    )
     weights: Annotated[str, Field(description="Name of the weights.", examples=["imagenet"])]
     fingerprint: Annotated[
-        str, Field(description="First 16 hex digits of the SHA-256 of all weights.")
+        str,
+        Field(
+            description="First 16 hex digits of the SHA-256 of all weights.",
+            examples=["a6d0036414fcdb84"],
+        ),
     ]
-    input_size: Annotated[int, Field(description="Side of the network's input, in pixels.")]
-    preprocessing: Annotated[int, Field(description="Version of decoding and preprocessing.")]
-    precision: Annotated[Precision, Field(description="What the network computes in.")]
+    input_size: Annotated[
+        int, Field(description="Side of the network's input, in pixels.", examples=[32])
+    ]
+    preprocessing: Annotated[
+        int, Field(description="Version of decoding and preprocessing.", examples=[2])
+    ]
+    precision: Annotated[
+        Precision, Field(description="What the network computes in.", examples=["int8"])
+    ]
     recipe: Annotated[
-        RecipeName, Field(description="How embeddings are made of what the network sees.")
+        RecipeName,
+        Field(
+            description="How embeddings are made of what the network sees.", examples=["whitening"]
+        ),
     ] = "none"
     recipe_fingerprint: Annotated[
         str,
-        Field(description="First 16 hex digits of the SHA-256 of what was fitted; empty if none."),
+        Field(
+            description="First 16 hex digits of the SHA-256 of what was fitted; empty if none.",
+            examples=["0d4c1c2f6a3b5e97"],
+        ),
     ] = ""
-    dimension: Annotated[int, Field(description="Numbers in an embedding.")] = DIMENSION
+    dimension: Annotated[int, Field(description="Numbers in an embedding.", examples=[512])] = (
+        DIMENSION
+    )
 
     def __str__(self) -> str:
         return (

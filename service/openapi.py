@@ -23,6 +23,7 @@ TAGS: Final = [
 _OPEN: Final = {"/health", "/metrics"}
 _WRITING: Final = {"put", "delete"}
 _SCHEME: Final = "key"
+_FORM: Final = "multipart/form-data"
 
 
 def install(app: FastAPI, keys: Keys) -> None:
@@ -31,7 +32,9 @@ def install(app: FastAPI, keys: Keys) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _add_keys(generate(), keys)
+            document = generate()
+            _add_keys(document, keys)
+            _describe_forms(document)
         return _with_id(generate(), _first_id(app))
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -50,6 +53,28 @@ def _add_keys(document: dict[str, Any], keys: Keys) -> None:
         for method, operation in operations.items():
             if method in _WRITING or (keys.reading_needs_key and path not in _OPEN):
                 operation["security"] = [{_SCHEME: []}]
+
+
+def _describe_forms(document: dict[str, Any]) -> None:
+    """Forms hold their files and nothing else."""
+    schemas = document["components"]["schemas"]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            content = operation.get("requestBody", {}).get("content", {})
+            if _FORM not in content:
+                continue
+            name = content[_FORM]["schema"]["$ref"].rpartition("/")[2]
+            form = schemas.pop(name)
+            form["additionalProperties"] = False
+            del form["title"]
+            for field in form["properties"].values():
+                file = field.get("items", field)
+                del file["contentMediaType"]
+                file["format"] = "binary"
+            content[_FORM] = {
+                "schema": form,
+                "encoding": {field: {"contentType": "image/*"} for field in form["properties"]},
+            }
 
 
 def _first_id(app: FastAPI) -> str | None:

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from image_search.errors import (
     FilterError,
@@ -246,8 +247,11 @@ def install(app: FastAPI) -> None:
         return _response(problem, {"Retry-After": wait} if unavailable else {})
 
     @app.exception_handler(HTTPException)
-    async def http(_request: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
         status = HTTPStatus(error.status_code)
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            # Starlette names the methods of one route, and there can be several for a path.
+            error.headers = {"Allow": ", ".join(_methods(request))}
         code = error.code if isinstance(error, ProblemError) else status.name.lower()
         return _response(_problem(code, error.detail, status), error.headers)
 
@@ -263,6 +267,18 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(_request: Request, _error: Exception) -> JSONResponse:
         return _response(_problem("internal_error", CODES["internal_error"][1]))
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods that the path has."""
+    return sorted(
+        {
+            method
+            for route in request.app.routes
+            if route.matches(request.scope)[0] != Match.NONE
+            for method in getattr(route, "methods", None) or ()
+        }
+    )
 
 
 def _problem(code: str, detail: str, status: HTTPStatus | None = None) -> Problem:

@@ -2,6 +2,7 @@
 
 import binascii
 from datetime import datetime
+from itertools import combinations
 from typing import Annotated, Any, Final, Self
 
 from pydantic import (
@@ -12,6 +13,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from image_search.index import MAX_ID_LENGTH, MetadataValue
 from image_search.manifest import DIMENSION, ModelSpec
@@ -19,8 +21,9 @@ from image_search.settings import Metric
 from service.problems import Problem
 
 MAX_TOP_K: Final = 100
-MAX_LABELS: Final = 1000
-MAX_LABEL_LENGTH: Final = 1000
+# All of them fit into an address.
+MAX_LABELS: Final = 100
+MAX_LABEL_LENGTH: Final = 255
 MAX_EXAMPLES: Final = 16
 MAX_PAGE: Final = 1000
 
@@ -120,14 +123,83 @@ def _decoded(value: Any) -> Any:
         raise ValueError(f"it is not base64: {exc}") from exc
 
 
+# The grammar of image_search.filters for readers of the document; $and and $or may hold themselves.
+_SCALAR: Final = {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]}
+_NUMBER: Final = {"type": "number"}
+_VALUES: Final = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"anyOf": [{"type": "string"}, {"type": "number"}]},
+}
+_CONDITIONS: Final = {
+    "anyOf": [
+        *_SCALAR["anyOf"],
+        {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": False,
+            "properties": {
+                **dict.fromkeys(("$eq", "$ne"), _SCALAR),
+                **dict.fromkeys(("$gt", "$gte", "$lt", "$lte"), _NUMBER),
+                **dict.fromkeys(("$in", "$nin"), _VALUES),
+                "$exists": {"type": "boolean"},
+            },
+        },
+    ]
+}
+_FIELDS: Final = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[^$]"},
+    "additionalProperties": _CONDITIONS,
+}
+_GROUP: Final = {"type": "array", "minItems": 1, "items": {**_FIELDS, "minProperties": 1}}
+_FILTER: Final = {
+    "type": "object",
+    "propertyNames": {"pattern": "^([^$]|[$](and|or)$)"},
+    "properties": {"$and": _GROUP, "$or": _GROUP},
+    "additionalProperties": _CONDITIONS,
+}
+_FORMS: Final = ("id", "image", "embedding", "url")
+_QUERY: Final[dict[str, Any]] = {
+    "anyOf": [
+        *({"required": [name]} for name in _FORMS),
+        {"required": ["positive"], "properties": {"positive": {"minItems": 1}}},
+    ],
+    "not": {"anyOf": [{"required": list(pair)} for pair in combinations(_FORMS, 2)]},
+    # In place of what they are in Example.
+    "minProperties": 1,
+    "maxProperties": 100,
+}
+
+
+Embedding = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]],
+    Field(
+        min_length=DIMENSION,
+        max_length=DIMENSION,
+        examples=[EXAMPLE_EMBEDDING],
+        json_schema_extra={"contains": {"not": {"const": 0}}},
+    ),
+]
+Url = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=2000,
+        pattern="^https?://",
+        examples=["https://example.org/cat.jpg"],
+    ),
+]
+
+
 class Example(BaseModel):
     """One image: exactly one of its id, its content, its embedding and its URL."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    id: Annotated[Id | None, Field(description="An image of the index.", examples=[EXAMPLE_ID])] = (
-        None
+    model_config = ConfigDict(
+        strict=True, extra="forbid", json_schema_extra={"minProperties": 1, "maxProperties": 1}
     )
+
+    id: Annotated[Id | SkipJsonSchema[None], Field(description="An image of the index.")] = None
     image: Annotated[
         bytes | None,
         BeforeValidator(_decoded),
@@ -135,25 +207,25 @@ class Example(BaseModel):
         Field(description="An image file in base64, or as a data URI.", examples=[EXAMPLE_IMAGE]),
     ] = None
     embedding: Annotated[
-        list[Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]] | None,
+        Embedding | SkipJsonSchema[None],
         Field(
-            min_length=DIMENSION,
-            max_length=DIMENSION,
             description=f"{DIMENSION} numbers that the index's model made, as POST /embeddings "
-            "gives them; not all zero.",
-            examples=[EXAMPLE_EMBEDDING],
+            "gives them; not all zero."
         ),
     ] = None
     url: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            max_length=2000,
-            description="The address of an image, http or https; only where the operator allows "
-            "it.",
-            examples=["https://example.org/cat.jpg"],
-        ),
+        Url | SkipJsonSchema[None],
+        Field(description="The address of an image; only where the operator allows it."),
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_null(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name in _FORMS:
+                if name in values and values[name] is None:
+                    raise ValueError(f"{name} is null: leave it out")
+        return values
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -164,11 +236,15 @@ class Example(BaseModel):
     @property
     def given(self) -> int:
         """How many of the four there are."""
-        return sum(value is not None for value in (self.id, self.image, self.embedding, self.url))
+        return sum(getattr(self, name) is not None for name in _FORMS)
 
 
 class Query(Example):
     """An image or examples to search with, and which matches are wanted."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_QUERY,
+    )
 
     positive: Annotated[
         list[Example],
@@ -192,11 +268,12 @@ class Query(Example):
         Field(
             max_length=MAX_LABELS,
             description="Only images with one of these labels.",
-            examples=[[]],
+            examples=[["cat", "dog"]],
         ),
     ] = []
     filter: Annotated[
         dict[str, Any] | None,
+        WithJsonSchema({"anyOf": [_FILTER, {"type": "null"}]}),
         Field(
             description="Only images whose metadata passes this filter, in Pinecone's grammar: "
             "the operators $eq, $ne, $gt, $gte, $lt, $lte, $in, $nin, $exists, $and and $or. "

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from image_search.errors import FilterError
-from image_search.filters import MAX_DEPTH, Condition, Group, parse_filter
+from image_search.filters import MAX_DEPTH, MAX_VALUES, Condition, Group, parse_filter
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,11 @@ def test_short_forms_mean_the_long_ones() -> None:
         "$and",
         (Condition("a", "$gte", 1), Condition("a", "$lt", 2), Condition("b", "$eq", 5)),
     )
+
+
+def test_values_have_a_limit() -> None:
+    half: Any = {"a": {"$in": list(range(MAX_VALUES // 2))}}
+    assert parse_filter({"$or": [half, half]}) is not None
+    for more in ({"b": 1}, {"b": {"$nin": ["x"]}}):
+        with pytest.raises(FilterError, match="1,001 values"):
+            parse_filter({"$or": [half, half, more]})

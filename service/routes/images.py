@@ -66,9 +66,8 @@ class PageParameters(BaseModel):
     cursor: Annotated[
         str,
         Field(
-            max_length=2 * MAX_ID_LENGTH,
-            pattern="^[ -~]*$",
             description="The `cursor` of the page before; empty for the first.",
+            json_schema_extra={"format": "cursor"},
         ),
     ] = ""
 

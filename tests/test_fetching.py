@@ -1,0 +1,215 @@
+"""Fetching URLs: images are fetched, and no address that is not public is connected to."""
+
+import asyncio
+import ipaddress
+import socket
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from image_search.settings import load_settings
+from service import fetching, searcher
+from service.fetching import Address, fetch_image, is_public
+from service.problems import ProblemError
+from service.routes import search
+from tests.conftest import FakeEmbedder
+from tests.test_service import QUERY, assert_problem, encode, fill, serve, wait_for
+
+PICTURE = encode(QUERY)
+LIMIT = 1_000_000
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Paths name what is answered; `seen` are the Host headers of all requests."""
+
+    def do_GET(self) -> None:
+        seen: list[str] = self.server.seen  # type: ignore[attr-defined]
+        seen.append(self.headers["Host"])
+        kind, _, rest = self.path[1:].partition("/")
+        if kind == "picture":
+            self.answer(200, PICTURE)
+        elif kind == "hops":
+            number = int(rest)
+            self.answer(302, location=f"/hops/{number - 1}" if number else "/picture")
+        elif kind == "to":
+            self.answer(301, location=rest)
+        elif kind == "zipped":
+            self.answer(200, PICTURE, encoding="gzip")
+        elif kind == "large":
+            self.answer(200, bytes(LIMIT + 1))
+        elif kind == "endless":
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(bytes(65536))
+            except OSError:
+                pass
+        else:
+            self.answer(404)
+
+    def answer(
+        self, status: int, body: bytes = b"", location: str = "", encoding: str = ""
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if location:
+            self.send_header("Location", location)
+        if encoding:
+            self.send_header("Content-Encoding", encoding)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen = []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def fetch(url: str, allowed: Any = lambda _: True, max_bytes: int = LIMIT) -> bytes:
+    return asyncio.run(fetch_image(url, max_bytes=max_bytes, allowed=allowed))
+
+
+def refused(url: str, reason: str, **options: Any) -> None:
+    with pytest.raises(ProblemError) as caught:
+        fetch(url, **options)
+    assert caught.value.code == "url_not_fetched"
+    assert reason in caught.value.detail
+
+
+def base(server: Any) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def test_an_image_is_fetched_through_three_redirects_and_no_more(server: Any) -> None:
+    assert fetch(f"{base(server)}/picture") == PICTURE
+    assert fetch(f"{base(server)}/hops/2") == PICTURE
+    refused(f"{base(server)}/hops/3", "redirects")
+    refused(f"{base(server)}/nothing", "404")
+
+
+def test_size_and_time_are_limited(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("large", "endless"):
+        refused(f"{base(server)}/{path}", "1,000,000")
+    refused(f"{base(server)}/zipped", "compresses")
+    monkeypatch.setattr(fetching, "_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        refused(f"http://127.0.0.1:{silent.getsockname()[1]}/", "0.2 seconds")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "0.0.0.0"),
+        *("10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "224.0.0.1"),
+        *("[::1]", "[::]", "[fe80::1]", "[fc00::1]", "[ff02::1]", "255.255.255.255"),
+        *("[::ffff:127.0.0.1]", "[::ffff:a9fe:a9fe]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]"),
+    ],
+)
+def test_addresses_that_are_not_public_are_refused(server: Any, host: str) -> None:
+    refused(f"http://{host}:{server.server_port}/picture", "not", allowed=is_public)
+    first = iter([True])  # the server that redirects
+    refused(
+        f"{base(server)}/to/http://{host}:{server.server_port}/picture",
+        "not",
+        allowed=lambda address: next(first, False) or is_public(address),
+    )
+    assert server.seen == [f"127.0.0.1:{server.server_port}"], "only the redirect was asked for"
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_public_addresses_are_allowed(address: str) -> None:
+    assert is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://example.org/x", "file:///etc/passwd", "http://", "x", "http://u:p@example.org/"]
+)
+def test_other_urls_are_refused(url: str) -> None:
+    refused(url, "", allowed=is_public)
+
+
+def resolver(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
+    """Names resolve to these addresses, one answer after the other; returns what was asked."""
+    asked: list[str] = []
+    left = list(answers)
+
+    async def getaddrinfo(_: Any, host: str, port: int, **__: Any) -> list[Any]:
+        asked.append(host)
+        found = left.pop(0) if len(left) > 1 else left[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in found]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+def test_a_name_that_resolves_to_a_private_address_among_others_is_refused(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver(monkeypatch, ["93.184.216.34", "127.0.0.1"])
+    refused(f"http://cat.example:{server.server_port}/picture", "public", allowed=is_public)
+    assert server.seen == []
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A name that changes its address after the check: nobody asks for it a second time.
+    asked = resolver(monkeypatch, ["127.0.0.1"], ["192.0.2.1"])
+    checked: list[Address] = []
+
+    def allowed(address: Address) -> bool:
+        checked.append(address)
+        return True
+
+    url = f"http://cat.example:{server.server_port}/picture"
+    assert fetch(url, allowed=allowed) == PICTURE
+    # The connection asks for the numbers of the address alone.
+    assert [host for host in asked if host != "127.0.0.1"] == ["cat.example"]
+    assert checked == [ipaddress.ip_address("127.0.0.1")]
+    assert server.seen == [f"cat.example:{server.server_port}"]
+
+
+def test_a_proxy_of_the_environment_is_not_asked(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    assert fetch(f"{base(server)}/picture") == PICTURE
+
+
+def test_queries_take_urls_when_the_operator_allows_it(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searcher, "Embedder", lambda *_: FakeEmbedder())
+    settings = load_settings(fetch_urls=True)
+    fill(settings, FakeEmbedder())
+    body = {"url": f"{base(server)}/picture"}
+    for client in serve(settings):
+        wait_for(client, 200)
+        assert_problem(client.post("/query", json=body), 422, "url_not_fetched")
+        assert server.seen == []
+        with monkeypatch.context() as patch:
+            anywhere = partial(fetch_image, allowed=lambda _: True)
+            patch.setattr(search, "fetch_image", anywhere)
+            found = client.post("/query", json=body)
+        uploaded = client.post("/search", files={"image": PICTURE})
+        assert [m["id"] for m in found.json()["matches"]] == [
+            m["id"] for m in uploaded.json()["matches"]
+        ]
+    for client in serve(load_settings()):
+        wait_for(client, 200)
+        assert_problem(client.post("/query", json=body), 403, "urls_disabled")

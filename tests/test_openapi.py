@@ -1,0 +1,178 @@
+"""The OpenAPI document, and the service held against it."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from image_search.settings import load_settings
+from service import problems, searcher
+from service.app import create_app
+from tests.conftest import ROOT, FakeEmbedder
+from tests.pinecone_emulator import API_KEY, PineconeEmulator
+from tests.test_end_to_end import wait_until
+from tests.test_service import fill, serve, wait_for
+
+KEY = "secret"
+METHODS = {
+    "search",
+    "search_batch",
+    "query",
+    "embed",
+    "list_images",
+    "get_image",
+    "put_image",
+    "delete_image",
+    "get_thumbnail",
+    "list_labels",
+    "health",
+    "metrics",
+}
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[int]:
+    """A real server in a thread; yields its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(60)
+
+
+@pytest.mark.parametrize(
+    ("store", "phases"),
+    [("embedded", "examples,coverage,fuzzing"), ("pinecone", "examples,fuzzing,stateful")],
+)
+def test_schemathesis_finds_no_answer_that_is_not_declared(
+    store: str, phases: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searcher, "Embedder", lambda *_: FakeEmbedder())
+    monkeypatch.setenv("PINECONE_API_KEY", API_KEY)
+    with PineconeEmulator() as emulator:
+        settings = load_settings(store=store, pinecone_host=emulator.host, api_keys=KEY)
+        fill(settings, FakeEmbedder()).close()
+        with listening(create_app(settings)) as port:
+            url = f"http://127.0.0.1:{port}"
+            with httpx2.Client(base_url=url) as client:
+                wait_until(lambda: client.get("/health").status_code == 200)
+            done = subprocess.run(
+                [
+                    Path(sys.executable).with_name("schemathesis"),
+                    "run",
+                    f"{url}/openapi.json",
+                    f"--header=X-API-Key: {KEY}",
+                    f"--phases={phases}",
+                    "--max-examples=5",
+                    "--seed=1",
+                    "--generation-deterministic",
+                    "--no-color",
+                ],
+                cwd=tmp_path,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks",
+                },
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+    shown = "\n".join(line[:500] for line in done.stdout.splitlines())
+    assert done.returncode == 0, shown + done.stderr
+    assert "12 selected / 12 total" in shown
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return create_app(load_settings(api_keys=KEY)).openapi()
+
+
+def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for path in document["paths"].values():
+        yield from path.values()
+
+
+def test_operation_ids_are_the_names_of_methods(document: dict[str, Any]) -> None:
+    assert {each["operationId"] for each in operations(document)} == METHODS
+    for each in operations(document):
+        assert each["summary"]
+        assert each["description"]
+        assert each["tags"]
+
+
+def test_every_field_and_parameter_has_a_description_and_an_example(
+    document: dict[str, Any],
+) -> None:
+    def example(field: dict[str, Any]) -> bool:
+        known = field.get("examples") or "default" in field or "$ref" in str(field)
+        return bool(known or field.get("format") == "binary" or "const" in field)
+
+    for name, schema in document["components"]["schemas"].items():
+        for field, definition in schema["properties"].items():
+            assert definition.get("description"), (name, field)
+            variants = [definition, *definition.get("anyOf", [])]
+            assert any(map(example, variants)), (name, field, definition)
+    for each in operations(document):
+        for parameter in each.get("parameters", []):
+            assert parameter["description"], parameter
+        for content in each.get("requestBody", {}).get("content", {}).values():
+            for field in content["schema"].get("properties", {}).values():
+                assert field["description"]
+
+
+def test_every_problem_is_declared_with_an_example(document: dict[str, Any]) -> None:
+    declared = set()
+    for each in operations(document):
+        for status, response in each["responses"].items():
+            if int(status) < 400:
+                continue
+            [(media_type, content)] = response["content"].items()
+            assert media_type == "application/problem+json"
+            assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+            for code, shown in content["examples"].items():
+                assert shown["value"] == problems.Problem(**shown["value"]).model_dump()
+                assert (shown["value"]["code"], str(shown["value"]["status"])) == (code, status)
+                declared.add(code)
+    # Those two have no operation.
+    assert declared == problems.CODES.keys() - {"not_found", "method_not_allowed"}
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_writing_needs_a_key_and_reading_can(document: dict[str, Any]) -> None:
+    def protected(document: dict[str, Any]) -> set[str]:
+        return {each["operationId"] for each in operations(document) if "security" in each}
+
+    assert protected(document) == {"put_image", "delete_image"}
+    closed = create_app(load_settings(api_keys=KEY, read_needs_key=True)).openapi()
+    assert protected(closed) == METHODS - {"health", "metrics"}
+
+
+def test_examples_name_an_image_of_the_index(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searcher, "Embedder", lambda *_: FakeEmbedder())
+    fill(settings, FakeEmbedder())
+    for client in serve(settings):
+        wait_for(client, 200)
+        document = client.get("/openapi.json").json()
+        [id_] = document["paths"]["/images/{id}"]["get"]["parameters"][0]["schema"]["examples"]
+        assert client.get(f"/images/{id_}").status_code == 200
+        body = document["paths"]["/query"]["post"]["requestBody"]["content"]["application/json"]
+        for example in body["examples"].values():
+            response = client.post("/query", json=example["value"])
+            assert response.status_code == 200, response.text
