@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from os import cpu_count
 from queue import Empty, Full, Queue
 from typing import Any, Final, TypeVar
@@ -31,8 +31,9 @@ from image_search.progress import Progress
 from image_search.settings import Settings
 from worker.sources import Item, Source
 
-# What is looked up and decoded at once, bounded by count and by the bytes held.
-_CHUNK_ITEMS: Final = 256
+# What is looked up and decoded at once, bounded by count and by the bytes held. To look 1,024 up
+# costs an index that has no vector index yet twice as much as 256.
+_CHUNK_ITEMS: Final = 1024
 _SLICE: Final = 8
 _CHUNK_BYTES: Final = 64 * 1024 * 1024
 # A commit costs about the same for one record as for hundreds, and what is not committed is lost
@@ -278,13 +279,17 @@ def _bytes(content: bytes | Pixels) -> bytes:
 def _chunks(items: Iterator[Item], limit: int | None) -> Iterator[list[Item]]:
     chunk: list[Item] = []
     held = 0
-    for number, item in enumerate(items):
-        if number == limit:
-            break
-        chunk.append(item)
-        held += 0 if isinstance(item.content, ImageError) else len(_bytes(item.content))
-        if len(chunk) == _CHUNK_ITEMS or held >= _CHUNK_BYTES:
+    try:
+        for item in islice(items, limit):
+            chunk.append(item)
+            held += 0 if isinstance(item.content, ImageError) else len(_bytes(item.content))
+            if len(chunk) == _CHUNK_ITEMS or held >= _CHUNK_BYTES:
+                yield chunk
+                chunk, held = [], 0
+    except Exception:
+        # What came before an error is kept.
+        if chunk:
             yield chunk
-            chunk, held = [], 0
+        raise
     if chunk:
         yield chunk
