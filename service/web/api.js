@@ -2,7 +2,7 @@
  * Requests to the service, and its errors.
  *
  * @typedef {{fingerprint: string, input_size: number, preprocessing: number, architecture: string,
- *   weights: string, precision: string}} Model
+ *   weights: string, precision: string, recipe: string, recipe_fingerprint: string}} Model
  * @typedef {{id: string, label: string | null, score: number, confidence: number | null,
  *   thumbnail: string | null, metadata: Record<string, unknown>}} Match
  * @typedef {{matches: Match[], model: Model, took_ms: {total: number}}} SearchResponse

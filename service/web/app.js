@@ -537,7 +537,8 @@ async function checkService() {
     distance = !distance;
     if (!isEmpty(search)) void find();
   }
-  const { architecture, weights, precision, fingerprint, input_size } = health.model;
+  /** @type {Model} */
+  const { architecture, weights, precision, fingerprint, input_size, recipe } = health.model;
   showService(`${health.count.toLocaleString("en")} images`, "good", {
     Index: health.index,
     Namespace: health.namespace === "__default__" ? "" : health.namespace,
@@ -546,6 +547,7 @@ async function checkService() {
     Metric: health.metric,
     Model: `${architecture}, ${weights}, ${precision}, ${input_size} × ${input_size} pixels`,
     Fingerprint: fingerprint,
+    Recipe: recipe,
     Created: new Date(health.created_at).toLocaleString(),
     Version: health.version,
   });

@@ -14,7 +14,7 @@
 export const MAX_EXAMPLES = 16;
 const MAX_TOP_K = 100;
 const DIMENSION = 512;
-const RANDOM_FEATURES = 8;
+const RANDOM_AXES = 8;
 const PREVIEW = /^data:image\/(webp|jpeg);base64,([A-Za-z0-9+/]+=*)$/;
 
 /** A link that was cut off or changed. */
@@ -117,10 +117,10 @@ export function toBody(search) {
 /**
  * What has to be equal for embeddings to be comparable.
  *
- * @param {{fingerprint: string, input_size: number, preprocessing: number}} model
+ * @param {import("./api.js").Model} model
  */
-export function modelKey(model) {
-  return `${model.fingerprint}-${model.input_size}-${model.preprocessing}`;
+export function modelKey({ fingerprint, input_size, preprocessing, recipe_fingerprint }) {
+  return [fingerprint, input_size, preprocessing, recipe_fingerprint].filter(Boolean).join("-");
 }
 
 /** @param {number[]} embedding */
@@ -131,12 +131,12 @@ export function encodeEmbedding(embedding) {
 }
 
 /**
- * Something to ask an index with for any of its images: a few features that a network might see.
+ * Something to ask an index with for any of its images: a direction along a few random axes.
  */
 export function randomEmbedding() {
   const embedding = Array.from({ length: DIMENSION }, () => 0);
-  for (let i = 0; i < RANDOM_FEATURES; i += 1) {
-    embedding[Math.floor(DIMENSION * Math.random())] = 1;
+  for (let i = 0; i < RANDOM_AXES; i += 1) {
+    embedding[Math.floor(DIMENSION * Math.random())] = Math.random() < 0.5 ? -1 : 1;
   }
   return embedding;
 }
