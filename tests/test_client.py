@@ -592,6 +592,14 @@ def test_the_key_is_sent_and_not_shown(scripted: Any) -> None:
     assert server.headers[0]["X-API-Key"] == "secret"
 
 
+def test_a_password_in_the_address_is_not_shown(free_port: int) -> None:
+    with Client(f"http://me:secret@127.0.0.1:{free_port}/images/", retries=0) as client:
+        assert repr(client) == f"Client('http://127.0.0.1:{free_port}/images')"
+        with pytest.raises(UnreachableError) as caught:
+            client.labels()
+        assert "secret" not in str(caught.value)
+
+
 def test_answers_of_a_newer_service_are_understood(scripted: Any) -> None:
     newer = {
         "matches": [

@@ -43,8 +43,8 @@ _LONGEST_EXCERPT: Final = 200
 class AsyncClient:
     """The image search service at an address.
 
-    async with AsyncClient("http://127.0.0.1:8000") as client:
-        result = await client.search("cat.jpg", top_k=5)
+        async with AsyncClient("http://127.0.0.1:8000") as client:
+            result = await client.search("cat.jpg", top_k=5)
 
     Every call raises ImageSearchError, of which `errors` shows the kinds. It is safe to share one
     client: it keeps connections open.
@@ -82,9 +82,12 @@ class AsyncClient:
             transport=transport,
             verify=tls.context(),
         )
+        url = self._http.base_url
+        # For people: without a user's name and password, which a URL may hold.
+        self._address = f"{url.scheme}://{url.netloc.decode()}{url.path.rstrip('/')}"
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self._http.base_url)!r})"
+        return f"{type(self).__name__}({self._address!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -401,14 +404,13 @@ class AsyncClient:
             await aio.sleep(delay)
 
     def _transport_error(self, exc: httpx2.RequestError) -> ImageSearchError:
-        url = self._http.base_url
         if isinstance(exc, httpx2.TimeoutException):
             error: ImageSearchError = RequestTimeoutError(
-                f"{url} did not answer in time", "timeout"
+                f"{self._address} did not answer in time", "timeout"
             )
         else:
             reason = str(exc) or type(exc).__name__
-            error = UnreachableError(f"{url} cannot be reached: {reason}", "unreachable")
+            error = UnreachableError(f"{self._address} cannot be reached: {reason}", "unreachable")
         error.__cause__ = exc
         return error
 
