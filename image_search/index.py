@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from image_search.calibration import Calibration
 from image_search.embedding import Embeddings
 from image_search.errors import RecordError
 from image_search.filters import Filter
@@ -73,6 +74,15 @@ class VectorIndex(Protocol):
     @property
     def manifest(self) -> Manifest:
         """What the index was built with."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What turned scores into confidences when the index was opened; None without labels."""
+        ...
+
+    def save_calibration(self, calibration: Calibration) -> None:
+        """Replace the calibration, for everyone who opens the index from now on."""
         ...
 
     def load_recipe(self) -> Recipe | None:

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Final
 
+from image_search.calibration import Calibration
 from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, StoreError
 from image_search.index import VectorIndex
@@ -130,7 +131,7 @@ class Searcher:
     def _refresh(self) -> None:
         state = self._state
         index = open_index(self._settings)
-        if isinstance(state, Engine) and state.index.manifest == index.manifest:
+        if isinstance(state, Engine) and _facts(state.index) == _facts(index):
             index.close()
             return
         engine = Engine(index, self._embedder(state, index))
@@ -172,3 +173,7 @@ class Searcher:
         manifest.require_model(embedder.model)
         embedder.warm_up()
         return embedder
+
+
+def _facts(index: VectorIndex) -> tuple[Manifest, Calibration | None]:
+    return index.manifest, index.calibration

@@ -10,8 +10,7 @@ import numpy as np
 from image_search.duplicates import distinct
 from image_search.embedding import Embeddings
 from image_search.filters import Filter
-from image_search.index import MAX_TOP_K, Match
-from image_search.settings import Metric
+from image_search.index import MAX_TOP_K, Match, VectorIndex
 from service.pipeline import Engine, Pipeline, SearchResult
 
 # Of what the store is asked for at first, duplicates may be so many times the matches wanted.
@@ -43,7 +42,7 @@ async def select(
     """Choose from a result for `first_top_k`; asks the store for more while duplicates fill it."""
     asked = selection.first_top_k
     while True:
-        chosen = _chosen(result.matches, selection, engine.index.manifest.metric)
+        chosen = _chosen(result.matches, selection, engine.index)
         if selection.deduplicate:
             chosen = await _distinct(engine, result.embedding, chosen)
         exhausted = len(result.matches) < asked or asked == MAX_TOP_K
@@ -55,8 +54,9 @@ async def select(
         )
 
 
-def _chosen(matches: list[Match], selection: Selection, metric: Metric) -> list[Match]:
-    worst = selection.min_score
+def _chosen(matches: list[Match], selection: Selection, index: VectorIndex) -> list[Match]:
+    metric, calibration = index.manifest.metric, index.calibration
+    worst, least = selection.min_score, selection.min_confidence
     if worst is None:
         worst = math.inf if metric == "euclidean" else -math.inf
     return [
@@ -64,7 +64,10 @@ def _chosen(matches: list[Match], selection: Selection, metric: Metric) -> list[
         for match in matches
         if match.id not in selection.without
         and (match.score <= worst if metric == "euclidean" else match.score >= worst)
-        and selection.min_confidence is None
+        and (
+            least is None
+            or (calibration is not None and calibration.confidence(match.score) >= least)
+        )
     ]
 
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from image_search.calibration import Calibration
 from image_search.index import Record, VectorIndex
 from image_search.manifest import DIMENSION
 from image_search.settings import load_settings
@@ -246,6 +248,35 @@ def test_scores_and_confidence_can_be_bounded(client: TestClient) -> None:
         assert ids(response) == []
     for response in both(client, thumbnails=False):
         assert all(match["thumbnail"] is None for match in response.json()["matches"])
+
+
+def test_confidence_follows_the_calibration_of_the_index_without_a_restart(
+    store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(searcher._SECONDS_BETWEEN_CHECKS, "pinecone", 0.1)
+    settings = load_settings(**store, namespace="calibrated")
+    index = fill(settings, FakeEmbedder())
+    for client in serve(settings):
+        wait_for(client, 200)
+        plain = ask(client, image=text(PICTURE)).json()["matches"]
+        assert [match["confidence"] for match in plain] == [None] * 10
+        worst, best = plain[-1]["score"], plain[0]["score"]
+        for least in (0.2, 0.4):
+            calibration = Calibration(scores=(worst, best), confidences=(least, 0.9))
+            index.save_calibration(calibration)
+            deadline = time.monotonic() + 20
+            while (matches := ask(client, image=text(PICTURE)).json()["matches"])[-1][
+                "confidence"
+            ] != pytest.approx(least, abs=1e-3):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            expected = np.interp([match["score"] for match in plain], [worst, best], [least, 0.9])
+            found = [match["confidence"] for match in matches]
+            np.testing.assert_allclose(found, expected, atol=1e-3)
+        for bound, count in ((0.0, 10), (0.39, 10), (0.6, sum(expected >= 0.6)), (1.0, 0)):
+            for response in both(client, min_confidence=bound):
+                assert len(ids(response)) == count
+    index.close()
 
 
 # --- keeping the index ---------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from image_search.calibration import Calibration
 from image_search.errors import IndexNotFoundError, RecordError
 from image_search.filters import Condition, parse_filter
 from image_search.index import Match, Metadata, Record, VectorIndex
@@ -495,6 +496,22 @@ def test_a_recipe_comes_back_as_it_was_stored(create: Indexes) -> None:
         features = rng.random((3, FEATURES), np.float32)
         np.testing.assert_array_equal(found.apply(features), recipe.apply(features))
     assert create.open().count() == 1
+
+
+def test_a_calibration_is_seen_by_who_opens_the_index_next(create: Indexes) -> None:
+    index = create()
+    before = create.open()
+    assert (index.calibration, before.calibration) == (None, None)
+    first = Calibration(scores=(0.1, 0.5), confidences=(0.0, 1.0))
+    second = Calibration(scores=(0.1, 0.7, 0.8), confidences=(0.25, 0.5, 1.0))
+    for calibration in (first, second):
+        index.save_calibration(calibration)
+        assert index.calibration == calibration
+        assert create.open().calibration == calibration
+    assert before.calibration is None
+    assert create(namespace="other").calibration is None
+    assert create().calibration == second
+    assert index.count() == 0
 
 
 def test_an_index_without_a_recipe_has_none(create: Indexes) -> None:

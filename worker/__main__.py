@@ -24,6 +24,7 @@ from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from image_search.weights import AUTO, choose_weights
+from worker.calibrating import SampledSource, calibrate
 from worker.fitting import fit_recipe
 from worker.ingest import Summary, calibration_pixels, ingest
 from worker.sources import Source, Split, open_source
@@ -221,13 +222,30 @@ def _ingest(source_name: str, split: Split, limit: int | None, settings: Setting
         embedder = _embedder_of(index, settings)
     embedder.warm_up()
     started = time.monotonic()
-    summary = ingest(source, index, embedder, settings, limit=limit, stop=stop.event)
+    sampled = SampledSource(source)
+    summary = ingest(sampled.source, index, embedder, settings, limit=limit, stop=stop.event)
     index.flush()
+    if summary.embedded or index.calibration is None:
+        _calibrate(index, sampled.ids, stop.event)
     _report(source, summary, index, settings, time.monotonic() - started)
     index.close()
     if stop.signal is not None:
         return 128 + stop.signal
     return EXIT_UNREADABLE if summary.unreadable else 0
+
+
+def _calibrate(index: VectorIndex, ids: list[str], stop: threading.Event) -> None:
+    try:
+        calibration = calibrate(index, ids, stop)
+    except ModuleNotFoundError as exc:
+        _log.warning(
+            "matches get no confidence, which needs %s: "
+            "python -m pip install 'image-search[evaluate]'",
+            exc.name,
+        )
+        return
+    if calibration is not None:
+        index.save_calibration(calibration)
 
 
 def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:

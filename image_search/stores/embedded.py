@@ -24,6 +24,7 @@ from lancedb.query import ColumnOrdering
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from image_search.calibration import Calibration
 from image_search.embedding import Embeddings
 from image_search.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from image_search.filters import Condition, Filter, Group, Scalar
@@ -122,6 +123,9 @@ def create_index(
             if "already exists" not in str(exc):
                 raise
             table = connection.open_table(settings.namespace)
+        else:
+            # What an index of this name that was removed has left.
+            _calibration_file(Path(f"{folder / settings.namespace}.lance")).unlink(missing_ok=True)
         index = EmbeddedIndex(table, folder / f"{settings.namespace}.lance")
         index.sync()
         return index
@@ -142,10 +146,21 @@ class EmbeddedIndex:
                 f"{folder} holds a table without a manifest that this version reads: "
                 "it was made by another program or version; use another IMAGE_SEARCH_DATA_DIR"
             ) from exc
+        with _errors_of_the_store(folder):
+            self._calibration = _read_calibration(folder)
 
     @property
     def manifest(self) -> Manifest:
         return self._manifest
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self._calibration
+
+    def save_calibration(self, calibration: Calibration) -> None:
+        with _errors_of_the_store(self._folder):
+            _write(_calibration_file(self._folder), calibration.model_dump_json().encode())
+        self._calibration = calibration
 
     def load_recipe(self) -> Recipe | None:
         fingerprint = self._manifest.model.recipe_fingerprint
@@ -400,6 +415,15 @@ def _products(left: Embeddings, right: Embeddings) -> NDArray[np.float32]:
 
 def _folder(settings: Settings) -> Path:
     return settings.data_dir / "indexes" / settings.index
+
+
+def _calibration_file(table_folder: Path) -> Path:
+    return table_folder.with_suffix(".calibration.json")
+
+
+def _read_calibration(table_folder: Path) -> Calibration | None:
+    path = _calibration_file(table_folder)
+    return Calibration.model_validate_json(path.read_bytes()) if path.exists() else None
 
 
 def _recipe_file(folder: Path, fingerprint: str) -> Path:

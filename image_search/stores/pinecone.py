@@ -30,6 +30,7 @@ from pinecone import AsyncIndex, Pinecone, RetryConfig, ServerlessSpec
 from pinecone.errors import exceptions as errors
 from pydantic import ValidationError
 
+from image_search.calibration import Calibration
 from image_search.embedding import Embeddings
 from image_search.errors import (
     IndexMismatchError,
@@ -168,6 +169,8 @@ class PineconeIndex:
         self._settings = settings
         self._namespace = settings.namespace
         self._manifest: Manifest | None = None
+        self._calibration: Calibration | None = None
+        self._calibration_id = f"{self._namespace}/calibration"  # no namespace has a slash
         self._committed: int | None = None
         self._labels_written: set[str] = set()
         self._resent = 0
@@ -190,13 +193,18 @@ class PineconeIndex:
         return self._resent + _sdk_retries.count
 
     def load_manifest(self) -> bool:
-        """Read the manifest; False when there is none."""
-        vectors = self._run(lambda: self._fetch([self._namespace], _MANIFESTS))
+        """Read the manifest, and the calibration; False when there is no manifest."""
+        ids = [self._namespace, self._calibration_id]
+        vectors = self._run(lambda: self._fetch(ids, _MANIFESTS))
         vector = vectors.get(self._namespace)
         if vector is None:
             return False
         try:
             self._manifest = Manifest.model_validate_json((vector.metadata or {})["manifest"])
+            if (calibration := vectors.get(self._calibration_id)) is not None:
+                self._calibration = Calibration.model_validate_json(
+                    calibration.metadata["calibration"]
+                )
         except (KeyError, TypeError, ValidationError) as exc:
             raise IndexMismatchError(
                 f"Pinecone's index {self._settings.index!r} has a manifest that this version does "
@@ -209,6 +217,14 @@ class PineconeIndex:
         """Store the manifest, and wait until it can be read."""
         self._write_facts({self._namespace: {"manifest": manifest.model_dump_json()}})
         self._manifest = manifest
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self._calibration
+
+    def save_calibration(self, calibration: Calibration) -> None:
+        self._write_facts({self._calibration_id: {"calibration": calibration.model_dump_json()}})
+        self._calibration = calibration
 
     def load_recipe(self) -> Recipe | None:
         fingerprint = self.manifest.model.recipe_fingerprint
@@ -701,7 +717,7 @@ def _decode(metadata: Mapping[str, Any] | None) -> tuple[str | None, dict[str, A
 
 
 def _part_id(fingerprint: str, number: int) -> str:
-    return f"recipe-{fingerprint}-{number}"
+    return f"recipe/{fingerprint}/{number}"  # no namespace has a slash
 
 
 def _parts(encoded: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

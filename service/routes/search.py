@@ -89,7 +89,7 @@ async def search_batch(
         matches: list[dict[str, Any]] = []
         problem = None
         if isinstance(result, SearchResult):
-            matches = _matches(result, thumbnails=parameters.thumbnails)
+            matches = _matches(engine, result, thumbnails=parameters.thumbnails)
             timing = max(timing, result.timing, key=lambda each: each.seconds["total"])
         else:
             problem = problems.problem_of(result).model_dump()
@@ -259,20 +259,21 @@ async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 def _search_response(engine: Engine, result: SearchResult, *, thumbnails: bool) -> Response:
     return json_response(
         {
-            "matches": _matches(result, thumbnails=thumbnails),
+            "matches": _matches(engine, result, thumbnails=thumbnails),
             "model": engine.index.manifest.model.model_dump(),
             "took_ms": result.timing.milliseconds(),
         }
     )
 
 
-def _matches(result: SearchResult, *, thumbnails: bool) -> list[dict[str, Any]]:
+def _matches(engine: Engine, result: SearchResult, *, thumbnails: bool) -> list[dict[str, Any]]:
+    calibration = engine.index.calibration
     return [
         {
             "id": match.id,
             "label": match.label,
             "score": match.score,
-            "confidence": None,
+            "confidence": calibration.confidence(match.score) if calibration else None,
             "thumbnail": data_uri(match.thumbnail) if thumbnails else None,
             "metadata": dict(match.metadata),
         }

@@ -1,0 +1,110 @@
+"""Fitting confidences to the labels of an index, by searching for some of its own images."""
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_search.calibration import Calibration
+from image_search.index import VectorIndex
+from image_search.progress import Progress
+from worker.sources import Item, Source
+
+_QUERIES: Final = 1000
+_LEAST_QUERIES: Final = 100
+# Pinecone sends so many matches with their labels at once.
+_MATCHES: Final = 50
+_BATCH: Final = 32
+_KNOTS: Final = 32
+
+Floats = NDArray[np.float64]
+
+
+class SampledSource:
+    """A source that draws some of the ids that pass through it, each as likely as any other.
+
+    Algorithm R of "Random Sampling with a Reservoir", https://doi.org/10.1145/3147.3165
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._items = source.items
+        self._random = random.Random(0)
+        self.ids: list[str] = []
+        self.source = replace(source, items=self._passing)
+
+    def _passing(self) -> Iterator[Item]:
+        labelled = 0
+        for item in self._items():
+            if item.label is not None:
+                labelled += 1
+                place = len(self.ids) if labelled <= _QUERIES else self._random.randrange(labelled)
+                self.ids[place : place + 1] = [item.id] if place < _QUERIES else []
+            yield item
+
+
+def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> Calibration | None:
+    """Search for the images with these ids; see how often matches of a score have their label.
+
+    Each image is left out of its own matches. None where there are too few labels, or `stop` is
+    set meanwhile. Raises StoreError.
+    """
+    records = [record for record in index.fetch(ids).values() if record.label is not None]
+    if len(records) < _LEAST_QUERIES or len({record.label for record in records}) < 2:
+        return None
+    scores: list[float] = []
+    same: list[bool] = []
+    weights: list[float] = []
+    with Progress("calibrating", len(records), "images") as progress:
+        for start in range(0, len(records), _BATCH):
+            if stop.is_set():
+                return None
+            batch = records[start : start + _BATCH]
+            embeddings = np.stack([record.embedding for record in batch])
+            found = index.query_many(embeddings, _MATCHES + 1)
+            for record, matches in zip(batch, found, strict=True):
+                others = [match for match in matches if match.id != record.id]
+                for rank, match in enumerate(others[:_MATCHES], start=1):
+                    if match.label is not None:
+                        scores.append(match.score)
+                        same.append(match.label == record.label)
+                        weights.append(_weight(rank))
+            progress.update(len(batch))
+    if not scores:
+        return None
+    rises = index.manifest.metric != "euclidean"
+    return fit_calibration(np.array(scores), np.array(same), np.array(weights), rises=rises)
+
+
+def _weight(rank: int) -> float:
+    """Few look at all matches, and most at the first."""
+    return 1 / rank
+
+
+def fit_calibration(
+    scores: Floats, same: NDArray[np.bool_], weights: Floats, *, rises: bool
+) -> Calibration:
+    """Isotonic regression of `same` on `scores`, all of them [n], as at most 32 points.
+
+    "Transforming Classifier Scores into Accurate Multiclass Probability Estimates",
+    https://doi.org/10.1145/775047.775151. Each point stands for pairs of about the same weight.
+    """
+    # It comes with the extra `evaluate`, as the service does not need it.
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(scores, kind="stable")
+    shares = np.cumsum(weights[order]) / weights.sum()
+    bins = np.minimum((shares * _KNOTS).astype(np.int64), _KNOTS - 1)
+    total, mean_scores, mean_same = (
+        np.bincount(bins, weights[order] * values, _KNOTS)
+        for values in (np.ones(len(scores)), scores[order], same[order])
+    )
+    used = total > 0
+    knots = mean_scores[used] / total[used]
+    fitted = isotonic_regression(
+        mean_same[used] / total[used], weights=total[used], increasing=rises
+    ).x
+    return Calibration(scores=tuple(knots.tolist()), confidences=tuple(fitted.tolist()))
