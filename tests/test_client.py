@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import importlib.metadata
 import inspect
 import io
@@ -24,16 +25,21 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from PIL import Image
+from pydantic import BaseModel
 
+from image_search.manifest import ModelSpec
 from image_search.settings import load_settings
 from image_search_client import (
     AccessError,
     AsyncClient,
     Client,
+    EmbedResult,
     Example,
+    Health,
     ImageNotFoundError,
     ImageRejectedError,
     ImageSearchError,
+    IndexedImage,
     InvalidRequestError,
     Match,
     Model,
@@ -696,6 +702,21 @@ def test_the_methods_take_what_the_operations_of_the_service_do() -> None:
         assert set(parameters) - {"self"} == expected
         for name in options:
             assert parameters[name].default in (schemas.Query.model_fields[name].default, ())
+
+
+@pytest.mark.parametrize(
+    ("result", "answer"),
+    [
+        (Match, schemas.MatchResponse),
+        (Model, ModelSpec),
+        (TookMs, schemas.TookMs),
+        (EmbedResult, schemas.EmbeddingResponse),
+        (IndexedImage, schemas.ImageResponse),
+        (Health, schemas.HealthResponse),
+    ],
+)
+def test_results_hold_what_the_service_answers(result: Any, answer: type[BaseModel]) -> None:
+    assert {field.name for field in dataclasses.fields(result)} <= answer.model_fields.keys()
 
 
 def test_every_code_of_the_service_has_its_class() -> None:

@@ -75,6 +75,8 @@ class Model:
     preprocessing: int
     precision: str
     dimension: int
+    recipe: str = "none"
+    recipe_fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
