@@ -18,7 +18,7 @@ from service.errors import DeadlineExceededError, OverloadedError
 from service.problems import ProblemError
 
 # Images that are being read, decoded, embedded and searched, all together.
-MAX_REQUESTS: Final = 96
+MAX_REQUESTS: Final = 80
 DEADLINE_SECONDS: Final = 10.0
 # The form field of one image, and that of several.
 IMAGE_FIELD: Final = "image"
