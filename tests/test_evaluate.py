@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import worker
+from image_search.calibration import Calibration
 from image_search.embedding import Embeddings
 from image_search.errors import ImageError, IndexNotFoundError, SourceError
 from image_search.images import Pixels
@@ -232,14 +234,16 @@ def test_queries_whose_label_is_not_in_the_index_do_not_count(index_of: IndexOf)
     assert figures.retrieval.overall.queries == 3
 
 
-class _Forgetful:
-    """An index whose search misses the best match."""
-
+class _Wrapped:
     def __init__(self, index: VectorIndex) -> None:
         self._index = index
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._index, name)
+
+
+class _Forgetful(_Wrapped):
+    """An index whose search misses the best match."""
 
     def query_many(self, embeddings: Embeddings, top_k: int) -> list[list[Match]]:
         return [matches[1:] for matches in self._index.query_many(embeddings, top_k + 1)]
@@ -252,6 +256,44 @@ def test_what_the_store_does_not_find_is_seen(index_of: IndexOf) -> None:
         _Forgetful(index),  # type: ignore[arg-type]
     ).figures
     assert figures.store_recall.mean == pytest.approx(0.9)
+
+
+class _Confident(_Wrapped):
+    """An index that has a calibration."""
+
+    calibration = Calibration(scores=(0.74, 0.76), confidences=(0.0, 0.9))
+
+
+def test_confidence_is_compared_with_precision(index_of: IndexOf, tmp_path: Path) -> None:
+    index = index_of(noise_images("indexed", 60))
+    asked = noise_images("asked", 20, first=1000)
+    assert index.calibration is None
+    plain = evaluation_of(asked, index)
+    assert plain.figures.retrieval is not None
+    assert plain.figures.retrieval.reliability is None
+    assert "calibration" not in report.write_report(plain, tmp_path).read_text()
+
+    evaluation = evaluation_of(asked, _Confident(index))
+    assert evaluation.figures.retrieval is not None
+    reliability = evaluation.figures.retrieval.reliability
+    assert reliability is not None
+    embeddings = FakeEmbedder().embed([np.asarray(item.content) for item in asked.items()])
+    confidences, correct = [], []
+    for item, matches in zip(asked.items(), index.query_many(embeddings, 10), strict=True):
+        for match in matches:
+            confidences.append(_Confident.calibration.confidence(match.score))
+            correct.append(match.label == item.label)
+    shares, means_of_bins = calibration_curve(correct, confidences, n_bins=15)
+    np.testing.assert_allclose([one.precision for one in reliability.bins], shares, atol=1e-6)
+    np.testing.assert_allclose(
+        [one.confidence for one in reliability.bins], means_of_bins, atol=1e-6
+    )
+    expected = sum(
+        one.matches / 200 * abs(one.confidence - one.precision) for one in reliability.bins
+    )
+    assert reliability.expected_calibration_error == pytest.approx(expected, abs=1e-5)
+    text = report.write_report(evaluation, tmp_path).read_text()
+    assert f"{reliability.expected_calibration_error:.3f}</b>" in text
 
 
 def test_stability_is_that_of_the_neighbours(index_of: IndexOf) -> None:

@@ -33,6 +33,7 @@ from image_search.progress import Progress
 from image_search.settings import Metric, Settings
 from worker import metrics
 from worker.figures import (
+    ConfidenceBin,
     EmbeddingMap,
     Estimate,
     Evaluation,
@@ -41,6 +42,7 @@ from worker.figures import (
     Pairs,
     Picture,
     Protocol,
+    Reliability,
     Retrieval,
     ScoreBin,
     Stability,
@@ -158,11 +160,8 @@ def _read_queries(
 ) -> _Queries:
     chosen = rng.choice(source.total, min(count, source.total), replace=False).tolist()
     to_change = set(chosen[:_CHANGED_QUERIES])
-    is_chosen = set(chosen)
-    items = (
-        (item, number in to_change)
-        for number, item in enumerate(source.items())
-        if number in is_chosen
+    items = zip(
+        source.pick(set(chosen)), [number in to_change for number in sorted(chosen)], strict=False
     )
     queries = _Queries()
     embeddings: list[Embeddings] = []
@@ -446,6 +445,7 @@ class _Evaluation:
             confusion=self._confusion(labelled),
             pairs=self._pairs(),
             precision_by_score=self._precision_by_score(labelled),
+            reliability=self._reliability(labelled),
         )
 
     def _group(self, columns: dict[str, Floats], rows: NDArray[np.bool_]) -> Group:
@@ -490,12 +490,15 @@ class _Evaluation:
             else None,
         )
 
+    def _scores(self, labelled: NDArray[np.intp]) -> tuple[Floats, NDArray[np.bool_]]:
+        """Of all of the ten nearest: the scores, and which have the query's label."""
+        scores = [match.score for row in labelled for match in self._nearest[row]]
+        correct = [self._relevant[row, : len(self._nearest[row])] for row in labelled]
+        return np.array(scores), np.concatenate(correct)
+
     def _precision_by_score(self, labelled: NDArray[np.intp]) -> list[ScoreBin]:
         """Twenty bins that hold as many matches each, but equal scores are not parted."""
-        scores = np.array([match.score for row in labelled for match in self._nearest[row]])
-        correct = np.concatenate(
-            [self._relevant[row, : len(self._nearest[row])] for row in labelled]
-        )
+        scores, correct = self._scores(labelled)
         inner = np.unique(np.quantile(scores, np.arange(1, _SCORE_BINS) / _SCORE_BINS))
         bins = np.searchsorted(inner, scores, side="right")
         return [
@@ -506,6 +509,25 @@ class _Evaluation:
             )
             for number in np.unique(bins)
         ]
+
+    def _reliability(self, labelled: NDArray[np.intp]) -> Reliability | None:
+        calibration = self._index.calibration
+        if calibration is None:
+            return None
+        scores, correct = self._scores(labelled)
+        confidences = np.array([calibration.confidence(score) for score in scores])
+        bins = zip(*metrics.reliability(confidences, correct), strict=True)
+        return Reliability(
+            expected_calibration_error=rounded(
+                metrics.expected_calibration_error(confidences, correct)
+            ),
+            bins=[
+                ConfidenceBin(
+                    confidence=rounded(confidence), precision=rounded(share), matches=int(count)
+                )
+                for count, confidence, share in bins
+            ],
+        )
 
     # --- what needs no labels ---
 

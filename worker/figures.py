@@ -88,8 +88,26 @@ class ScoreBin(_Figures):
     matches: int
 
 
+class ConfidenceBin(_Figures):
+    """The matches, of the ten nearest to each query, in one of 15 bins of confidence."""
+
+    confidence: float
+    precision: float
+    matches: int
+
+
+class Reliability(_Figures):
+    """Whether of the matches of a confidence as large a share is right."""
+
+    expected_calibration_error: float
+    bins: list[ConfidenceBin]
+
+
 class Retrieval(_Figures):
-    """What labels tell. `chance` is the precision of matches that are drawn at random."""
+    """What labels tell. `chance` is the precision of matches that are drawn at random.
+
+    `reliability` is absent where the index gives no confidence.
+    """
 
     chance: float
     overall: Group
@@ -98,6 +116,7 @@ class Retrieval(_Figures):
     confusion: dict[str, dict[str, int]]
     pairs: Pairs
     precision_by_score: list[ScoreBin]
+    reliability: Reliability | None
 
 
 class Stability(_Figures):

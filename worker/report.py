@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from image_search import __version__
 from image_search.errors import SettingsError
-from worker.figures import EmbeddingMap, Estimate, Evaluation, Figures, Pairs, ScoreBin
+from worker.figures import EmbeddingMap, Estimate, Evaluation, Figures, Pairs, Reliability, ScoreBin
 
 REPORT_FILE: Final = "report.html"
 FIGURES_FILE: Final = "figures.json"
@@ -124,6 +124,9 @@ def _html(evaluation: Evaluation) -> str:
         mistakes=_mistakes(evaluation.figures),
         pairs_plot=_pairs_plot(retrieval.pairs) if retrieval else "",
         score_plot=_score_plot(retrieval.precision_by_score, retrieval.chance) if retrieval else "",
+        reliability_plot=_reliability_plot(retrieval.reliability)
+        if retrieval and retrieval.reliability
+        else "",
         map_plot=_map_plot(plotted) if plotted else "",
         map_labels=_map_labels(plotted) if plotted else [],
         score_name=_score_name(evaluation.figures),
@@ -289,6 +292,22 @@ def _score_plot(bins: list[ScoreBin], chance: float) -> Markup:
         "% with the same label",
         content,
         _digits(min(scores), max(scores)),
+    )
+
+
+def _reliability_plot(reliability: Reliability) -> Markup:
+    axes = _Axes(0.0, 1.0, 1.0)
+    points = [(one.confidence, one.precision) for one in reliability.bins]
+    dot = Markup('<circle class="dot" cx="{}" cy="{}" r="3"/>')
+    content = Markup('<path class="chance" d="{}"/><path class="line" d="{}"/>').format(
+        axes.path([(0, 0), (1, 1)]), axes.path(points)
+    ) + Markup("").join(dot.format(axes.x(x), axes.y(y)) for x, y in points)
+    return axes.draw(
+        "Share of right matches by their confidence",
+        "confidence of the match",
+        "% with the same label",
+        content,
+        _digits(0.0, 1.0),
     )
 
 
