@@ -362,6 +362,51 @@ def test_options_that_leave_nothing_can_be_taken_back(
     shown(page)
 
 
+def test_confidence_is_shown_and_asked_for_where_there_is_one(page: Page) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def with_confidence(route: Route) -> None:
+        asked.append(dict(route.request.post_data_json or {}))
+        # Without min_confidence: here the answer only has to look as if there were one.
+        wanted = {key: value for key, value in asked[-1].items() if key != "min_confidence"}
+        answer = route.fetch(post_data=wanted).json()
+        for place, match in enumerate(answer["matches"]):
+            match["confidence"] = 0.87 if place == 0 else None
+        route.fulfill(json=answer)
+
+    page.route("**/query", with_confidence)
+    page.goto(f"{page.url}#id={KINDS[0]}-00")
+    shown(page)
+    expect(page.locator(".percent")).to_have_text("87 %")
+    assert page.locator(".confidence").evaluate("bar => bar.style.getPropertyValue('--share')")
+    slider = page.get_by_role("slider", name="Confidence")
+    expect(slider).to_have_attribute("aria-valuetext", "any")
+    slider.fill("0.6")
+    expect(slider).to_have_attribute("aria-valuetext", "at least 60 %")
+    expect(page).to_have_url(re.compile("min_confidence=0.6"))
+    shown(page)
+    assert asked[-1]["min_confidence"] == 0.6
+
+
+def test_one_of_many_labels_is_found_by_typing(page: Page) -> None:
+    labels: list[dict[str, str | int | None]] = [
+        {"label": f"label {number}", "count": None} for number in range(300)
+    ]
+    labels.append({"label": KINDS[3], "count": PER_KIND})
+    page.route("**/labels", lambda route: route.fulfill(json={"labels": labels}))
+    page.goto(f"{page.url}#id={KINDS[0]}-00")
+    page.reload()
+    shown(page)
+    expect(page.locator("#labels label")).to_have_count(24)
+    page.get_by_role("searchbox", name="Find a label").fill(KINDS[3].upper())
+    expect(page.locator("#labels label")).to_have_count(1)
+    page.get_by_role("checkbox", name=KINDS[3]).check()
+    shown(page, PER_KIND)
+    page.get_by_role("searchbox", name="Find a label").fill("")
+    expect(page.locator("#labels label")).to_have_count(25)
+    expect(page.get_by_role("checkbox", name=KINDS[3])).to_be_checked()
+
+
 # --- links ----------------------------------------------------------------------------------------
 
 
