@@ -333,7 +333,9 @@ function describe(match) {
 
 /** @param {number} share */
 function percent(share) {
-  return `${Math.round(100 * share)} %`;
+  // An estimate is never certain.
+  if (share > 0.99) return "> 99 %";
+  return share < 0.01 ? "< 1 %" : `${Math.round(100 * share)} %`;
 }
 
 /** @param {Match} match */
