@@ -292,6 +292,7 @@ def test_confidence_is_compared_with_precision(index_of: IndexOf, tmp_path: Path
         one.matches / 200 * abs(one.confidence - one.precision) for one in reliability.bins
     )
     assert reliability.expected_calibration_error == pytest.approx(expected, abs=1e-5)
+    assert "expected calibration error" in report.summary(evaluation.figures)
     text = report.write_report(evaluation, tmp_path).read_text()
     assert f"{reliability.expected_calibration_error:.3f}</b>" in text
 

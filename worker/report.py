@@ -92,6 +92,9 @@ def summary(figures: Figures) -> str:
         lines.append(f"{'precision of chance':{width}}  {_percent(figures.retrieval.chance):>7}")
         if figures.retrieval.pairs.roc_auc is not None:
             lines.append(f"{'ROC AUC of pairs':{width}}  {figures.retrieval.pairs.roc_auc:7.3f}")
+        if figures.retrieval.reliability is not None:
+            error = figures.retrieval.reliability.expected_calibration_error
+            lines.append(f"{'expected calibration error':{width}}  {error:7.3f}")
     return "\n".join(lines)
 
 
