@@ -10,12 +10,13 @@ import numpy as np
 from image_search.duplicates import distinct
 from image_search.embedding import Embeddings
 from image_search.filters import Filter
-from image_search.index import MAX_TOP_K, Match, VectorIndex
+from image_search.index import Match, VectorIndex
 from service.pipeline import Engine, Pipeline, SearchResult
 
 # Of what the store is asked for at first, duplicates may be so many times the matches wanted.
 _SPARE: Final = 2
 _MORE: Final = 4
+_MOST: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,18 @@ async def select(
 ) -> SearchResult:
     """Choose from a result for `first_top_k`; asks the store for more while duplicates fill it."""
     asked = selection.first_top_k
+    bounds = replace(selection, without=frozenset())
     while True:
         chosen = _chosen(result.matches, selection, engine.index)
         if selection.deduplicate:
             chosen = await _distinct(engine, result.embedding, chosen)
-        exhausted = len(result.matches) < asked or asked == MAX_TOP_K
-        if len(chosen) >= selection.top_k or not selection.deduplicate or exhausted:
+        # Where the last one is not similar enough, those after it are not, either.
+        last = result.matches[-1:]
+        exhausted = len(result.matches) < asked or not _chosen(last, bounds, engine.index)
+        full = len(chosen) >= selection.top_k
+        if full or exhausted or not selection.deduplicate or asked >= _MOST:
             return replace(result, matches=chosen[: selection.top_k])
-        asked = min(_MORE * asked, MAX_TOP_K)
+        asked = min(_MORE * asked, _MOST)
         result = await pipeline.query(
             engine, result.embedding, asked, selection.filter, result.timing
         )
@@ -77,6 +82,6 @@ async def _distinct(engine: Engine, query: Embeddings, matches: list[Match]) -> 
     records = await asyncio.to_thread(engine.index.fetch, [match.id for match in matches])
     matches = [match for match in matches if match.id in records]
     embeddings = np.stack([query, *(records[match.id].embedding for match in matches)])
-    kept = distinct(embeddings)
+    kept = distinct(embeddings, engine.index.manifest.model.recipe)
     # The query is the first, and always kept.
     return [match for match, keep in zip(matches, kept[1:], strict=True) if keep]

@@ -279,6 +279,39 @@ def test_confidence_follows_the_calibration_of_the_index_without_a_restart(
     index.close()
 
 
+def test_near_duplicates_are_left_out_and_others_take_their_place(
+    client: TestClient, index: VectorIndex
+) -> None:
+    plain = ids(ask(client, image=text(PICTURE), top_k=20))
+    random = np.random.default_rng(0)
+    copies = [
+        Record(
+            f"copy-{id_}-{number:02d}",
+            (embedding(index, id_) + random.normal(0, 0.01, DIMENSION)).astype(np.float32),
+            None,
+            {},
+            b"",
+        )
+        for id_ in plain[1:4]
+        for number in range(30)
+    ]
+    index.upsert(copies)
+    try:
+        names = {copy.id for copy in copies}
+        with_copies = ids(ask(client, image=text(PICTURE), top_k=12))
+        assert len(names & set(with_copies)) >= 9
+        # The query is in the index itself, and is left out, too.
+        for response in both(client, deduplicate=True, top_k=12):
+            found = ids(response)
+            originals = [id_.rpartition("-")[0] if id_ in names else id_ for id_ in found]
+            assert len(set(originals)) == len(found) == 12
+            assert [id_.removeprefix("copy-") for id_ in originals] == plain[1:13]
+        bounded = ask(client, image=text(PICTURE), deduplicate=True, min_score=0.999, top_k=3)
+        assert ids(bounded) == []
+    finally:
+        index.delete([copy.id for copy in copies])
+
+
 # --- keeping the index ---------------------------------------------------------------------------
 
 
