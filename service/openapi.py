@@ -35,6 +35,7 @@ def install(app: FastAPI, keys: Keys) -> None:
             document = generate()
             _add_keys(document, keys)
             _describe_forms(document)
+            _fill_in(document)
         return _with_id(generate(), _first_id(app))
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -75,6 +76,15 @@ def _describe_forms(document: dict[str, Any]) -> None:
                 "schema": form,
                 "encoding": {field: {"contentType": "image/*"} for field in form["properties"]},
             }
+
+
+def _fill_in(document: dict[str, Any]) -> None:
+    """Swagger UI fills in the examples of parameters, not those of their schemas."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["required"]:
+                    parameter["example"] = parameter["schema"]["examples"][0]
 
 
 def _first_id(app: FastAPI) -> str | None:

@@ -102,7 +102,7 @@ class SearchParameters(BaseModel):
             "Pinecone's grammar, with the operators $eq, $ne, $gt, $gte, $lt, $lte, $in, $nin, "
             "$exists, $and and $or. With `label`, both must hold.",
             examples=['{"label": {"$exists": true}}'],
-            json_schema_extra={"contentMediaType": "application/json", "format": "json-filter"},
+            json_schema_extra={"format": "json-filter"},
         ),
     ] = None
     min_score: MinScore = None

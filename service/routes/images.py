@@ -86,7 +86,7 @@ class NewImageParameters(BaseModel):
             description="A JSON object: strings, finite numbers, booleans and lists of strings. "
             "`source` is `api` unless it is given, and `sha256` that of the file.",
             examples=['{"year": 2026}'],
-            json_schema_extra={"contentMediaType": "application/json", "format": "json-metadata"},
+            json_schema_extra={"format": "json-metadata"},
         ),
     ] = "{}"
 
