@@ -8,10 +8,12 @@ import hashlib
 import io
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from image_search.settings import RecipeName
 from image_search.weights import BLOCKS
@@ -41,8 +43,10 @@ class Recipe:
         Square roots, as in the Hellinger kernel, keep a few strong channels from deciding alone:
         https://www.robots.ox.ac.uk/~vgg/publications/2012/Arandjelovic12/arandjelovic12.pdf
         """
-        embeddings = compressed(features) - self.mean
-        embeddings = embeddings @ self.projection
+        centred = compressed(features) - self.mean
+        # BLAS' threads go on spinning after a call, and take the cores from the network.
+        with _blas().limit(limits=1, user_api="blas"):
+            embeddings = centred @ self.projection
         lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
         return np.asarray(embeddings / np.where(lengths, lengths, 1))
 
@@ -74,3 +78,8 @@ class Recipe:
 def compressed(features: Features) -> Features:
     """The features as recipes are fitted to them."""
     return np.asarray(np.sqrt(features))
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
