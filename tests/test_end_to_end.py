@@ -479,6 +479,38 @@ def test_float32_is_taken_when_it_is_asked_for(settings: Settings) -> None:
     assert (code, "float32" in err) == (1, True)
 
 
+def test_an_index_keeps_the_recipe_that_it_was_built_with(settings: Settings) -> None:
+    code, out, err = run("worker", "ingest", "sample", "--limit", "120")
+    assert (code, "recipe whitening" in out) == (0, True), err
+    built = open_index(settings)
+    model = built.manifest.model
+    assert model.recipe == "whitening"
+    # Anyone makes the same embeddings of what the index has.
+    again = Embedder("bundled", 32, built.manifest.activation_maxima, built.load_recipe())
+    assert again.model == model
+    image = np.asarray(sample.draw(sample.KINDS[0], 0))
+    [match] = built.query(again.embed([again.pixels(Image.fromarray(image))])[0], 1)
+    assert match.score > 0.9999
+    assert built.calibration is not None
+    code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_RECIPE="none")
+    assert code == 1
+    assert "whitening" in err
+    assert "none" in err
+    assert count(settings) == 120
+
+
+def test_an_index_that_began_with_few_images_stays_plain(settings: Settings) -> None:
+    code, out, err = run("worker", "ingest", "sample", "--limit", "10")
+    assert (code, "recipe none" in out) == (0, True)
+    assert "10 images are too few" in err
+    code, out, err = run(
+        "worker", "ingest", "sample", "--limit", "120", IMAGE_SEARCH_RECIPE="whitening"
+    )
+    assert (code, "recipe none" in out) == (0, True)
+    assert "keeps them" in err
+    assert count(settings) == 120
+
+
 def test_openvino_tells_its_makers_nothing() -> None:
     program = (
         "import sys, image_search.engines.openvino\n"

@@ -23,7 +23,7 @@ from worker.sources import Item, Source
 _log = logging.getLogger(__name__)
 
 # Chosen on one half of CIFAR-10's test images: python -m benchmarks.recipes
-_IMAGES: Final = {"whitening": 2_000, "discriminant": 10_000}
+IMAGES: Final = {"whitening": 2_000, "discriminant": 10_000}
 _LEAST_IMAGES: Final = {"whitening": 100, "discriminant": 500}
 _LEAST_IMAGES_PER_LABEL: Final = 20
 _WHITENING_POWER: Final = 0.4
@@ -54,7 +54,7 @@ def fit_recipe(
     if name == "none":
         return None
     labels: list[str | None] = []
-    batches = _batches(source, _IMAGES[name], settings, limit, stop, labels)
+    batches = _batches(source, IMAGES[name], settings, limit, stop, labels)
     features = measure_features(weights, settings.input_size, activation_maxima, batches)
     try:
         if name == "discriminant":
@@ -70,7 +70,7 @@ class TooFewImagesError(ValueError):
 
 
 def fit_whitening(features: Features) -> Recipe:
-    """Principal components, partly whitened: each is divided by the root of its deviation.
+    """Principal components, partly whitened: divided by their deviations to the power of 0.4.
 
     `features` is float32 [n, features]. "Negative evidences and co-occurences in image retrieval:
     the benefit of PCA and whitening", https://inria.hal.science/hal-00722622
