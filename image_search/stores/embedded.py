@@ -204,7 +204,8 @@ class EmbeddedIndex:
             self._commits += 1
             if self._commits % _COMMITS_BETWEEN_COMPACTIONS == 0:
                 self._compact()
-                self._build_vector_index(growth=4)
+                with _put_off_by_conflict("indexing"):
+                    self._build_vector_index(growth=4)
 
     def query(
         self,
@@ -331,7 +332,8 @@ class EmbeddedIndex:
             if self._commits:
                 self._compact()
             # Compaction joins the index's partitions, until a query scans all: build it again then.
-            self._build_vector_index(growth=1 if self._commits else 2)
+            with _put_off_by_conflict("indexing"):
+                self._build_vector_index(growth=1 if self._commits else 2)
             self.sync()
         self._commits = 0
 
@@ -357,13 +359,8 @@ class EmbeddedIndex:
             raise StoreError(f"the index in {self._folder} was replaced by another: open it again")
 
     def _compact(self) -> None:
-        try:
+        with _put_off_by_conflict("compaction"):
             self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
-        except (OSError, RuntimeError) as exc:
-            # Another process committed in the meantime: the next compaction will do.
-            if "conflict" not in str(exc).lower():
-                raise
-            _log.debug("compaction was put off: %s", exc)
 
     def _build_vector_index(self, growth: int) -> None:
         """Build it for the first time, or again if the rows are `growth` times those then."""
@@ -389,6 +386,17 @@ class EmbeddedIndex:
             self._table.create_index("embedding", config=config, name=new)
             if old not in {None, new}:
                 self._table.drop_index(old)
+
+
+@contextmanager
+def _put_off_by_conflict(what: str) -> Iterator[None]:
+    """Another process has done the same in the meantime, or committed: the next time will do."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as exc:
+        if "conflict" not in str(exc).lower():
+            raise
+        _log.debug("%s was put off: %s", what, exc)
 
 
 def _embeddings(rows: pa.Table) -> Embeddings:
