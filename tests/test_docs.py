@@ -1,9 +1,11 @@
 """The README against the code: what it names exists, and what exists it names."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import yaml
 from fastapi.routing import APIRoute
@@ -91,6 +93,35 @@ def test_the_command_in_the_readme_prints_such_a_table(service_url: str) -> None
     assert len(shown) == len(expected)
     assert shown[0].split() == expected[0].split()
     assert [row.split()[0] for row in shown] == [row.split()[0] for row in expected]
+
+
+def test_the_curl_commands_in_the_readme_answer_so(service_url: str) -> None:
+    examples = re.findall(
+        r"^\$ (curl (?:.+\n)*?.*[^|\n])\n((?:[^\n]+\n)+?)```$", README, re.MULTILINE
+    )
+    assert len(examples) >= 4
+    for command, expected in examples:
+        run = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command.replace("http://127.0.0.1:8000", service_url)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        if expected.startswith("{"):
+            assert shape(json.loads(run.stdout)) == shape(json.loads(expected)), command
+        else:
+            assert len(run.stdout.splitlines()) == len(expected.splitlines()), command
+
+
+def shape(answer: Any) -> Any:
+    """Names and kinds, but for metadata, which every source has its own of."""
+    if isinstance(answer, dict):
+        return {name: shape(value) for name, value in answer.items() if name != "metadata"}
+    if isinstance(answer, list):
+        return [shape(value) for value in answer]
+    return answer if isinstance(answer, bool | None) else type(answer)
 
 
 def test_every_file_and_command_that_is_named_exists() -> None:
