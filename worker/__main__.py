@@ -18,6 +18,7 @@ from image_search.errors import (
     IndexNotFoundError,
     SettingsError,
     SourceError,
+    StoreError,
 )
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
@@ -235,17 +236,19 @@ def _ingest(source_name: str, split: Split, limit: int | None, settings: Setting
 
 
 def _calibrate(index: VectorIndex, ids: list[str], stop: threading.Event) -> None:
+    """The images are in the index: that this fails does not make the ingest fail."""
     try:
         calibration = calibrate(index, ids, stop)
+        if calibration is not None:
+            index.save_calibration(calibration)
     except ModuleNotFoundError as exc:
         _log.warning(
             "matches get no confidence, which needs %s: "
             "python -m pip install 'image-search[evaluate]'",
             exc.name,
         )
-        return
-    if calibration is not None:
-        index.save_calibration(calibration)
+    except StoreError as exc:
+        _log.warning("confidences stay as they were, as they could not be fitted: %s", exc)
 
 
 def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -18,7 +18,7 @@ _QUERIES: Final = 1000
 _LEAST_QUERIES: Final = 100
 # Pinecone sends so many matches with their labels at once.
 _MATCHES: Final = 50
-_BATCH: Final = 32
+_BATCH: Final = 8
 _KNOTS: Final = 32
 
 Floats = NDArray[np.float64]
