@@ -74,5 +74,5 @@ class Both:
         shape = (int(copies.sum()), DIMENSION)
         factors = self._random.uniform(0.5, 1.5, shape)
         noise = self._random.normal(0, 0.25, shape) * self._real.std(axis=0)
-        vectors[copies] = np.maximum(vectors[copies] * factors + noise, 0)
+        vectors[copies] = vectors[copies] * factors + noise
         return vectors

@@ -10,17 +10,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from image_search.embedding import Embedder, Embeddings, measure_activation_maxima, to_pixels
+from image_search.embedding import (
+    Embedder,
+    Embeddings,
+    measure_activation_maxima,
+    measure_features,
+    to_pixels,
+)
 from image_search.images import Pixels
-from image_search.settings import load_settings
+from image_search.manifest import Manifest
+from image_search.recipe import Recipe
+from image_search.settings import Settings, load_settings
 from image_search.weights import choose_weights
+from worker.fitting import IMAGES, fit_whitening
 from worker.sources import Split, open_source
 
 INPUT_SIZE = 32
@@ -89,10 +98,28 @@ def weights() -> str:
     return choose_weights(load_settings().weights)
 
 
-def default_embedder(pixels: Pixels) -> tuple[Embedder, tuple[float, ...]]:
-    """What the worker makes of these images on a CPU: int8, and its activation maxima."""
-    maxima = measure_activation_maxima(weights(), pixels[:CALIBRATION_IMAGES])
-    return Embedder(weights(), INPUT_SIZE, maxima), maxima
+@dataclass(frozen=True)
+class Default:
+    """What the worker makes of images on a CPU: int8, with a recipe fitted to them."""
+
+    embedder: Embedder
+    activation_maxima: tuple[float, ...]
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, pixels: Pixels) -> Self:
+        """Of images in random order."""
+        maxima = measure_activation_maxima(weights(), pixels[:CALIBRATION_IMAGES])
+        fitted_to = batches(pixels[: IMAGES["whitening"]], BATCH)
+        features = measure_features(weights(), INPUT_SIZE, maxima, fitted_to)
+        recipe = fit_whitening(features)
+        return cls(Embedder(weights(), INPUT_SIZE, maxima, recipe), maxima, recipe)
+
+    def manifest(self, settings: Settings) -> Manifest:
+        """That of an index of its embeddings."""
+        return Manifest.new(
+            self.embedder.model, settings.metric, settings.namespace, self.activation_maxima
+        )
 
 
 def timed(work: Callable[[], object]) -> float:

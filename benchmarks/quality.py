@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import (
     INPUT_SIZE,
+    Default,
     Table,
     batches,
-    default_embedder,
     embed_all,
     load_images,
     normalised,
@@ -32,9 +32,10 @@ def measure(source: str, images: int) -> list[Table]:
     """Index `images` training images, ask with test images, in both precisions."""
     pixels, labels = load_images(source, "train", images)
     queries, query_labels = load_images(source, "test", min(images, QUERIES))
+    default = Default.of(pixels)
     embedders = {
-        "int8 (default)": default_embedder(pixels)[0],
-        "float32": Embedder(weights(), INPUT_SIZE),
+        "int8 (default)": default.embedder,
+        "float32": Embedder(weights(), INPUT_SIZE, recipe=default.recipe),
     }
     found = {
         name: neighbours(embedder.embed, pixels, queries) for name, embedder in embedders.items()

@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks.both_stores import THREADS, TOP_K, Both
 from benchmarks.measure import (
+    Default,
     Table,
     batches,
-    default_embedder,
     embed_all,
     in_turns,
     load_images,
@@ -28,7 +28,6 @@ from benchmarks.measure import (
     ready_process,
 )
 from image_search.embedding import Embeddings
-from image_search.manifest import Manifest
 from image_search.settings import load_settings
 
 SIZES = (50_000, 200_000, 1_000_000)
@@ -68,13 +67,14 @@ class Result:
 def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> list[Table]:
     """One index grows from size to size; at each, both are queried in turns."""
     pixels, labels = load_images(source, "train", images)
-    embedder, maxima = default_embedder(pixels)
-    real = embed_all(embedder.embed, pixels)
-    queries = embed_all(embedder.embed, load_images(source, "test", min(images, QUERIES))[0])
+    default = Default.of(pixels)
+    real = embed_all(default.embedder.embed, pixels)
+    queries = embed_all(
+        default.embedder.embed, load_images(source, "test", min(images, QUERIES))[0]
+    )
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(store="embedded", metric="cosine", data_dir=Path(folder))
-        manifest = Manifest.new(embedder.model, "cosine", settings.namespace, maxima)
-        both = Both(settings, manifest, real, labels)
+        both = Both(settings, default.manifest(settings), real, labels)
         file = Path(folder) / "queries.npy"
         np.save(file, queries)
         results: list[Result] = []
