@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.measure import (
     BATCH,
@@ -21,6 +22,7 @@ from benchmarks.measure import (
     Table,
     batches,
     load_images,
+    medians,
     normalised,
     run,
     weights,
@@ -30,20 +32,25 @@ from image_search.embedding import (
     Embeddings,
     measure_activation_maxima,
     measure_features,
+    to_pixels,
 )
 from image_search.images import Pixels
 from image_search.manifest import DIMENSION
-from image_search.recipe import CHANNELS, Features, Recipe
+from image_search.recipe import CHANNELS, Features
 from worker.fitting import IMAGES, fit_discriminant, fit_whitening
 
 QUERIES = 5000
 QUERIES_AT_ONCE = 250
 RANKING_QUERIES = 500  # a ranking of all images takes most of the time
 COST_ROUNDS = 20
-ASKED_POINTS = {"whitening": 5, "discriminant": 15}
+ASKED_POINTS = {"whitening (default)": 5, "discriminant": 15}
 LAST_BLOCK = slice(-CHANNELS[-1], None)
 PLAIN = "none: the last block's average"
+WHITENING = "whitening (default)"
+DISCRIMINANT = "discriminant"
 MIRRORED = "whitening, mean of the query and its mirror image"
+LARGER_SIZE = 48
+LARGER = f"whitening, images enlarged to {LARGER_SIZE} pixels"
 
 Labels = NDArray[np.str_]
 
@@ -88,8 +95,8 @@ def measure(source: str, images: int) -> list[Table]:
         "four blocks, not whitened": components(*four_blocks(indexed[fitted_to], 0)),
         "four blocks, half whitened": components(*four_blocks(indexed[fitted_to], 0.5)),
         "four blocks, fully whitened": components(*four_blocks(indexed[fitted_to], 1)),
-        "whitening (default)": whitening.apply,
-        "discriminant": discriminant.apply,
+        WHITENING: whitening.apply,
+        DISCRIMINANT: discriminant.apply,
     }
     found = {
         name: precision(make(indexed), labels, make(asked), query_labels)
@@ -97,8 +104,37 @@ def measure(source: str, images: int) -> list[Table]:
     }
     both = whitening.apply(asked) + whitening.apply(mirrored)
     found[MIRRORED] = precision(whitening.apply(indexed), labels, both, query_labels)
-    costs = cost(pixels[:BATCH], maxima, {"whitening": whitening, "discriminant": discriminant})
+    enlarged, enlarged_queries = enlarge(pixels), enlarge(queries)
+    larger_maxima = measure_activation_maxima(weights(), enlarged[order[:CALIBRATION_IMAGES]])
+    larger, larger_asked = (
+        measure_features(weights(), LARGER_SIZE, larger_maxima, batches(batch, BATCH))
+        for batch in (enlarged, enlarged_queries)
+    )
+    larger_whitening = fit_whitening(larger[fitted_to])
+    found[LARGER] = precision(
+        larger_whitening.apply(larger), labels, larger_whitening.apply(larger_asked), query_labels
+    )
+    plain, with_whitening, with_discriminant = (
+        Embedder(weights(), INPUT_SIZE, maxima, recipe)
+        for recipe in (None, whitening, discriminant)
+    )
+    with_larger = Embedder(weights(), LARGER_SIZE, larger_maxima, larger_whitening)
+    batch = pixels[:BATCH]
+    costs = cost(
+        {
+            PLAIN: lambda: plain.embed(batch),
+            WHITENING: lambda: with_whitening.embed(batch),
+            DISCRIMINANT: lambda: with_discriminant.embed(batch),
+            LARGER: lambda: with_larger.embed(enlarged[:BATCH]),
+        }
+    )
+    costs[MIRRORED] = 2 * costs[WHITENING]
     return [table(found, costs, len(pixels), len(queries))]
+
+
+def enlarge(pixels: Pixels) -> Pixels:
+    """The images at LARGER_SIZE."""
+    return np.array([to_pixels(Image.fromarray(image), LARGER_SIZE) for image in pixels])
 
 
 def components(
@@ -157,22 +193,16 @@ def precision(
     )
 
 
-def cost(
-    pixels: Pixels, maxima: tuple[float, ...], recipes: Mapping[str, Recipe]
-) -> dict[str, float]:
+def cost(embedders: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """CPU time of an image of a batch, as multiples of that of plain embeddings."""
-    embedders = {
-        name: Embedder(weights(), INPUT_SIZE, maxima, recipe)
-        for name, recipe in {"none": None, **recipes}.items()
-    }
     seconds: dict[str, list[float]] = {name: [] for name in embedders}
     for _ in range(COST_ROUNDS):
-        for name, embedder in embedders.items():
+        for name, embed in embedders.items():
             started = time.process_time()
-            embedder.embed(pixels)
+            embed()
             seconds[name].append(time.process_time() - started)
-    plain = float(np.median(seconds["none"]))
-    return {name: float(np.median(taken)) / plain for name, taken in seconds.items()}
+    times = medians(seconds)
+    return {name: times[name] / times[PLAIN] for name in embedders}
 
 
 def table(
@@ -181,8 +211,7 @@ def table(
     """A line a variant, and the gains against what was asked."""
     rows, notes, figures = [], [], {}
     for name, figure in found.items():
-        recipe = name.split(" ")[0].strip(":,")
-        times = f"{(1 + (name == MIRRORED)) * costs[recipe]:.2f}" if recipe in costs else ""
+        times = f"{costs[name]:.2f}" if name in costs else ""
         rows.append(
             [
                 name,
@@ -192,10 +221,10 @@ def table(
         )
         figures[f"precision@10, {name}"] = figure.at_10
         figures[f"mAP, {name}"] = figure.mean_average
-        asked = ASKED_POINTS.get(name.removesuffix(" (default)"))
+        asked = ASKED_POINTS.get(name)
         if asked is not None:
             gain = 100 * (figure.at_10 - found[PLAIN].at_10)
-            notes.append(f"{recipe}: {gain:+.1f} points of precision@10 (at least {asked})")
+            notes.append(f"{name}: {gain:+.1f} points of precision@10 (at least {asked})")
     notes.append(
         f"{images:,} images, {queries:,} queries, of which {min(queries, RANKING_QUERIES):,} for "
         "the mean average precision; int8"
