@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 import numpy as np
 
 from image_search import images
+from image_search.calibration import Calibration
 from image_search.embedding import Embedder, Embeddings
 from image_search.errors import ImageSearchError, RecordError
 from image_search.filters import Filter
@@ -31,10 +32,11 @@ _STORE_THREADS: Final = 2
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A model, and the index that was built with it."""
+    """A model, the index that was built with it, and what makes confidences of its scores."""
 
     index: VectorIndex
     embedder: Embedder
+    calibration: Calibration | None
 
 
 class Timing:

@@ -4,9 +4,10 @@ import logging
 import math
 import threading
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Final
 
-from image_search.calibration import Calibration
 from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, StoreError
 from image_search.index import VectorIndex
@@ -131,15 +132,25 @@ class Searcher:
     def _refresh(self) -> None:
         state = self._state
         index = open_index(self._settings)
-        if isinstance(state, Engine) and _facts(state.index) == _facts(index):
+        if isinstance(state, Engine) and state.index.manifest == index.manifest:
+            # Searches in flight use the index that was opened before, so that one stays.
             index.close()
+            if state.calibration != index.calibration:
+                self._replace(state, replace(state, calibration=index.calibration))
             return
-        engine = Engine(index, self._embedder(state, index))
+        with ExitStack() as unused:
+            unused.callback(index.close)
+            engine = Engine(index, self._embedder(state, index), index.calibration)
+            if self._replace(state, engine):
+                unused.pop_all()
+                _log.info("ready: %d images, %s", index.count(), index.manifest.model)
+
+    def _replace(self, state: Engine | ImageSearchError, engine: Engine) -> bool:
         with self._state_lock:
             if self._state is not state:
-                return  # it failed meanwhile: this may hold the same embedder
+                return False  # it failed meanwhile: this may hold the same embedder
             self._state = engine
-        _log.info("ready: %d images, %s", index.count(), index.manifest.model)
+            return True
 
     def _embedder(self, state: Engine | ImageSearchError, index: VectorIndex) -> Embedder:
         manifest = index.manifest
@@ -173,7 +184,3 @@ class Searcher:
         manifest.require_model(embedder.model)
         embedder.warm_up()
         return embedder
-
-
-def _facts(index: VectorIndex) -> tuple[Manifest, Calibration | None]:
-    return index.manifest, index.calibration

@@ -10,7 +10,7 @@ import numpy as np
 from image_search.duplicates import distinct
 from image_search.embedding import Embeddings
 from image_search.filters import Filter
-from image_search.index import Match, VectorIndex
+from image_search.index import Match
 from service.pipeline import Engine, Pipeline, SearchResult
 
 # Of what the store is asked for at first, duplicates may be so many times the matches wanted.
@@ -44,12 +44,12 @@ async def select(
     asked = selection.first_top_k
     bounds = replace(selection, without=frozenset())
     while True:
-        chosen = _chosen(result.matches, selection, engine.index)
+        chosen = _chosen(result.matches, selection, engine)
         if selection.deduplicate:
             chosen = await _distinct(engine, result.embedding, chosen)
         # Where the last one is not similar enough, those after it are not, either.
         last = result.matches[-1:]
-        exhausted = len(result.matches) < asked or not _chosen(last, bounds, engine.index)
+        exhausted = len(result.matches) < asked or not _chosen(last, bounds, engine)
         full = len(chosen) >= selection.top_k
         if full or exhausted or not selection.deduplicate or asked >= _MOST:
             return replace(result, matches=chosen[: selection.top_k])
@@ -59,8 +59,8 @@ async def select(
         )
 
 
-def _chosen(matches: list[Match], selection: Selection, index: VectorIndex) -> list[Match]:
-    metric, calibration = index.manifest.metric, index.calibration
+def _chosen(matches: list[Match], selection: Selection, engine: Engine) -> list[Match]:
+    metric, calibration = engine.index.manifest.metric, engine.calibration
     worst, least = selection.min_score, selection.min_confidence
     if worst is None:
         worst = math.inf if metric == "euclidean" else -math.inf

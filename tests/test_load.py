@@ -95,6 +95,7 @@ class Server:
         self.gates = {name: Gate() for name in ("load", "decode", "embed", "query")}
         self.embedders: list[GatedEmbedder] = []
         self.bad_loads = 0
+        self.others = set(threading.enumerate())
         self._pool = ThreadPoolExecutor(MAX_REQUESTS + 2)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=MAX_REQUESTS + 2)
         self.address = self._listener.getsockname()
@@ -450,7 +451,9 @@ def test_what_is_in_flight_is_finished_when_the_service_stops(server: Server) ->
     server.gates["embed"].open()
     assert [best(answer.result()) for answer in answers] == [id_ for id_, _ in IMAGES[:2]]
     server.join()
-    assert not {"decode", "engine", "query"} & {thread.name for thread in threading.enumerate()}
+    ended = {"decode", "engine", "query"}
+    left = set(threading.enumerate()) - server.others
+    assert not ended & {thread.name for thread in left}
 
 
 # --- engines that fail ---------------------------------------------------------------------------

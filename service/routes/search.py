@@ -267,7 +267,7 @@ def _search_response(engine: Engine, result: SearchResult, *, thumbnails: bool) 
 
 
 def _matches(engine: Engine, result: SearchResult, *, thumbnails: bool) -> list[dict[str, Any]]:
-    calibration = engine.index.calibration
+    calibration = engine.calibration
     return [
         {
             "id": match.id,
