@@ -34,6 +34,7 @@ from image_search.index import Record, VectorIndex
 from image_search.settings import Settings, load_settings
 from service.app import create_app
 from tests.conftest import ROOT
+from tests.pinecone_emulator import API_KEY, PineconeEmulator
 from tests.test_end_to_end import wait_until
 from tests.test_service import KINDS, PER_KIND, QUERY, assert_problem, encode, fill
 
@@ -288,6 +289,28 @@ def test_more_like_a_match_and_back(page: Page, index: VectorIndex) -> None:
     page.get_by_role("button", name="Back").click()
     expect(page.locator("#start")).to_be_visible()
     expect(page.locator("#found")).to_be_hidden()
+
+
+def test_the_page_is_the_same_on_pinecone(
+    open_page: Callable[..., Page],
+    index: VectorIndex,
+    embedder: Embedder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PINECONE_API_KEY", API_KEY)
+    with PineconeEmulator() as pinecone:
+        settings = load_settings(store="pinecone", pinecone_host=pinecone.host)
+        fill(settings, embedder).close()
+        with serving(settings) as address:
+            wait_until(lambda: httpx2.get(f"{address}health").status_code == 200)
+            page = open_page(address)
+            upload(page, encode(QUERY))
+            first = shown(page)
+            assert first == best(index, embedder.embed([embedder.pixels(QUERY)])[0])
+            page.locator("#labels label", has_text=KINDS[2]).click()
+            assert all(KINDS[2] in id_ for id_ in shown(page, PER_KIND))
+            page.locator(".picture").first.click()
+            expect(page.locator("#query-label")).to_have_text(KINDS[2])
 
 
 def test_a_match_opens_in_another_tab_too(page: Page) -> None:
