@@ -5,11 +5,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import normalised, timed
-from image_search.embedding import Embeddings
 from image_search.index import Record
-from image_search.manifest import DIMENSION, Manifest
+from image_search.manifest import Manifest
 from image_search.settings import Settings
 from image_search.stores import create_index
+from image_search.values import DIMENSION, Embeddings
 
 COMMIT = 10_000
 THUMBNAIL_BYTES = 1_000

@@ -21,9 +21,9 @@ from benchmarks.measure import (
     run,
     weights,
 )
-from image_search.embedding import Embedder, Embeddings
+from image_search.embedding import Embedder
 from image_search.engines import Forward
-from image_search.images import Pixels
+from image_search.values import Embeddings, Pixels
 from image_search.weights import load_weights
 
 TITLE = "VGG16: images a second"

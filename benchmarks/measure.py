@@ -17,17 +17,11 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from image_search.embedding import (
-    Embedder,
-    Embeddings,
-    measure_activation_maxima,
-    measure_features,
-    to_pixels,
-)
-from image_search.images import Pixels
+from image_search.embedding import Embedder, measure_activation_maxima, measure_features, to_pixels
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
 from image_search.settings import Settings, load_settings
+from image_search.values import Embeddings, Pixels
 from image_search.weights import choose_weights
 from worker.fitting import IMAGES, fit_whitening
 from worker.sources import Split, open_source

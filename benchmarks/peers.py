@@ -15,11 +15,10 @@ import onnxruntime  # type: ignore[import-untyped,unused-ignore]
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.measure import INPUT_SIZE, ready_process
-from image_search.embedding import Embeddings
 from image_search.engines import MEAN_RGB, Forward, tensorflow
-from image_search.images import Pixels
 from image_search.recipe import LAST_BLOCK
-from image_search.weights import BLOCKS, Convolution
+from image_search.values import BLOCKS, Embeddings, Pixels
+from image_search.weights import Convolution
 
 OPSET = 17
 IR_VERSION = 10

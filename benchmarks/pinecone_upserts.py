@@ -21,9 +21,10 @@ import numpy as np
 from pinecone import Pinecone
 
 from image_search.index import Record
-from image_search.manifest import DIMENSION, Manifest, ModelSpec
+from image_search.manifest import Manifest, ModelSpec
 from image_search.settings import load_settings
 from image_search.stores import create_index
+from image_search.values import DIMENSION
 from tests.pinecone_emulator import API_KEY, Answer, PineconeEmulator
 from worker.ingest import RECORDS_PER_COMMIT as COMMIT
 

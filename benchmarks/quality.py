@@ -19,8 +19,8 @@ from benchmarks.measure import (
     run,
     weights,
 )
-from image_search.embedding import Embedder, Embeddings
-from image_search.images import Pixels
+from image_search.embedding import Embedder
+from image_search.values import Embeddings, Pixels
 
 QUERIES = 2000
 NEIGHBOURS = 10

@@ -27,16 +27,9 @@ from benchmarks.measure import (
     run,
     weights,
 )
-from image_search.embedding import (
-    Embedder,
-    Embeddings,
-    measure_activation_maxima,
-    measure_features,
-    to_pixels,
-)
-from image_search.images import Pixels
-from image_search.manifest import DIMENSION
-from image_search.recipe import CHANNELS, Features
+from image_search.embedding import Embedder, measure_activation_maxima, measure_features, to_pixels
+from image_search.recipe import CHANNELS
+from image_search.values import DIMENSION, Embeddings, Features, Pixels
 from worker.fitting import IMAGES, fit_discriminant, fit_whitening
 
 QUERIES = 5000

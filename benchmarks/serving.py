@@ -24,10 +24,10 @@ from PIL import Image
 from benchmarks.engines import bare_onnx_runtime_process
 from benchmarks.measure import MEBI, Table, load_images, run, timed
 from image_search.embedding import Embedder
-from image_search.images import Pixels
 from image_search.index import VectorIndex
 from image_search.settings import load_settings
 from image_search.stores import open_index
+from image_search.values import Pixels
 
 PORT = 8765
 QUERIES = 5000

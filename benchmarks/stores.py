@@ -27,8 +27,8 @@ from benchmarks.measure import (
     parser,
     ready_process,
 )
-from image_search.embedding import Embeddings
 from image_search.settings import load_settings
+from image_search.values import Embeddings
 
 SIZES = (50_000, 200_000, 1_000_000)
 QUERIES = 1000

@@ -5,9 +5,9 @@ from typing import Final
 
 import numpy as np
 
-from image_search.embedding import Embeddings
 from image_search.errors import RecordError
 from image_search.index import check_embedding
+from image_search.values import Embeddings
 
 # Rocchio's weight of what is not wanted, less than that of what is: Rocchio, "Relevance feedback in
 # information retrieval", 1971; here relative to a weight of 1.

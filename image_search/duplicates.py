@@ -5,8 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from image_search.embedding import Embeddings
-from image_search.settings import RecipeName
+from image_search.values import Embeddings, RecipeName
 
 # Of 300 CIFAR-10 images, copies through JPEG at quality 75 are above these, and none of 4,096 other
 # images is: the nearest have 0.968 plain, and 0.844 whitened. Copies that were resized, too,

@@ -11,19 +11,16 @@ from functools import cache
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from image_search import images
 from image_search.engines import Forward
-from image_search.images import Pixels
-from image_search.manifest import DIMENSION, ModelSpec
-from image_search.recipe import FEATURES, FITTED_BLOCKS, LAST_BLOCK, Features, Recipe
+from image_search.manifest import ModelSpec
+from image_search.recipe import FEATURES, FITTED_BLOCKS, LAST_BLOCK, Recipe
+from image_search.values import DIMENSION, Embeddings, Features, Pixels
 from image_search.weights import Convolution, load_weights
 
 _log = logging.getLogger(__name__)
-
-Embeddings = NDArray[np.float32]
 
 # Raise it with every change in images.decode or below that moves embeddings.
 PREPROCESSING_VERSION: Final = 2

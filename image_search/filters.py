@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from image_search.errors import FilterError
+from image_search.values import Scalar
 
-Scalar = str | float | bool
 Operator = Literal["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists"]
 
 MAX_DEPTH: Final = 8

@@ -5,12 +5,9 @@ import warnings
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from image_search.errors import ImageTooLargeError, NotAnImageError
-
-Pixels = NDArray[np.uint8]
 
 THUMBNAIL_SIDE: Final = 128
 _THUMBNAIL_QUALITY: Final = 85

@@ -2,32 +2,32 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 
 from image_search.calibration import Calibration
-from image_search.embedding import Embeddings
 from image_search.errors import RecordError
 from image_search.filters import Filter
-from image_search.manifest import DIMENSION, Manifest
+from image_search.manifest import Manifest
 from image_search.recipe import Recipe
-from image_search.settings import Metric
+from image_search.values import (
+    DIMENSION,
+    LABEL_FIELD,
+    MAX_ID_LENGTH,
+    MAX_TOP_K,
+    THUMBNAIL_FIELD,
+    Embeddings,
+    Metadata,
+    Metric,
+)
 
-MetadataValue = str | int | float | bool | list[str]
-Metadata = Mapping[str, MetadataValue]
-
-LABEL_FIELD: Final = "label"
-THUMBNAIL_FIELD: Final = "thumbnail"
 _RESERVED_FIELDS: Final = {LABEL_FIELD, THUMBNAIL_FIELD}
 
-# Pinecone's limits, kept by every store so that an index can move.
-MAX_TOP_K: Final = 10_000
 # What every JSON library takes.
 _MAX_INTEGER: Final = 2**63
-MAX_ID_LENGTH: Final = 512
 _ID: Final = re.compile(rf"[ -~]{{1,{MAX_ID_LENGTH}}}")
 
 

@@ -1,17 +1,13 @@
 """What an index was built with; recorded with the vectors and checked before every use."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from image_search import __version__
 from image_search.errors import IndexMismatchError
-from image_search.settings import Metric, RecipeName
-
-DIMENSION: Final = 512
-
-Precision = Literal["float32", "int8"]
+from image_search.values import DIMENSION, Metric, Precision, RecipeName
 
 
 class ModelSpec(BaseModel):

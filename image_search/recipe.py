@@ -12,11 +12,9 @@ from functools import cache
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from image_search.settings import RecipeName
-from image_search.weights import BLOCKS
+from image_search.values import BLOCKS, Features, RecipeName
 
 # Numbered from 1. Each gives an average for each of its channels.
 LAST_BLOCK: Final = (len(BLOCKS),)
@@ -25,8 +23,6 @@ CHANNELS: Final = tuple(BLOCKS[block - 1][1] for block in FITTED_BLOCKS)
 FEATURES: Final = sum(CHANNELS)
 
 _FINGERPRINT_DIGITS: Final = 16
-
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,14 +9,11 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from image_search.errors import SettingsError
+from image_search.values import Metric, Precision, RecipeName, Store
 
 ENV_PREFIX = "IMAGE_SEARCH_"
 # The command line of the client reads these; a shell may have them set for both.
 _CLIENT_VARIABLES = {"IMAGE_SEARCH_URL", "IMAGE_SEARCH_API_KEY"}
-
-Metric = Literal["cosine", "euclidean", "dotproduct"]
-Store = Literal["embedded", "pinecone"]
-RecipeName = Literal["none", "whitening", "discriminant"]
 
 
 class Settings(BaseSettings):
@@ -77,14 +74,14 @@ class Settings(BaseSettings):
         ),
     ] = 32
     precision: Annotated[
-        Literal["auto", "float32", "int8"],
+        Literal["auto", Precision],
         Field(
             description="What a new index's embeddings are computed in: float32, int8, or auto, "
             "which is float32 on a GPU and int8 without."
         ),
     ] = "auto"
     recipe: Annotated[
-        Literal["auto"] | RecipeName,
+        Literal["auto", RecipeName],
         Field(
             description="How a new index's embeddings are made: none (VGG16's last block as it "
             "is), whitening (four blocks, whitened as fits the images), discriminant (as fits "

@@ -13,16 +13,13 @@ from numpy.typing import NDArray
 
 from image_search.download import download
 from image_search.errors import DownloadError, WeightsError
+from image_search.values import BLOCKS
 
 _log = logging.getLogger(__name__)
 
 AUTO: Final = "auto"
 IMAGENET: Final = "imagenet"
 BUNDLED: Final = "bundled"
-
-# Convolutions in each block, and their output channels; a block ends with a 2x2 maximum.
-# Configuration D of https://arxiv.org/abs/1409.1556
-BLOCKS: Final = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 # The file of keras.applications.VGG16(include_top=False), with the checksum that Keras checks:
 # keras/src/applications/vgg16.py

@@ -14,11 +14,11 @@ import numpy as np
 
 from image_search import images
 from image_search.calibration import Calibration
-from image_search.embedding import Embedder, Embeddings
+from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, RecordError
 from image_search.filters import Filter
-from image_search.images import Pixels
 from image_search.index import Match, VectorIndex, check_embedding
+from image_search.values import Embeddings, Pixels
 from service.batching import Stage
 from service.errors import EngineFailedError
 from service.metrics import STAGES, Metrics

@@ -15,9 +15,8 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from image_search.index import MAX_ID_LENGTH, MetadataValue
-from image_search.manifest import DIMENSION, ModelSpec
-from image_search.settings import Metric
+from image_search.manifest import ModelSpec
+from image_search.values import DIMENSION, MAX_ID_LENGTH, MetadataValue, Metric
 from service.problems import Problem
 
 MAX_TOP_K: Final = 100

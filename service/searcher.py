@@ -12,8 +12,9 @@ from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, StoreError
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
-from image_search.settings import Settings, Store
+from image_search.settings import Settings
 from image_search.stores import open_index
+from image_search.values import Store
 from image_search.weights import AUTO, BUNDLED, IMAGENET
 from service.errors import EngineFailedError, StartingError
 from service.metrics import Metrics

@@ -8,9 +8,9 @@ from typing import Final
 import numpy as np
 
 from image_search.duplicates import distinct
-from image_search.embedding import Embeddings
 from image_search.filters import Filter
 from image_search.index import Match
+from image_search.values import Embeddings
 from service.pipeline import Engine, Pipeline, SearchResult
 
 # Of what the store is asked for at first, duplicates may be so many times the matches wanted.

@@ -16,11 +16,11 @@ import pytest
 import uvicorn
 from pydantic import SecretStr
 
-from image_search.embedding import Embedder, Embeddings
-from image_search.images import Pixels
-from image_search.manifest import DIMENSION, Manifest, ModelSpec
+from image_search.embedding import Embedder
+from image_search.manifest import Manifest, ModelSpec
 from image_search.settings import ENV_PREFIX, Settings, load_settings
 from image_search.stores import create_index
+from image_search.values import DIMENSION, Embeddings, Pixels
 from service.app import create_app
 from worker import sample
 from worker.ingest import ingest

@@ -10,9 +10,10 @@ from sklearn.isotonic import IsotonicRegression
 
 from image_search.calibration import Calibration
 from image_search.index import Record, VectorIndex
-from image_search.manifest import DIMENSION, Manifest
-from image_search.settings import Metric, Settings
+from image_search.manifest import Manifest
+from image_search.settings import Settings
 from image_search.stores import create_index
+from image_search.values import DIMENSION, Metric
 from tests.conftest import FakeEmbedder
 from worker.calibrating import SampledSource, calibrate, fit_calibration
 from worker.metrics import expected_calibration_error

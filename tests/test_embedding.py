@@ -14,18 +14,13 @@ import numpy as np
 import pytest
 
 from image_search import embedding, weights
-from image_search.embedding import (
-    Embedder,
-    Embeddings,
-    has_gpu,
-    measure_activation_maxima,
-    measure_features,
-)
+from image_search.embedding import Embedder, has_gpu, measure_activation_maxima, measure_features
 from image_search.engines import tensorflow
 from image_search.engines.tensorflow import import_keras
 from image_search.errors import IndexMismatchError, WeightsError
-from image_search.manifest import DIMENSION, Manifest
+from image_search.manifest import Manifest
 from image_search.recipe import CHANNELS, FEATURES, FITTED_BLOCKS, LAST_BLOCK
+from image_search.values import DIMENSION, Embeddings
 from image_search.weights import choose_weights, load_weights
 from tests.conftest import ROOT, SHARED
 from worker import sample

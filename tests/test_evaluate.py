@@ -15,13 +15,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import worker
 from image_search.calibration import Calibration
-from image_search.embedding import Embeddings
 from image_search.errors import ImageError, IndexNotFoundError, SourceError
-from image_search.images import Pixels
 from image_search.index import Match, VectorIndex
 from image_search.manifest import Manifest
-from image_search.settings import Metric, Settings, load_settings
+from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
+from image_search.values import Embeddings, Metric, Pixels
 from tests.conftest import FakeEmbedder
 from tests.pinecone_emulator import API_KEY, PineconeEmulator
 from tests.test_end_to_end import run

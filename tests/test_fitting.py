@@ -15,9 +15,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from image_search.embedding import Embedder
 from image_search.errors import ImageError
-from image_search.manifest import DIMENSION
 from image_search.recipe import CHANNELS, FEATURES, Recipe
 from image_search.settings import load_settings
+from image_search.values import DIMENSION
 from worker import fitting, sample
 from worker.fitting import TooFewImagesError, fit_discriminant, fit_recipe, fit_whitening
 from worker.sources import Item, Source, open_source

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_search.embedding import Embeddings
 from image_search.errors import ImageError, SourceError, StoreError
-from image_search.images import Pixels
 from image_search.index import Record, VectorIndex
-from image_search.manifest import DIMENSION, Manifest
+from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index
+from image_search.values import DIMENSION, Embeddings, Pixels
 from tests.conftest import FakeEmbedder
 from worker.ingest import ingest
 from worker.sources import Item, Source, open_source

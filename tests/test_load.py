@@ -18,13 +18,13 @@ import uvicorn
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from image_search.embedding import Embedder, Embeddings
+from image_search.embedding import Embedder
 from image_search.filters import Condition, Filter
-from image_search.images import Pixels
-from image_search.index import LABEL_FIELD, Match
+from image_search.index import Match
 from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from image_search.stores.embedded import EmbeddedIndex
+from image_search.values import LABEL_FIELD, Embeddings, Pixels
 from service import searcher, uploads
 from service.app import create_app
 from service.batching import Stage

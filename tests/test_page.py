@@ -29,9 +29,10 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-from image_search.embedding import Embedder, Embeddings
+from image_search.embedding import Embedder
 from image_search.index import Record, VectorIndex
 from image_search.settings import Settings, load_settings
+from image_search.values import Embeddings
 from service.app import create_app
 from tests.conftest import ROOT
 from tests.pinecone_emulator import API_KEY, PineconeEmulator

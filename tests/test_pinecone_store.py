@@ -21,9 +21,10 @@ from image_search.errors import (
     StoreError,
 )
 from image_search.index import Record, VectorIndex
-from image_search.manifest import DIMENSION, Manifest, ModelSpec
+from image_search.manifest import Manifest, ModelSpec
 from image_search.settings import load_settings
 from image_search.stores import create_index, open_index
+from image_search.values import DIMENSION
 from tests.conftest import SHARED
 from tests.pinecone_emulator import (
     API_KEY,

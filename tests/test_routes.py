@@ -16,9 +16,9 @@ from PIL import Image
 
 from image_search.calibration import Calibration
 from image_search.index import Record, VectorIndex
-from image_search.manifest import DIMENSION
 from image_search.settings import load_settings
 from image_search.stores import open_index
+from image_search.values import DIMENSION
 from service import searcher
 from tests.conftest import FakeEmbedder
 from tests.pinecone_emulator import API_KEY, PineconeEmulator

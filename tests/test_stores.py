@@ -9,11 +9,12 @@ import pytest
 from image_search.calibration import Calibration
 from image_search.errors import IndexNotFoundError, RecordError
 from image_search.filters import Condition, parse_filter
-from image_search.index import Match, Metadata, Record, VectorIndex
-from image_search.manifest import DIMENSION, Manifest, ModelSpec
+from image_search.index import Match, Record, VectorIndex
+from image_search.manifest import Manifest, ModelSpec
 from image_search.recipe import FEATURES, Recipe
-from image_search.settings import Metric, load_settings
+from image_search.settings import load_settings
 from image_search.stores import create_index, open_index
+from image_search.values import DIMENSION, Metadata, Metric
 from tests.pinecone_emulator import API_KEY, PineconeEmulator
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]

@@ -24,13 +24,12 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from image_search import images
-from image_search.embedding import Embedder, Embeddings
+from image_search.embedding import Embedder
 from image_search.errors import ImageError, IndexNotFoundError, RecordError, SourceError, StoreError
-from image_search.images import Pixels
 from image_search.index import Match, Record, VectorIndex, check_embedding
-from image_search.manifest import DIMENSION
 from image_search.progress import Progress
-from image_search.settings import Metric, Settings
+from image_search.settings import Settings
+from image_search.values import DIMENSION, Embeddings, Metric, Pixels
 from worker import metrics
 from worker.figures import (
     ConfidenceBin,

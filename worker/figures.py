@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from image_search.manifest import ModelSpec
-from image_search.settings import Metric, Store
+from image_search.values import Metric, Store
 from worker.metrics import Floats, bootstrap_interval
 
 # Float32 sums differ in the last digits from machine to machine.

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from image_search.embedding import measure_features, to_pixels
 from image_search.errors import ImageError
-from image_search.images import Pixels
-from image_search.manifest import DIMENSION
 from image_search.progress import Progress
-from image_search.recipe import CHANNELS, Features, Recipe, compressed
-from image_search.settings import RecipeName, Settings
+from image_search.recipe import CHANNELS, Recipe, compressed
+from image_search.settings import Settings
+from image_search.values import DIMENSION, Features, Pixels, RecipeName
 from worker.ingest import open_image
 from worker.sources import Item, Source
 

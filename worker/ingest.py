@@ -25,10 +25,10 @@ from PIL import Image
 from image_search import images
 from image_search.embedding import Embedder, decode, to_pixels
 from image_search.errors import ImageError, RecordError
-from image_search.images import Pixels
-from image_search.index import Metadata, Record, VectorIndex, check_embedding
+from image_search.index import Record, VectorIndex, check_embedding
 from image_search.progress import Progress
 from image_search.settings import Settings
+from image_search.values import Metadata, Pixels
 from worker.sources import Item, Source
 
 # What is looked up and decoded at once, bounded by count and by the bytes held. To look 1,024 up

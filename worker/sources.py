@@ -23,8 +23,7 @@ import numpy as np
 from image_search import images
 from image_search.download import download
 from image_search.errors import ImageError, SourceError
-from image_search.images import Pixels
-from image_search.index import MAX_ID_LENGTH, Metadata
+from image_search.values import MAX_ID_LENGTH, Metadata, Pixels
 from worker import sample
 
 Split = Literal["train", "test"]

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_search.engines import MEAN_RGB, Forward
-from image_search.weights import BLOCKS, Convolution
+from image_search.values import BLOCKS
+from image_search.weights import Convolution
 
 # OpenVINO would tell its makers of every import, from a forked process.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

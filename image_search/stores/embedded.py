@@ -25,21 +25,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from image_search.calibration import Calibration
-from image_search.embedding import Embeddings
 from image_search.errors import IndexMismatchError, IndexNotFoundError, StoreError
-from image_search.filters import Condition, Filter, Group, Scalar
-from image_search.index import (
-    LABEL_FIELD,
-    IdPage,
-    Match,
-    Record,
-    best_first,
-    check_query,
-    check_records,
-)
-from image_search.manifest import DIMENSION, Manifest
+from image_search.filters import Condition, Filter, Group
+from image_search.index import IdPage, Match, Record, best_first, check_query, check_records
+from image_search.manifest import Manifest
 from image_search.recipe import Recipe
-from image_search.settings import Metric, Settings
+from image_search.settings import Settings
+from image_search.values import DIMENSION, LABEL_FIELD, Embeddings, Metric, Scalar
 
 _log = logging.getLogger(__name__)
 

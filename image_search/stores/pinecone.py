@@ -31,7 +31,6 @@ from pinecone.errors import exceptions as errors
 from pydantic import ValidationError
 
 from image_search.calibration import Calibration
-from image_search.embedding import Embeddings
 from image_search.errors import (
     IndexMismatchError,
     IndexNotFoundError,
@@ -40,20 +39,11 @@ from image_search.errors import (
     StoreError,
 )
 from image_search.filters import Condition, Filter
-from image_search.index import (
-    LABEL_FIELD,
-    MAX_ID_LENGTH,
-    THUMBNAIL_FIELD,
-    IdPage,
-    Match,
-    Record,
-    best_first,
-    check_query,
-    check_records,
-)
-from image_search.manifest import DIMENSION, Manifest
+from image_search.index import IdPage, Match, Record, best_first, check_query, check_records
+from image_search.manifest import Manifest
 from image_search.recipe import Recipe
 from image_search.settings import Settings
+from image_search.values import DIMENSION, LABEL_FIELD, MAX_ID_LENGTH, THUMBNAIL_FIELD, Embeddings
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from fastapi import APIRouter, File, Header, Path, Query, Request, Response, Upl
 from pydantic import BaseModel, ConfigDict, Field
 
 from image_search.errors import RecordError
-from image_search.index import MAX_ID_LENGTH, Record, VectorIndex
+from image_search.index import Record, VectorIndex
+from image_search.values import MAX_ID_LENGTH
 from service import problems, schemas
 from service.answers import data_uri, json_response
 from service.problems import ProblemError, image_not_found

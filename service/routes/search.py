@@ -11,10 +11,10 @@ import orjson
 from fastapi import APIRouter, Body, File, Query, Request, Response, UploadFile
 
 from image_search.combination import combine
-from image_search.embedding import Embeddings
 from image_search.errors import FilterError, ImageError, RecordError
 from image_search.filters import Condition, Filter, Group, parse_filter
-from image_search.index import LABEL_FIELD, Record
+from image_search.index import Record
+from image_search.values import LABEL_FIELD, Embeddings
 from service import problems, schemas
 from service.answers import data_uri, json_response
 from service.fetching import fetch_image
