@@ -23,7 +23,7 @@ from image_search.recipe import Recipe
 from image_search.settings import Settings, load_settings
 from image_search.values import Embeddings, Pixels
 from image_search.weights import choose_weights
-from worker.fitting import IMAGES, fit_whitening
+from worker.recipes import IMAGES, fit_whitening
 from worker.sources import Split, open_source
 
 INPUT_SIZE = 32

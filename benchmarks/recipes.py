@@ -30,7 +30,7 @@ from benchmarks.measure import (
 from image_search.embedding import Embedder, measure_activation_maxima, measure_features, to_pixels
 from image_search.recipe import CHANNELS
 from image_search.values import DIMENSION, Embeddings, Features, Pixels
-from worker.fitting import IMAGES, fit_discriminant, fit_whitening
+from worker.recipes import IMAGES, fit_discriminant, fit_whitening
 
 QUERIES = 5000
 QUERIES_AT_ONCE = 250

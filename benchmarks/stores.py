@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.both_stores import THREADS, TOP_K, Both
+from benchmarks.faiss_comparison import THREADS, TOP_K, FaissComparison
 from benchmarks.measure import (
     Default,
     Table,
@@ -74,7 +74,7 @@ def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> list[Tabl
     )
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(store="embedded", metric="cosine", data_dir=Path(folder))
-        both = Both(settings, default.manifest(settings), real, labels)
+        both = FaissComparison(settings, default.manifest(settings), real, labels)
         file = Path(folder) / "queries.npy"
         np.save(file, queries)
         results: list[Result] = []
@@ -90,7 +90,9 @@ def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> list[Tabl
     return [*(query_table(results, at_once) for at_once in CALLS), build_table(results)]
 
 
-def askers(both: Both, queries: Embeddings, at_once: int) -> dict[str, Callable[[], object]]:
+def askers(
+    both: FaissComparison, queries: Embeddings, at_once: int
+) -> dict[str, Callable[[], object]]:
     """For each store, what asks it the next queries at each call."""
 
     def asker(ask: Callable[[Embeddings], object]) -> Callable[[], object]:
@@ -100,7 +102,7 @@ def askers(both: Both, queries: Embeddings, at_once: int) -> dict[str, Callable[
     return {OURS: asker(both.ours), FAISS: asker(both.faiss)}
 
 
-def recall_of(both: Both, queries: Embeddings) -> float:
+def recall_of(both: FaissComparison, queries: Embeddings) -> float:
     """The part of FAISS's exact answers that our index finds."""
     found, exact = (
         [ids for batch in batches(queries, AT_ONCE) for ids in ask(batch)]

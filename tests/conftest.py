@@ -22,9 +22,8 @@ from image_search.settings import ENV_PREFIX, Settings, load_settings
 from image_search.stores import create_index
 from image_search.values import DIMENSION, Embeddings, Pixels
 from service.app import create_app
-from worker import sample
 from worker.ingest import ingest
-from worker.sources import Item, Source
+from worker.sources import Item, Source, sample
 
 ROOT = Path(__file__).resolve().parent.parent
 # Real CIFAR-10 and the original of the bundled weights; tests that need them skip without.

@@ -59,7 +59,7 @@ from service import problems, schemas
 from service.app import create_app
 from tests.conftest import ROOT, SERVICE_KEY
 from tools import sync_client
-from worker import sample
+from worker.sources import sample
 
 KIND = sample.KINDS[2]
 QUERY = sample.draw(KIND, 1000)

@@ -18,7 +18,7 @@ from PIL import Image
 from image_search_client import command, terminal
 from tests.conftest import SERVICE_KEY
 from tests.test_client import KIND, QUERY, encode
-from worker import sample
+from worker.sources import sample
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ from image_search.recipe import CHANNELS, FEATURES, FITTED_BLOCKS, LAST_BLOCK
 from image_search.values import DIMENSION, Embeddings
 from image_search.weights import choose_weights, load_weights
 from tests.conftest import ROOT, SHARED
-from worker import sample
-from worker.sources import open_source
+from worker.sources import open_source, sample
 
 ORIGINAL = SHARED / "data" / "vgg16-tiny-imagenet-32.h5"
 # Mean of ImageNet's training images in BGR order, subtracted by VGG16's authors:

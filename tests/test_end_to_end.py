@@ -28,8 +28,7 @@ from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from tests.conftest import ROOT, find_free_port
 from tests.test_ingest import assert_same_records, folder_of
-from worker import sample
-from worker.sources import open_source
+from worker.sources import open_source, sample
 
 QUERY = ROOT / "examples" / "boat.png"
 

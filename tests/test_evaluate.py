@@ -26,11 +26,11 @@ from tests.pinecone_emulator import API_KEY, PineconeEmulator
 from tests.test_end_to_end import run
 from tests.test_ingest import folder_of, source_of
 from worker import __main__ as command_line
-from worker import report, sample
+from worker import report
 from worker.evaluate import CHANGES, evaluate
 from worker.figures import Evaluation, Figures
 from worker.ingest import ingest
-from worker.sources import Item, Source
+from worker.sources import Item, Source, sample
 
 IndexOf = Callable[..., VectorIndex]
 

@@ -35,7 +35,7 @@ from service.uploads import MAX_REQUESTS
 from tests.conftest import FakeEmbedder
 from tests.test_end_to_end import wait_until
 from tests.test_service import KINDS, PER_KIND, assert_problem, encode, fill
-from worker import sample
+from worker.sources import sample
 
 IMAGES = [(f"{kind}-{seed:02d}", sample.draw(kind, seed)) for kind in KINDS for seed in range(12)]
 FILES = [encode(image) for _, image in IMAGES]

@@ -23,7 +23,7 @@ from service import searcher
 from tests.conftest import FakeEmbedder
 from tests.pinecone_emulator import API_KEY, PineconeEmulator
 from tests.test_service import KINDS, PER_KIND, assert_problem, encode, fill, serve, wait_for
-from worker import sample
+from worker.sources import sample
 
 KEY = "secret-1"
 HEADERS = {"X-API-Key": KEY}

@@ -23,9 +23,8 @@ from image_search.stores import create_index, open_index
 from service.app import create_app
 from service.schemas import SearchResponse
 from tests.conftest import ROOT
-from worker import sample
 from worker.ingest import ingest
-from worker.sources import Item, Source
+from worker.sources import Item, Source, sample
 
 KINDS = sample.KINDS[:4]
 PER_KIND = 12

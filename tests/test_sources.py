@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -16,8 +17,7 @@ import numpy as np
 import pytest
 
 from image_search.errors import DownloadError, ImageError, SourceError
-from worker import sample
-from worker.sources import Item, Source, Split, open_source
+from worker.sources import Item, Source, Split, open_source, sample
 
 PACKERS: Final = {"zip": "zip", "tar": "tar", "tar.gz": "gztar", "tar.xz": "xztar"}
 # In the order that the dataset numbers them.
@@ -409,7 +409,7 @@ def test_the_samples_test_images_are_others() -> None:
 def test_sample_is_the_same_in_every_process() -> None:
     digest = hashlib.sha256(b"".join(sample.draw(kind, 7).tobytes() for kind in sample.KINDS))
     program = (
-        "import hashlib; from worker import sample; print(hashlib.sha256("
+        "import hashlib; from worker.sources import sample; print(hashlib.sha256("
         "b''.join(sample.draw(kind, 7).tobytes() for kind in sample.KINDS)).hexdigest())"
     )
     for seed in ("1", "2"):
@@ -426,3 +426,20 @@ def test_sample_is_the_same_in_every_process() -> None:
 def test_sample_has_no_other_kinds() -> None:
     with pytest.raises(ValueError, match="submarine"):
         sample.draw("submarine", 0)
+
+
+# --- picking ---
+
+
+def test_pick_stops_at_the_last_position() -> None:
+    made = []
+
+    def items() -> Iterator[Item]:
+        for number in range(1000):
+            made.append(number)
+            yield Item(str(number), None, b"", {})
+
+    source = Source("counted", 1000, items)
+    assert [item.id for item in source.pick({7, 2})] == ["2", "7"]
+    assert made == list(range(8))
+    assert list(source.pick(set())) == []

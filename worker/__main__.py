@@ -25,9 +25,9 @@ from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from image_search.weights import AUTO, choose_weights
-from worker.calibrating import SampledSource, calibrate
-from worker.fitting import fit_recipe
+from worker.confidence import SampledSource, calibrate
 from worker.ingest import Summary, calibration_pixels, ingest
+from worker.recipes import fit_recipe
 from worker.sources import Source, Split, open_source
 
 _log = logging.getLogger("worker")

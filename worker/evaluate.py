@@ -30,7 +30,7 @@ from image_search.index import Match, Record, VectorIndex, check_embedding
 from image_search.progress import Progress
 from image_search.settings import Settings
 from image_search.values import DIMENSION, Embeddings, Metric, Pixels
-from worker import metrics
+from worker import measures
 from worker.figures import (
     ConfidenceBin,
     EmbeddingMap,
@@ -40,16 +40,16 @@ from worker.figures import (
     Group,
     Pairs,
     Picture,
-    Protocol,
     Reliability,
     Retrieval,
     ScoreBin,
+    Setup,
     Stability,
     Strip,
     rounded,
 )
 from worker.ingest import DIGEST_FIELD, digest, open_image
-from worker.metrics import Floats
+from worker.measures import Floats
 from worker.sources import Item, Source
 
 T = TypeVar("T")
@@ -326,7 +326,7 @@ class _Evaluation:
                 self._compare_with_all(rows, pool)
                 progress.update(len(rows))
         labelled = np.flatnonzero(self._totals)
-        protocol = Protocol(
+        protocol = Setup(
             source=source_name,
             queries=len(queries.ids),
             images=len(self._gallery.ids),
@@ -400,7 +400,7 @@ class _Evaluation:
             return
         similarities, relevant = similarities[labelled], relevant[labelled]
         self._average_precision[np.array(rows)[labelled]] = list(
-            pool.map(metrics.average_precision, similarities, relevant)
+            pool.map(measures.average_precision, similarities, relevant)
         )
         bins = ((similarities - low) * (_PAIR_BINS / (high - low))).clip(0, _PAIR_BINS - 1)
         bins = bins.astype(np.int32)
@@ -430,9 +430,9 @@ class _Evaluation:
         relevant, totals = self._relevant[labelled], self._totals[labelled]
         others = len(self._gallery.ids) - bool(self._own)
         cutoffs = [k for k in CUTOFFS if k <= others]
-        columns = {f"precision@{k}": metrics.precision_at(relevant, k) for k in cutoffs}
+        columns = {f"precision@{k}": measures.precision_at(relevant, k) for k in cutoffs}
         columns["mAP"] = self._average_precision[labelled]
-        columns |= {f"recall@{k}": metrics.recall_at(relevant, k, totals) for k in cutoffs}
+        columns |= {f"recall@{k}": measures.recall_at(relevant, k, totals) for k in cutoffs}
         labels = self._query_codes[labelled]
         return Retrieval(
             chance=rounded((totals / others).mean()),
@@ -484,7 +484,7 @@ class _Evaluation:
             different_mean=rounded(np.average(centres, weights=different_bins))
             if different
             else None,
-            roc_auc=rounded(metrics.roc_auc(self._same_bins, different_bins))
+            roc_auc=rounded(measures.roc_auc(self._same_bins, different_bins))
             if different
             else None,
         )
@@ -515,10 +515,10 @@ class _Evaluation:
             return None
         scores, correct = self._scores(labelled)
         confidences = np.array([calibration.confidence(score) for score in scores])
-        bins = zip(*metrics.reliability(confidences, correct), strict=True)
+        bins = zip(*measures.reliability(confidences, correct), strict=True)
         return Reliability(
             expected_calibration_error=rounded(
-                metrics.expected_calibration_error(confidences, correct)
+                measures.expected_calibration_error(confidences, correct)
             ),
             bins=[
                 ConfidenceBin(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from image_search.manifest import ModelSpec
 from image_search.values import Metric, Store
-from worker.metrics import Floats, bootstrap_interval
+from worker.measures import Floats, bootstrap_interval
 
 # Float32 sums differ in the last digits from machine to machine.
 _DIGITS: Final = 6
@@ -37,7 +37,7 @@ class Estimate(_Figures):
         }
 
 
-class Protocol(_Figures):
+class Setup(_Figures):
     """What was measured, and with what: all that it takes to measure it again."""
 
     source: str
@@ -134,7 +134,7 @@ class Stability(_Figures):
 class Figures(_Figures):
     """All figures. `retrieval` is absent without labels, for the reason `without_labels`."""
 
-    protocol: Protocol
+    protocol: Setup
     retrieval: Retrieval | None
     without_labels: str | None
     # Of the ten nearest images by exact search, the share that the store's search finds.

@@ -15,8 +15,8 @@ from image_search.settings import Settings
 from image_search.stores import create_index
 from image_search.values import DIMENSION, Metric
 from tests.conftest import FakeEmbedder
-from worker.calibrating import SampledSource, calibrate, fit_calibration
-from worker.metrics import expected_calibration_error
+from worker.confidence import SampledSource, calibrate, fit_calibration
+from worker.measures import expected_calibration_error
 from worker.sources import Item, Source
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]

@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw
 
+from worker.sources.source import Item, Source, Split
+
 IMAGES_PER_KIND: Final = 100
 TEST_IMAGES_PER_KIND: Final = 50
 
@@ -373,3 +375,23 @@ def draw(kind: str, seed: int) -> Image.Image:
     scene = _Scene(random.Random(f"{kind}-{seed}"))
     _DRAWERS[kind](scene, scene.rng)
     return scene.finish()
+
+
+def open_sample(split: Split) -> Source:
+    """100 pictures of each kind to ingest, or 50 others to search for."""
+    seeds = range(IMAGES_PER_KIND)
+    if split == "test":
+        seeds = range(seeds.stop, seeds.stop + TEST_IMAGES_PER_KIND)
+
+    def items() -> Iterator[Item]:
+        for kind in KINDS:
+            for seed in seeds:
+                yield Item(
+                    id=f"sample-{kind}-{seed:03d}",
+                    label=kind,
+                    content=np.asarray(draw(kind, seed)),
+                    metadata={"source": "sample"},
+                )
+
+    name = "sample" if split == "train" else f"sample ({split})"
+    return Source(name, len(KINDS) * len(seeds), items)

@@ -18,9 +18,9 @@ from image_search.errors import ImageError
 from image_search.recipe import CHANNELS, FEATURES, Recipe
 from image_search.settings import load_settings
 from image_search.values import DIMENSION
-from worker import fitting, sample
-from worker.fitting import TooFewImagesError, fit_discriminant, fit_recipe, fit_whitening
-from worker.sources import Item, Source, open_source
+from worker import recipes
+from worker.recipes import TooFewImagesError, fit_discriminant, fit_recipe, fit_whitening
+from worker.sources import Item, Source, open_source, sample
 
 
 def random_features(count: int, seed: int = 0) -> Any:
@@ -69,9 +69,9 @@ def test_directions_of_whitening_are_those_of_scikit_learn() -> None:
     )
     pca = PCA(30).fit(weighted)
     deviations = (
-        pca.explained_variance_ + fitting._WHITENING_SHRINKAGE * shrinkage_unit(weighted)
+        pca.explained_variance_ + recipes._WHITENING_SHRINKAGE * shrinkage_unit(weighted)
     ) ** 0.5
-    expected = pca.transform(weighted) / deviations**fitting._WHITENING_POWER
+    expected = pca.transform(weighted) / deviations**recipes._WHITENING_POWER
     found = (roots - recipe.mean) @ recipe.projection[:, :30]
     for column in range(30):
         correlation = np.corrcoef(expected[:, column], found[:, column])[0, 1]

@@ -17,7 +17,7 @@ TOP_K = 10
 THREADS = 2
 
 
-class Both:
+class FaissComparison:
     """Our index and a FAISS index with the same records."""
 
     def __init__(
