@@ -5,6 +5,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCE ?= auto
+TSC := npx --yes --package typescript@5.9.3 tsc
 
 .PHONY: run test test-docker check bench setup clean
 
@@ -30,6 +31,11 @@ check: setup  ## linter, formatter, strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose*.yml
+	@if $(TSC) --version >/dev/null 2>&1; then \
+	  echo "$(TSC)" && $(TSC); \
+	else \
+	  echo "SKIPPED: TypeScript needs npx, and a network once: the page's types were not checked"; \
+	fi
 
 bench: setup  ## measure speed and memory, as ratios of one run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --editable '.[dev,bench]'

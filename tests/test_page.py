@@ -646,6 +646,8 @@ def test_the_page_is_small_strict_and_never_old() -> None:
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     files = ["/", *(f"/{name}" for name in re.findall(r'(?:src|href)="(web/[^"]+)"', page.text))]
     assert len(files) > 15
+    modules = {f"/web/{path.name}" for path in (ROOT / "service" / "web").glob("*.js")}
+    assert modules <= set(files), "a module that is not preloaded is found late"
     size = 0
     for file in files:
         answer = client.get(file)

@@ -1,3 +1,4 @@
+// @ts-check
 /**
  * Requests to the service, and its errors.
  *
@@ -7,6 +8,9 @@
  *   thumbnail: string | null, metadata: Record<string, unknown>}} Match
  * @typedef {{matches: Match[], model: Model, took_ms: {total: number}}} SearchResponse
  * @typedef {{id: string, label: string | null, thumbnail: string | null}} IndexedImage
+ * @typedef {{label: string, count: number | null}} Label
+ * @typedef {{index: string, namespace: string, count: number, store: string, metric: string,
+ *   model: Model, created_at: string, version: string}} Health
  */
 
 const KEY = "image-search key";

@@ -1,3 +1,4 @@
+// @ts-check
 /** Short ways to what the page is made of. */
 
 /** @param {string} id */
@@ -34,4 +35,47 @@ export function onPlainClick(link, action) {
     event.preventDefault();
     action();
   });
+}
+
+/**
+ * Have a screen reader say something.
+ *
+ * @param {string} text
+ */
+export function announce(text) {
+  get("announcement").textContent = text;
+}
+
+/**
+ * Where what had the focus is gone, move it to a heading.
+ *
+ * @param {string} id
+ */
+export function keepFocus(id) {
+  const active = document.activeElement;
+  const lost = !active || active === document.body || active.closest("[hidden]");
+  // Not when the page has just been opened.
+  if (lost && navigator.userActivation.hasBeenActive) get(id).focus({ preventScroll: true });
+}
+
+/**
+ * @param {HTMLImageElement} image
+ * @param {string | null | undefined} source
+ */
+export function setPicture(image, source) {
+  if (source) image.src = source;
+  else image.removeAttribute("src");
+}
+
+/**
+ * A picture whose description is in the control around it.
+ *
+ * @param {string | null} source
+ * @param {string} label
+ */
+export function thumbnail(source, label) {
+  if (!source) {
+    return element("span", { className: "no-picture", ariaHidden: "true" }, label.slice(0, 1));
+  }
+  return element("img", { src: source, alt: "", draggable: false, decoding: "async" });
 }

@@ -1,3 +1,4 @@
+// @ts-check
 /** The ways to hand a picture over: choose, photograph, paste, drop, or take an example. */
 
 import { get, input } from "./dom.js";

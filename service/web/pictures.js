@@ -1,3 +1,4 @@
+// @ts-check
 /** Pictures in the browser: made small before they are uploaded, and tiny for links. */
 
 // The network sees far fewer pixels than this; photos of phones are some ten times as large.

@@ -1,3 +1,4 @@
+// @ts-check
 /**
  * What is searched for, and how the address tells it. Everything is in the fragment, which is never
  * sent to the server: `#id=…` or `#embedding=…&model=…&preview=…`, then examples and options.

@@ -1,0 +1,91 @@
+// @ts-check
+/** The query panel: the picture that is searched with, and the examples beside it. */
+
+import { request } from "./api.js";
+import { go } from "./address.js";
+import { element, get, input, setPicture, thumbnail } from "./dom.js";
+import { prepare } from "./pictures.js";
+import { encodeEmbedding, isEmpty, modelKey, withQuery } from "./search.js";
+import { known, learn, search } from "./state.js";
+import { runAlone } from "./task.js";
+import { nameOf } from "./words.js";
+
+/** @type {Map<string, string>} The addresses of the pictures that were uploaded, by embedding. */
+const uploaded = new Map();
+
+/** @param {Blob} file */
+export function searchFile(file) {
+  const name = file instanceof File && file.name ? `“${file.name}”` : "The picture";
+  return runAlone(
+    async (signal) => {
+      const { upload, preview } = await prepare(file);
+      signal.throwIfAborted();
+      const form = new FormData();
+      form.append("image", upload, "picture");
+      const answer = await request("embeddings", { form, signal });
+      const embedding = encodeEmbedding(answer.embedding);
+      if (preview) uploaded.set(embedding, URL.createObjectURL(upload));
+      go(withQuery({ embedding, model: modelKey(answer.model), preview }, search.value));
+    },
+    `${name} could not be searched for`,
+    () => void searchFile(file),
+  );
+}
+
+function showQuery() {
+  if (isEmpty(search.value)) {
+    document.title = "Image search";
+    return;
+  }
+  const { query, positive, negative } = search.value;
+  get("query-frame").hidden = query === null;
+  const picture = /** @type {HTMLImageElement} */ (get("query-picture"));
+  if (query && "embedding" in query) {
+    setPicture(picture, uploaded.get(query.embedding) ?? query.preview);
+    nameQuery("Your picture", "");
+  } else if (query) {
+    const image = known.get(query.id);
+    setPicture(picture, image?.thumbnail);
+    nameQuery(image?.label ?? query.id, query.id);
+    if (!image) void learn(query.id, showQuery);
+  } else {
+    nameQuery("Examples", "");
+  }
+  showExamples("positive", positive);
+  showExamples("negative", negative);
+}
+
+/**
+ * @param {string} label
+ * @param {string} id
+ */
+function nameQuery(label, id) {
+  get("query-label").textContent = label;
+  get("query-id").textContent = id === label ? "" : id;
+  input("query-picture").alt = label;
+  document.title = `${label} · Image search`;
+}
+
+/**
+ * @param {"positive" | "negative"} sign
+ * @param {string[]} ids
+ */
+function showExamples(sign, ids) {
+  get(`${sign}-group`).hidden = ids.length === 0;
+  get(sign).replaceChildren(...ids.map((id) => {
+    const image = known.get(id);
+    if (!image) void learn(id, () => showExamples(sign, search.value[sign]));
+    const remove = element("button", { type: "button", title: `Remove ${id}` });
+    remove.setAttribute("aria-label", `Remove the ${sign} example ${nameOf(image ?? { id, label: null })}`);
+    remove.append(thumbnail(image?.thumbnail ?? null, image?.label ?? id));
+    remove.addEventListener("click", () => {
+      const others = search.value[sign].filter((other) => other !== id);
+      go({ ...search.value, [sign]: others });
+    });
+    return element("li", {}, remove);
+  }));
+}
+
+export function installQuery() {
+  search.listen(showQuery);
+}

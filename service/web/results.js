@@ -1,0 +1,176 @@
+// @ts-check
+/**
+ * The matches of the search.
+ *
+ * Ids, labels and metadata are others' data: they become text and attributes, never markup.
+ *
+ * @import { Match, Model, SearchResponse } from "./api.js"
+ * @import { Search } from "./search.js"
+ */
+
+import { request } from "./api.js";
+import { go } from "./address.js";
+import { announce, element, get, keepFocus, onPlainClick, thumbnail } from "./dom.js";
+import { closeNotice, notify } from "./notice.js";
+import { MAX_EXAMPLES, isEmpty, modelKey, toBody, toFragment, withQuery } from "./search.js";
+import { health, known, search } from "./state.js";
+import { runAlone } from "./task.js";
+import { nameOf, percent } from "./words.js";
+
+/** Whether scores are distances, of which less is more similar. */
+let distance = false;
+
+/**
+ * @param {Search} next
+ * @param {Search} before
+ */
+function showResults(next, before) {
+  get("found").hidden = isEmpty(next);
+  if (isEmpty(next)) {
+    get("matches").replaceChildren();
+    return;
+  }
+  if (JSON.stringify(next.query) !== JSON.stringify(before.query)) scrollTo({ top: 0 });
+  void find();
+}
+
+function find() {
+  return runAlone(
+    async (signal) => {
+      /** @type {SearchResponse} */
+      const answer = await request("query", { json: toBody(search.value), signal }).catch((error) => {
+        if (!signal.aborted) showNothing("No answer", "");
+        throw error;
+      });
+      if (!fits(answer.model)) return;
+      closeNotice();
+      showMatches(answer);
+    },
+    "The search failed",
+    () => search.set(search.value),
+  );
+}
+
+/** @param {Model} model */
+function fits(model) {
+  const { query } = search.value;
+  if (!query || !("embedding" in query) || query.model === modelKey(model)) return true;
+  showNothing("No answer", "");
+  notify(
+    "This link was made with another model",
+    "Its picture was embedded by a model that this index was not built with, so that they cannot be compared. Search with the picture itself.",
+  );
+  return false;
+}
+
+/** @param {SearchResponse} answer */
+function showMatches({ matches, took_ms }) {
+  if (matches.length === 0) {
+    const narrowed = search.value.labels.length > 0 || search.value.minConfidence > 0;
+    showNothing("No matches", narrowed ? "No image of the index passes these options." : "The index has no other images.");
+    get("reset").hidden = !narrowed;
+    return;
+  }
+  for (const { id, label, thumbnail: source } of matches) {
+    if (source) known.set(id, { id, label, thumbnail: source });
+  }
+  if (matches.some((match) => match.confidence !== null)) get("confidence-option").hidden = false;
+  get("matches").replaceChildren(...matches.map(card));
+  get("none").hidden = true;
+  get("hint").hidden = false;
+  get("results-title").textContent = matches.length === 1 ? "1 match" : `${matches.length} matches`;
+  get("took").textContent = `in ${took_ms.total < 10 ? took_ms.total.toFixed(1) : Math.round(took_ms.total)} ms`;
+  announce(`${get("results-title").textContent}. Best: ${describe(matches[0])}`);
+  keepFocus("results-title");
+}
+
+/**
+ * @param {string} title
+ * @param {string} text
+ */
+function showNothing(title, text) {
+  get("matches").replaceChildren();
+  get("results-title").textContent = title;
+  get("took").textContent = "";
+  get("hint").hidden = true;
+  get("none").hidden = !text;
+  get("none-text").textContent = text;
+  get("reset").hidden = true;
+  announce(`${title}. ${text}`);
+  keepFocus("results-title");
+}
+
+/** @param {Match} match */
+function describe(match) {
+  const sure = match.confidence === null ? "" : `, confidence ${percent(match.confidence)}`;
+  return `${nameOf(match)}, ${distance ? "distance" : "score"} ${match.score.toFixed(3)}${sure}`;
+}
+
+/** @param {Match} match */
+function card(match) {
+  const more = withQuery({ id: match.id }, search.value);
+  const link = element("a", { className: "picture", href: toFragment(more), draggable: false });
+  link.setAttribute("aria-label", `More like ${describe(match)}`);
+  link.append(thumbnail(match.thumbnail, match.label ?? match.id));
+  onPlainClick(link, () => go(withQuery({ id: match.id }, search.value)));
+  const facts = [match.id, ...Object.entries(match.metadata).map(([key, value]) => `${key}: ${value}`)];
+  const sure = match.confidence;
+  const head = element("p", { className: "line" }, element("strong", {}, match.label ?? match.id));
+  const made = element("li", { className: "match" }, link, head);
+  if (sure !== null) {
+    const bar = element("div", { className: "confidence" });
+    bar.style.setProperty("--share", `${sure}`);
+    head.append(element("span", { className: "percent" }, percent(sure)));
+    head.title = "Confidence: how probable it is that both show the same kind of thing";
+    made.append(bar);
+  }
+  const score = element(
+    "span",
+    { className: "score", title: distance ? "Less is more similar" : "More is more similar" },
+    element("span", { className: "word" }, distance ? "distance " : "score "),
+    match.score.toFixed(3),
+  );
+  const id = element("p", { className: "id", title: facts.join("\n") }, element("bdi", {}, match.id));
+  id.hidden = match.label === null; // it is the headline
+  const examples = [exampleButton("positive", "+", match), exampleButton("negative", "−", match)];
+  made.append(element("div", { className: "line" }, score, ...examples), id);
+  return made;
+}
+
+/**
+ * @param {"positive" | "negative"} sign
+ * @param {string} text
+ * @param {Match} match
+ */
+function exampleButton(sign, text, match) {
+  const button = element("button", { type: "button", className: `round ${sign}` }, text);
+  button.title = sign === "positive" ? "I want more like this, too" : "I don’t want such";
+  button.setAttribute("aria-label", `Add ${nameOf(match)} as a ${sign} example`);
+  button.disabled = search.value[sign].length >= MAX_EXAMPLES;
+  button.addEventListener("click", () => {
+    go({ ...search.value, [sign]: [...search.value[sign], match.id] });
+  });
+  return button;
+}
+
+async function copyLink() {
+  try {
+    await navigator.clipboard.writeText(location.href);
+    get("copy").textContent = "Copied";
+    announce("The link is copied.");
+    setTimeout(() => { get("copy").textContent = "Copy link"; }, 2000);
+  } catch {
+    // Browsers allow it only over HTTPS and on this machine.
+    notify("The link could not be copied", "Copy it from the address bar: the address holds this search.");
+  }
+}
+
+export function installResults() {
+  search.listen(showResults);
+  health.listen((now) => {
+    if (distance === (now?.metric === "euclidean")) return;
+    distance = !distance;
+    if (!isEmpty(search.value)) void find();
+  });
+  get("copy").addEventListener("click", () => void copyLink());
+}
