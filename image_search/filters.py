@@ -6,19 +6,29 @@ a bare value means `$eq`; a list-valued field matches when any of its elements d
 Source: Pinecone's documentation, "Filter by metadata".
 """
 
-import math
-from collections.abc import Mapping
+import reprlib
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from image_search.errors import FilterError
 from image_search.values import Scalar
 
-Operator = Literal["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists"]
+_Equality = Literal["$eq", "$ne"]
+_Order = Literal["$gt", "$gte", "$lt", "$lte"]
+_Membership = Literal["$in", "$nin"]
+_Existence = Literal["$exists"]
+Operator = Literal[_Equality, _Order, _Membership, _Existence]
+Junction = Literal["$and", "$or"]
+
+OPERATORS: Final[tuple[Operator, ...]] = get_args(Operator)
+JUNCTIONS: Final[tuple[Junction, ...]] = get_args(Junction)
 
 MAX_DEPTH: Final = 8
 # Stores take seconds for more.
 MAX_VALUES: Final = 1000
+_QUOTED: Final = 80
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Condition:
 class Group:
     """Filters joined by `$and` or `$or`; at least one."""
 
-    operator: Literal["$and", "$or"]
+    operator: Junction
     filters: "tuple[Filter, ...]"
 
 
@@ -47,71 +57,137 @@ def parse_filter(source: Any) -> Filter | None:
     Raises FilterError for an unknown operator, an operand of the wrong type, more than 8 levels of
     nesting, or more than 1,000 values.
     """
-    if source == {}:
-        return None
-    parsed = _parse(source, depth=1)
-    if (values := _count_values(parsed)) > MAX_VALUES:
-        raise FilterError(f"the filter has {values:,} values, which is more than {MAX_VALUES:,}")
-    return parsed
+    return None if source == {} else _Parser().parse(source, depth=1)
 
 
-def _parse(source: Any, depth: int) -> Filter:
-    if not isinstance(source, Mapping) or not source:
-        raise FilterError(f"a filter is an object with at least one field, not {source!r}")
-    if depth > MAX_DEPTH:
-        raise FilterError(f"the filter is nested deeper than {MAX_DEPTH} levels")
-    parts: list[Filter] = []
-    for field, value in source.items():
-        if field in {"$and", "$or"}:
-            if not isinstance(value, list) or not value:
-                raise FilterError(f"{field} needs a list of at least one filter, not {value!r}")
-            parts.append(Group(field, tuple(_parse(part, depth + 1) for part in value)))
-        elif not isinstance(field, str) or not field or field.startswith("$"):
-            raise FilterError(f"{field!r} is not a field, and not $and or $or")
-        elif isinstance(value, Mapping):
-            if not value:
-                raise FilterError(f"field {field!r} has no operator")
-            parts += [_condition(field, operator, operand) for operator, operand in value.items()]
-        else:
-            parts.append(_condition(field, "$eq", value))
-    return parts[0] if len(parts) == 1 else Group("$and", tuple(parts))
+class _Parser:
+    """Parses one filter. Limits are checked on the way, so that a huge one costs little."""
 
+    def __init__(self) -> None:
+        self._values = 0
 
-def _count_values(filter_: Filter) -> int:
-    if isinstance(filter_, Group):
-        return sum(map(_count_values, filter_.filters))
-    return len(filter_.operand) if isinstance(filter_.operand, tuple) else 1
-
-
-def _condition(field: str, operator: Any, operand: Any) -> Condition:
-    def wrong(expected: str) -> FilterError:
-        return FilterError(f"{operator} of field {field!r} needs {expected}, not {operand!r}")
-
-    match operator:
-        case "$eq" | "$ne":
-            if not (isinstance(operand, str | bool) or _is_number(operand)):
-                raise wrong("a string, a finite number or a boolean")
-        case "$gt" | "$gte" | "$lt" | "$lte":
-            if not _is_number(operand):
-                raise wrong("a finite number")
-        case "$in" | "$nin":
-            if (
-                not isinstance(operand, list)
-                or not operand
-                or not all(isinstance(item, str) or _is_number(item) for item in operand)
-            ):
-                raise wrong("a list of at least one string or finite number")
-            operand = tuple(operand)
-        case "$exists":
-            if not isinstance(operand, bool):
-                raise wrong("true or false")
-        case _:
+    def parse(self, source: Any, depth: int) -> Filter:
+        if not isinstance(source, Mapping) or not source:
             raise FilterError(
-                f"{operator!r} of field {field!r} is not an operator: known are $eq $ne $gt $gte "
-                "$lt $lte $in $nin $exists, and $and $or around fields"
+                f"a filter is an object with at least one field, not {_quoted(source)}"
             )
-    return Condition(field, operator, operand)
+        if depth > MAX_DEPTH:
+            raise FilterError(f"the filter is nested deeper than {MAX_DEPTH} levels")
+        parts: list[Filter] = []
+        for field, value in source.items():
+            if field in JUNCTIONS:
+                if not isinstance(value, list) or not value:
+                    raise FilterError(
+                        f"{field} needs a list of at least one filter, not {_quoted(value)}"
+                    )
+                parts.append(Group(field, tuple(self.parse(part, depth + 1) for part in value)))
+            elif not isinstance(field, str) or not field or field.startswith("$"):
+                raise FilterError(
+                    f"{_quoted(field)} is not a field, and not {' or '.join(JUNCTIONS)}"
+                )
+            elif isinstance(value, Mapping):
+                if not value:
+                    raise FilterError(f"field {_quoted(field)} has no operator")
+                parts += [self._condition(field, *item) for item in value.items()]
+            else:
+                parts.append(self._condition(field, "$eq", value))
+        return parts[0] if len(parts) == 1 else Group("$and", tuple(parts))
+
+    def _condition(self, field: str, operator: Any, operand: Any) -> Condition:
+        expected = _OPERANDS.get(operator)
+        if expected is None:
+            raise FilterError(
+                f"{_quoted(operator)} of field {_quoted(field)} is not an operator: known are "
+                f"{' '.join(OPERATORS)}, and {' and '.join(JUNCTIONS)} around fields"
+            )
+        self._values += len(operand) if isinstance(operand, list) else 1
+        if self._values > MAX_VALUES:
+            raise FilterError(
+                f"the filter has {self._values:,} values, which is more than {MAX_VALUES:,}"
+            )
+        if not expected.accepts(operand):
+            raise FilterError(
+                f"{operator} of field {_quoted(field)} needs {expected.name}, "
+                f"not {_quoted(operand)}"
+            )
+        return Condition(field, operator, tuple(operand) if isinstance(operand, list) else operand)
+
+
+def _quoted(value: Any) -> str:
+    """What messages quote: a line at most, however much it is."""
+    text = reprlib.repr(value)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # NaN is less than nothing, and an integer may be more than any float.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
+
+
+def _is_text_or_number(value: Any) -> bool:
+    return isinstance(value, str) or _is_number(value)
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """What an operator takes: for messages, for the parser, and in JSON Schema."""
+
+    name: str
+    accepts: Callable[[Any], bool]
+    schema: Mapping[str, Any]
+
+
+_SCALAR: Final = _Operand(
+    "a string, a finite number or a boolean",
+    lambda value: isinstance(value, bool) or _is_text_or_number(value),
+    {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]},
+)
+_NUMBER: Final = _Operand("a finite number", _is_number, {"type": "number"})
+_VALUES: Final = _Operand(
+    "a list of at least one string or finite number",
+    lambda value: isinstance(value, list) and value != [] and all(map(_is_text_or_number, value)),
+    {
+        "type": "array",
+        "minItems": 1,
+        "items": {"anyOf": [{"type": "string"}, {"type": "number"}]},
+    },
+)
+_BOOLEAN: Final = _Operand(
+    "true or false", lambda value: isinstance(value, bool), {"type": "boolean"}
+)
+
+_OPERANDS: Final[dict[Operator, _Operand]] = {
+    **dict.fromkeys(get_args(_Equality), _SCALAR),
+    **dict.fromkeys(get_args(_Order), _NUMBER),
+    **dict.fromkeys(get_args(_Membership), _VALUES),
+    **dict.fromkeys(get_args(_Existence), _BOOLEAN),
+}
+
+_CONDITIONS: Final = {
+    "anyOf": [
+        *_SCALAR.schema["anyOf"],
+        {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": False,
+            "properties": {operator: operand.schema for operator, operand in _OPERANDS.items()},
+        },
+    ]
+}
+# A filter within $and or $or; it may hold the two itself, which this leaves out.
+_PART: Final = {
+    "type": "object",
+    "minProperties": 1,
+    "propertyNames": {"pattern": "^[^$]"},
+    "additionalProperties": _CONDITIONS,
+}
+# The grammar in JSON Schema (draft 2020-12), for documents of the HTTP interface.
+FILTER_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "propertyNames": {"pattern": "^([^$]|[$](and|or)$)"},
+    "properties": {
+        junction: {"type": "array", "minItems": 1, "items": _PART} for junction in JUNCTIONS
+    },
+    "additionalProperties": _CONDITIONS,
+}

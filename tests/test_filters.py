@@ -3,9 +3,18 @@
 from typing import Any
 
 import pytest
+from openapi_schema_validator import OAS31Validator
 
 from image_search.errors import FilterError
-from image_search.filters import MAX_DEPTH, MAX_VALUES, Condition, Group, parse_filter
+from image_search.filters import (
+    FILTER_SCHEMA,
+    MAX_DEPTH,
+    MAX_VALUES,
+    OPERATORS,
+    Condition,
+    Group,
+    parse_filter,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +32,7 @@ from image_search.filters import MAX_DEPTH, MAX_VALUES, Condition, Group, parse_
         ({"a": {"$gt": "5"}}, "needs a finite number, not '5'"),
         ({"a": {"$lte": True}}, "needs a finite number, not True"),
         ({"a": {"$lt": float("inf")}}, "finite"),
+        ({"a": 10**400}, "finite"),
         ({"a": {"$in": "x"}}, "needs a list"),
         ({"a": {"$in": []}}, "at least one"),
         ({"a": {"$nin": [True]}}, "needs a list of at least one string or finite number"),
@@ -64,3 +74,49 @@ def test_values_have_a_limit() -> None:
     for more in ({"b": 1}, {"b": {"$nin": ["x"]}}):
         with pytest.raises(FilterError, match="1,001 values"):
             parse_filter({"$or": [half, half, more]})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        ["x" * 10_000],
+        {"a": {"x" * 10_000: 1}},
+        {"a" * 10_000: None},
+        {"a": [["x" * 100] * 100] * 100},
+        {"$and": "x" * 10_000},
+        {"$" + "x" * 10_000: 1},
+    ],
+)
+def test_a_message_quotes_at_most_a_line(source: Any) -> None:
+    with pytest.raises(FilterError) as caught:
+        parse_filter(source)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_huge_filter_is_refused_before_all_of_it_is_read() -> None:
+    class Part(dict[str, Any]):
+        read = 0
+
+        def items(self) -> Any:
+            Part.read += 1
+            return super().items()
+
+    with pytest.raises(FilterError, match="1,001 values"):
+        parse_filter({"$or": [Part(a=1)] * 100_000})
+    assert Part.read == MAX_VALUES + 1
+
+
+def test_the_schema_accepts_what_the_parser_does() -> None:
+    validator = OAS31Validator(FILTER_SCHEMA)
+    operands: list[Any] = ["x", 1, 2.5, True, None, [], ["x", 1], [True], {}, [None]]
+    for operator in (*OPERATORS, "$near", "eq"):
+        for operand in operands:
+            source = {"a": {operator: operand}}
+            for form in (source, {"$and": [source]}, {"$or": [source]}):
+                try:
+                    parse_filter(form)
+                except FilterError:
+                    accepted = False
+                else:
+                    accepted = True
+                assert validator.is_valid(form) == accepted, form
