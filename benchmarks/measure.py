@@ -27,7 +27,7 @@ from worker.recipes import IMAGES, fit_whitening
 from worker.sources import Split, open_source
 
 INPUT_SIZE = 32
-CALIBRATION_IMAGES = 256  # as many as the worker takes
+ACTIVATION_IMAGES = 256  # as many as the worker takes
 BATCH = 128
 MEBI = 1024 * 1024
 
@@ -103,7 +103,7 @@ class Default:
     @classmethod
     def of(cls, pixels: Pixels) -> Self:
         """Of images in random order."""
-        maxima = measure_activation_maxima(weights(), pixels[:CALIBRATION_IMAGES])
+        maxima = measure_activation_maxima(weights(), pixels[:ACTIVATION_IMAGES])
         fitted_to = batches(pixels[: IMAGES["whitening"]], BATCH)
         features = measure_features(weights(), INPUT_SIZE, maxima, fitted_to)
         recipe = fit_whitening(features)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.measure import (
+    ACTIVATION_IMAGES,
     BATCH,
-    CALIBRATION_IMAGES,
     INPUT_SIZE,
     Table,
     batches,
@@ -70,7 +70,7 @@ def measure(source: str, images: int) -> list[Table]:
     order = rng.permutation(len(pixels))
     reported = np.random.default_rng(0).permutation(len(queries))[len(queries) // 2 :]
     queries, query_labels = queries[reported], np.array(query_names)[reported]
-    maxima = measure_activation_maxima(weights(), pixels[order[:CALIBRATION_IMAGES]])
+    maxima = measure_activation_maxima(weights(), pixels[order[:ACTIVATION_IMAGES]])
     indexed, asked, mirrored = (
         measure_features(weights(), INPUT_SIZE, maxima, batches(batch, BATCH))
         for batch in (pixels, queries, queries[:, :, ::-1])
@@ -98,7 +98,7 @@ def measure(source: str, images: int) -> list[Table]:
     both = whitening.apply(asked) + whitening.apply(mirrored)
     found[MIRRORED] = precision(whitening.apply(indexed), labels, both, query_labels)
     enlarged, enlarged_queries = enlarge(pixels), enlarge(queries)
-    larger_maxima = measure_activation_maxima(weights(), enlarged[order[:CALIBRATION_IMAGES]])
+    larger_maxima = measure_activation_maxima(weights(), enlarged[order[:ACTIVATION_IMAGES]])
     larger, larger_asked = (
         measure_features(weights(), LARGER_SIZE, larger_maxima, batches(batch, BATCH))
         for batch in (enlarged, enlarged_queries)

@@ -2,35 +2,22 @@
 
 import argparse
 import logging
-import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
-from image_search.embedding import Embedder, has_gpu, measure_activation_maxima
-from image_search.errors import (
-    DownloadError,
-    ImageSearchError,
-    IndexNotFoundError,
-    SettingsError,
-    SourceError,
-    StoreError,
-)
+from image_search.errors import ImageSearchError, IndexNotFoundError, SettingsError, SourceError
 from image_search.index import VectorIndex
-from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
-from image_search.stores import create_index, open_index
-from image_search.weights import AUTO, choose_weights
-from worker.confidence import SampledSource, calibrate
-from worker.ingest import Summary, calibration_pixels, ingest
-from worker.recipes import fit_recipe
-from worker.sources import Source, Split, open_source
-
-_log = logging.getLogger("worker")
+from image_search.stores import open_index
+from worker.auto import source_to_ingest, source_to_search_for
+from worker.confidence import SampledSource, recalibrate
+from worker.ingest import Summary, ingest
+from worker.model import create_index_for, load_embedder
+from worker.signals import StopSignals
+from worker.sources import Source, open_source
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -72,7 +59,7 @@ def main() -> int:
         settings = load_settings(**overrides)
         if arguments.command == "evaluate":
             return _evaluate(arguments, settings)
-        return _ingest(arguments.source, arguments.split, arguments.limit, settings)
+        return _ingest(arguments, settings)
     except (SettingsError, SourceError) as exc:
         return _fail(str(exc), EXIT_USAGE)
     except ImageSearchError as exc:
@@ -204,51 +191,41 @@ def _positive(text: str) -> int:
 _positive.__name__ = "number"  # argparse names the type in its message
 
 
-def _ingest(source_name: str, split: Split, limit: int | None, settings: Settings) -> int:
-    stop = _Stop()
+def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
+    stop = StopSignals()
     index: VectorIndex | None
     try:
         index = open_index(settings)
     except IndexNotFoundError:
         index = None
-    source = _source(source_name, split, index, settings)
-    if source is None:
-        return 0
+    if arguments.source == "auto":
+        chosen = source_to_ingest(index, arguments.split, settings)
+        if chosen is None:
+            count = index.count() if index is not None else 0
+            print(f"index {settings.index} holds {count:,} images: nothing to ingest")
+            return 0
+        source = chosen
+    else:
+        source = open_source(arguments.source, split=arguments.split, data_dir=settings.data_dir)
     if index is None:
-        new = _new_index(source, settings, limit, stop.event)
-        if stop.signal is not None or new is None:
-            return 128 + (stop.signal or signal.SIGINT)
+        new = create_index_for(source, settings, limit=arguments.limit, stop=stop.event)
+        if new is None:
+            return stop.exit_code
         embedder, index = new
     else:
-        embedder = _embedder_of(index, settings)
+        embedder = load_embedder(index, settings)
     embedder.warm_up()
     started = time.monotonic()
     sampled = SampledSource(source)
-    summary = ingest(sampled.source, index, embedder, settings, limit=limit, stop=stop.event)
+    summary = ingest(
+        sampled.source, index, embedder, settings, limit=arguments.limit, stop=stop.event
+    )
     index.flush()
     if summary.embedded or index.calibration is None:
-        _calibrate(index, sampled.ids, stop.event)
+        recalibrate(index, sampled.ids, stop.event)
     _report(source, summary, index, settings, time.monotonic() - started)
     index.close()
-    if stop.signal is not None:
-        return 128 + stop.signal
-    return EXIT_UNREADABLE if summary.unreadable else 0
-
-
-def _calibrate(index: VectorIndex, ids: list[str], stop: threading.Event) -> None:
-    """The images are in the index: that this fails does not make the ingest fail."""
-    try:
-        calibration = calibrate(index, ids, stop)
-        if calibration is not None:
-            index.save_calibration(calibration)
-    except ModuleNotFoundError as exc:
-        _log.warning(
-            "matches get no confidence, which needs %s: "
-            "python -m pip install 'image-search[evaluate]'",
-            exc.name,
-        )
-    except StoreError as exc:
-        _log.warning("confidences stay as they were, as they could not be fitted: %s", exc)
+    return stop.exit_code or (EXIT_UNREADABLE if summary.unreadable else 0)
 
 
 def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -261,11 +238,13 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
             f"evaluate needs {exc.name}: python -m pip install 'image-search[evaluate]'"
         ) from exc
     index = open_index(settings)
-    name = _held_out(index) if arguments.source == "auto" else arguments.source
-    source = open_source(name, split=arguments.split, data_dir=settings.data_dir)
+    if arguments.source == "auto":
+        source = source_to_search_for(index, arguments.split, settings)
+    else:
+        source = open_source(arguments.source, split=arguments.split, data_dir=settings.data_dir)
     folder = arguments.output or settings.data_dir / "evaluation"
     report.make_folder(folder)
-    embedder = _embedder_of(index, settings)
+    embedder = load_embedder(index, settings)
     embedder.warm_up()
     started = time.monotonic()
     evaluation = evaluate(
@@ -282,75 +261,6 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
     print(report.summary(evaluation.figures))
     print(f"report: {path}, made in {time.monotonic() - started:.1f} s")
     return EXIT_UNREADABLE if evaluation.unreadable else 0
-
-
-def _held_out(index: VectorIndex) -> str:
-    """The source that has other images of what the index holds."""
-    for name in ("cifar10", "sample"):
-        if index.list_ids(prefix=f"{name}-", limit=1).ids:
-            return name
-    raise SourceError(
-        "the index holds neither CIFAR-10 nor the sample: name the images to search for, "
-        "python -m worker evaluate SOURCE"
-    )
-
-
-def _source(
-    name: str, split: Split, index: VectorIndex | None, settings: Settings
-) -> Source | None:
-    """The source to ingest; None when `auto` finds an index of something else."""
-    if name != "auto":
-        return open_source(name, split=split, data_dir=settings.data_dir)
-    if index is not None and index.count() and not index.list_ids(prefix="cifar10-", limit=1).ids:
-        if index.list_ids(prefix="sample-", limit=1).ids:
-            return open_source("sample", split=split, data_dir=settings.data_dir)
-        print(f"index {settings.index} holds {index.count():,} images: nothing to ingest")
-        return None
-    try:
-        return open_source("cifar10", split=split, data_dir=settings.data_dir)
-    except DownloadError as exc:
-        _log.warning("ingesting the drawn sample, as CIFAR-10 cannot be had: %s", exc)
-        return open_source("sample", split=split, data_dir=settings.data_dir)
-
-
-def _new_index(
-    source: Source, settings: Settings, limit: int | None, stop: threading.Event
-) -> tuple[Embedder, VectorIndex] | None:
-    """The model and the index that is made for it; None when `stop` was set meanwhile."""
-    weights = choose_weights(settings.weights)
-    maxima: tuple[float, ...] = ()
-    if settings.precision == "int8" or (settings.precision == "auto" and not has_gpu()):
-        pixels = calibration_pixels(source, settings)
-        if len(pixels):
-            maxima = measure_activation_maxima(weights, pixels)
-    recipe = fit_recipe(source, weights, maxima, settings, limit=limit, stop=stop)
-    if stop.is_set():
-        return None
-    embedder = Embedder(weights, settings.input_size, maxima, recipe)
-    manifest = Manifest.new(embedder.model, settings.metric, settings.namespace, maxima)
-    index = create_index(settings, manifest, recipe)
-    if index.manifest != manifest:  # another worker has created it meanwhile
-        embedder = _embedder_of(index, settings)
-    return embedder, index
-
-
-def _embedder_of(index: VectorIndex, settings: Settings) -> Embedder:
-    """What is set has to fit the index, and what is not set is as the index has it."""
-    built_with = index.manifest
-    if "metric" in settings.model_fields_set:
-        built_with.require_metric(settings.metric)
-    model = built_with.model
-    weights = model.weights if settings.weights == AUTO else settings.weights
-    size = settings.input_size if "input_size" in settings.model_fields_set else model.input_size
-    if settings.precision != "auto":
-        built_with.require_model(model.model_copy(update={"precision": settings.precision}))
-    if settings.recipe not in {"auto", model.recipe}:
-        if model.recipe != "none":
-            built_with.require_model(model.model_copy(update={"recipe": settings.recipe}))
-        _log.warning("the index has plain embeddings (recipe none), and keeps them")
-    embedder = Embedder(weights, size, built_with.activation_maxima, index.load_recipe())
-    built_with.require_model(embedder.model)
-    return embedder
 
 
 def _report(
@@ -371,27 +281,6 @@ def _report(
 def _fail(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code
-
-
-class _Stop:
-    """The first SIGINT or SIGTERM asks for an orderly end, a second one ends at once."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.event.is_set():
-            _exit_now(number)
-        self.signal = number
-        self.event.set()
-        print("finishing the batch in flight; once more to end at once", file=sys.stderr)
-
-
-def _exit_now(number: int) -> NoReturn:
-    os._exit(128 + number)
 
 
 if __name__ == "__main__":

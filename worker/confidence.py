@@ -1,5 +1,6 @@
 """Fitting confidences to the labels of an index, by searching for some of its own images."""
 
+import logging
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_search.calibration import Calibration
+from image_search.errors import StoreError
 from image_search.index import VectorIndex
 from image_search.progress import Progress
 from worker.sources import Item, Source
+
+_log = logging.getLogger(__name__)
 
 _QUERIES: Final = 1000
 _LEAST_QUERIES: Final = 100
@@ -44,6 +48,25 @@ class SampledSource:
                 place = len(self.ids) if labelled <= _QUERIES else self._random.randrange(labelled)
                 self.ids[place : place + 1] = [item.id] if place < _QUERIES else []
             yield item
+
+
+def recalibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> None:
+    """Fit and save the confidences; a line says why where that cannot be done.
+
+    The images are in the index: that this fails does not make the ingest fail.
+    """
+    try:
+        calibration = calibrate(index, ids, stop)
+        if calibration is not None:
+            index.save_calibration(calibration)
+    except ModuleNotFoundError as exc:
+        _log.warning(
+            "matches get no confidence, which needs %s: "
+            "python -m pip install 'image-search[evaluate]'",
+            exc.name,
+        )
+    except StoreError as exc:
+        _log.warning("confidences stay as they were, as they could not be fitted: %s", exc)
 
 
 def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> Calibration | None:

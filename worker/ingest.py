@@ -19,11 +19,10 @@ from os import cpu_count
 from queue import Empty, Full, Queue
 from typing import Any, Final, TypeVar
 
-import numpy as np
 from PIL import Image
 
 from image_search import images
-from image_search.embedding import Embedder, decode, to_pixels
+from image_search.embedding import Embedder, decode
 from image_search.errors import ImageError, RecordError
 from image_search.index import Record, VectorIndex, check_embedding
 from image_search.progress import Progress
@@ -42,9 +41,6 @@ RECORDS_PER_COMMIT: Final = 2048
 _SECONDS_PER_COMMIT: Final = 2.0
 _QUEUED_BATCHES: Final = 2
 _POLL_SECONDS: Final = 0.1
-
-# 64 images of a single class measured as well as 256 of all: within 0.1 points of precision@10.
-_CALIBRATION_IMAGES: Final = 256
 
 # The field of a record's metadata that tells whether an image has changed.
 DIGEST_FIELD: Final = "sha256"
@@ -244,20 +240,6 @@ class _Ingestion:
             with suppress(Empty):
                 return queue.get(timeout=_POLL_SECONDS)
         return None
-
-
-def calibration_pixels(source: Source, settings: Settings) -> Pixels:
-    """uint8 [n, input_size, input_size, 3] of the first readable images, 256 at most."""
-    pixels: list[Pixels] = []
-    for item in source.items():
-        if isinstance(item.content, ImageError):
-            continue
-        with suppress(ImageError):  # ingest tells of it
-            image = open_image(item.content, settings.input_size, settings)
-            pixels.append(to_pixels(image, settings.input_size))
-        if len(pixels) == _CALIBRATION_IMAGES:
-            break
-    return np.array(pixels)
 
 
 def digest(content: bytes | Pixels) -> str:
