@@ -136,6 +136,18 @@ def test_ids_are_queries_too(picture: str, capsys: pytest.CaptureFixture[str]) -
     assert third["problem"]["code"] == "image_not_found"
 
 
+def test_ids_are_printed_as_names(
+    picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_API_KEY", SERVICE_KEY)
+    id_ = "%C3%A9t%C3%A9-2.jpg"
+    assert Run(capsys, "put", id_, picture, "--label", "summer").code == 0
+    query = ("query", picture, "--label", "summer")
+    assert Run(capsys, *query).out.split()[-1] == "été-2.jpg"
+    assert json.loads(Run(capsys, *query, "--json").out)["matches"][0]["id"] == id_
+    assert Run(capsys, "delete", id_).code == 0
+
+
 def test_options_reach_the_service(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(capsys, "query", picture, "--min-score", "0.99", "--min-confidence", "0.5")
     assert (run.code, run.out) == (0, "no matches\n")

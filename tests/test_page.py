@@ -471,6 +471,40 @@ def test_a_link_that_cannot_be_reproduced_says_why(
     expect(other.get_by_role("alert")).to_contain_text("gone")
 
 
+def test_ids_are_shown_as_names(
+    open_page: Callable[..., Page], settings: Settings, embedder: Embedder
+) -> None:
+    index = fill(settings, embedder)
+    record = index.fetch([f"{KINDS[1]}-00"])[f"{KINDS[1]}-00"]
+    names = {
+        "%C3%A9t%C3%A9-2.jpg": "été-2.jpg",
+        "50%25.jpg": "50%.jpg",
+        "%C3%A9%2F%FF%E2%80%AEgpj": "é%2F%FF%E2%80%AEgpj",
+    }
+    ids = iter(names)
+    index.upsert(
+        [
+            Record(next(ids), record.embedding, "summer", {}, record.thumbnail),
+            *(Record(id_, record.embedding, None, {}, record.thumbnail) for id_ in ids),
+        ]
+    )
+    with serving(settings) as url:
+        wait_until(lambda: httpx2.get(f"{url}health").status_code == 200)
+        page = open_page(f"{url}#id={KINDS[1]}-00")
+        shown(page)
+        assert set(page.locator(".id").all_text_contents()[:3]) == set(names.values())
+        link = page.get_by_role("link", name="summer, été-2.jpg")
+        assert "%25C3%25A9t" in str(link.get_attribute("href"))
+        expect(page.locator(".id").filter(has_text="été-2.jpg")).to_have_attribute(
+            "title", re.compile("id: %C3%A9t%C3%A9-2.jpg")
+        )
+        expect(page.locator(".match strong").filter(has_text="50%.jpg")).to_be_visible()
+        link.click()
+        expect(page.locator("#query-label")).to_have_text("summer")
+        expect(page.locator("#query-id")).to_have_text("été-2.jpg")
+        assert "%25C3%25A9t" in page.url
+
+
 # --- errors, and waiting --------------------------------------------------------------------------
 
 

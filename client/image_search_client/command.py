@@ -17,6 +17,7 @@ from image_search_client.errors import (
     ImageRejectedError,
     ImageSearchError,
 )
+from image_search_client.names import readable
 from image_search_client.results import SearchResult
 from image_search_client.version import VERSION
 
@@ -234,7 +235,8 @@ def _print_matches(result: SearchResult, protocol: terminal.Protocol | None) -> 
     rows = [("#", "score", "confidence", "label", "id")]
     for number, match in enumerate(result, 1):
         confidence = "-" if match.confidence is None else f"{match.confidence:.0%}"
-        rows.append((str(number), f"{match.score:.3f}", confidence, match.label or "-", match.id))
+        name = readable(match.id)
+        rows.append((str(number), f"{match.score:.3f}", confidence, match.label or "-", name))
     print(terminal.table(rows, right=(0, 1, 2)))
 
 

@@ -1,5 +1,9 @@
 // @ts-check
-/** The query panel: the picture that is searched with, and the examples beside it. */
+/**
+ * The query panel: the picture that is searched with, and the examples beside it.
+ *
+ * @import { IndexedImage } from "./api.js"
+ */
 
 import { request } from "./api.js";
 import { go } from "./address.js";
@@ -8,7 +12,7 @@ import { prepare } from "./pictures.js";
 import { encodeEmbedding, isEmpty, modelKey, withQuery } from "./search.js";
 import { known, learn, search } from "./state.js";
 import { runAlone } from "./task.js";
-import { nameOf } from "./words.js";
+import { nameOf, readable, titleOf } from "./words.js";
 
 /** @type {Map<string, string>} The addresses of the pictures that were uploaded, by embedding. */
 const uploaded = new Map();
@@ -46,7 +50,7 @@ function showQuery() {
   } else if (query) {
     const image = known.get(query.id);
     setPicture(picture, image?.thumbnail);
-    nameQuery(image?.label ?? query.id, query.id);
+    nameQuery(titleOf(image ?? unlabelled(query.id)), query.id);
     if (!image) void learn(query.id, showQuery);
   } else {
     nameQuery("Examples", "");
@@ -61,7 +65,7 @@ function showQuery() {
  */
 function nameQuery(label, id) {
   get("query-label").textContent = label;
-  get("query-id").textContent = id === label ? "" : id;
+  get("query-id").textContent = readable(id) === label ? "" : readable(id);
   input("query-picture").alt = label;
   document.title = `${label} · Image search`;
 }
@@ -75,15 +79,26 @@ function showExamples(sign, ids) {
   get(sign).replaceChildren(...ids.map((id) => {
     const image = known.get(id);
     if (!image) void learn(id, () => showExamples(sign, search.value[sign]));
-    const remove = element("button", { type: "button", title: `Remove ${id}` });
-    remove.setAttribute("aria-label", `Remove the ${sign} example ${nameOf(image ?? { id, label: null })}`);
-    remove.append(thumbnail(image?.thumbnail ?? null, image?.label ?? id));
+    const shown = image ?? unlabelled(id);
+    const remove = element("button", { type: "button", title: `Remove ${readable(id)}` });
+    remove.setAttribute("aria-label", `Remove the ${sign} example ${nameOf(shown)}`);
+    remove.append(thumbnail(shown.thumbnail, titleOf(shown)));
     remove.addEventListener("click", () => {
       const others = search.value[sign].filter((other) => other !== id);
       go({ ...search.value, [sign]: others });
     });
     return element("li", {}, remove);
   }));
+}
+
+/**
+ * An image of which only the id is known yet.
+ *
+ * @param {string} id
+ * @returns {IndexedImage}
+ */
+function unlabelled(id) {
+  return { id, label: null, thumbnail: null };
 }
 
 export function installQuery() {

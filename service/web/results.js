@@ -15,7 +15,7 @@ import { closeNotice, notify } from "./notice.js";
 import { MAX_EXAMPLES, isEmpty, modelKey, toBody, toFragment, withQuery } from "./search.js";
 import { health, known, search } from "./state.js";
 import { runAlone } from "./task.js";
-import { nameOf, percent } from "./words.js";
+import { nameOf, percent, readable, titleOf } from "./words.js";
 
 /** Whether scores are distances, of which less is more similar. */
 let distance = false;
@@ -111,11 +111,14 @@ function card(match) {
   const more = withQuery({ id: match.id }, search.value);
   const link = element("a", { className: "picture", href: toFragment(more), draggable: false });
   link.setAttribute("aria-label", `More like ${describe(match)}`);
-  link.append(thumbnail(match.thumbnail, match.label ?? match.id));
+  link.append(thumbnail(match.thumbnail, titleOf(match)));
   onPlainClick(link, () => go(withQuery({ id: match.id }, search.value)));
-  const facts = [match.id, ...Object.entries(match.metadata).map(([key, value]) => `${key}: ${value}`)];
+  const name = readable(match.id);
+  const facts = Object.entries(match.metadata).map(([key, value]) => `${key}: ${value}`);
+  if (name !== match.id) facts.unshift(`id: ${match.id}`);
+  facts.unshift(name);
   const sure = match.confidence;
-  const head = element("p", { className: "line" }, element("strong", {}, match.label ?? match.id));
+  const head = element("p", { className: "line" }, element("strong", {}, titleOf(match)));
   const made = element("li", { className: "match" }, link, head);
   if (sure !== null) {
     const bar = element("div", { className: "confidence" });
@@ -130,7 +133,7 @@ function card(match) {
     element("span", { className: "word" }, distance ? "distance " : "score "),
     match.score.toFixed(3),
   );
-  const id = element("p", { className: "id", title: facts.join("\n") }, element("bdi", {}, match.id));
+  const id = element("p", { className: "id", title: facts.join("\n") }, element("bdi", {}, name));
   id.hidden = match.label === null; // it is the headline
   const examples = [exampleButton("positive", "+", match), exampleButton("negative", "−", match)];
   made.append(element("div", { className: "line" }, score, ...examples), id);

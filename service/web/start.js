@@ -11,7 +11,7 @@ import { element, get, keepFocus, onPlainClick, thumbnail } from "./dom.js";
 import { fail } from "./notice.js";
 import { emptySearch, isEmpty, randomEmbedding, toFragment, withQuery } from "./search.js";
 import { health, known, labels, search } from "./state.js";
-import { nameOf } from "./words.js";
+import { nameOf, titleOf } from "./words.js";
 
 const IMAGES_TO_START_WITH = 10;
 
@@ -69,7 +69,7 @@ function offer({ id, label, thumbnail: source }) {
   const chosen = () => withQuery({ id }, search.value);
   const link = element("a", { href: toFragment(chosen()), title: name, draggable: false });
   link.setAttribute("aria-label", name);
-  link.append(thumbnail(source, label ?? id));
+  link.append(thumbnail(source, titleOf(image)));
   onPlainClick(link, () => go(chosen()));
   return element("li", {}, link);
 }

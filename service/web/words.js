@@ -1,9 +1,37 @@
 // @ts-check
 /** How things are said. */
 
+// One character as percent-encoded UTF-8.
+const ENCODED = /%[2-7][0-9A-F]|%[CD][0-9A-F]%[89AB][0-9A-F]|%E[0-9A-F](?:%[89AB][0-9A-F]){2}|%F[0-4](?:%[89AB][0-9A-F]){3}/g;
+// What the worker leaves as it is in ids, so that no other image's id looks like this one.
+const NEVER_ENCODED = /[\w\-./ !#$&'()+,;=@[\]{}~^`]/;
+const NOT_PRINTABLE = /[\p{C}\p{Z}]/u;
+
+/**
+ * An id for people: `%C3%A9t%C3%A9-2.jpg` is été-2.jpg. What is no text stays encoded, and so do
+ * characters that nobody sees or that change the order of others.
+ *
+ * @param {string} id
+ */
+export function readable(id) {
+  return id.replace(ENCODED, (encoded) => {
+    try {
+      const character = decodeURIComponent(encoded);
+      return NEVER_ENCODED.test(character) || NOT_PRINTABLE.test(character) ? encoded : character;
+    } catch {
+      return encoded;
+    }
+  });
+}
+
+/** @param {{id: string, label: string | null}} image */
+export function titleOf({ id, label }) {
+  return label ?? readable(id);
+}
+
 /** @param {{id: string, label: string | null}} image */
 export function nameOf({ id, label }) {
-  return label === null ? id : `${label}, ${id}`;
+  return label === null ? readable(id) : `${label}, ${readable(id)}`;
 }
 
 /** @param {number} share */
