@@ -1,7 +1,7 @@
 """Confidences: fitted to labels through the store, and as often right as they say."""
 
 import threading
-from itertools import islice
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,44 @@ def test_random_labels_have_the_confidence_of_chance(settings: Settings) -> None
     calibration = calibrated(fill(settings, "cosine", rows, labels), 1000)
     assert calibration is not None
     assert np.mean(calibration.confidences) == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_shares_of_pairs_are_those_that_are_counted(settings: Settings, metric: Metric) -> None:
+    rows, labels = clustered(400, seed=1)
+    rows *= np.random.default_rng(2).uniform(0.5, 2, (400, 1)).astype(np.float32)
+    calibration = calibrated(fill(settings, metric, rows, list(labels)), 400)
+    assert calibration is not None
+    pairs = Calibration.model_validate_json(calibration.model_dump_json()).pairs
+    assert pairs is not None
+    by_kind: dict[bool, list[float]] = {True: [], False: []}
+    for (left, kind), (right, other) in combinations(zip(rows, labels, strict=True), 2):
+        score = {
+            "cosine": left @ right / np.linalg.norm(left) / np.linalg.norm(right),
+            "dotproduct": left @ right,
+            "euclidean": ((left - right) ** 2).sum(),
+        }[metric]
+        by_kind[kind == other].append(float(score))
+    for same, share in (
+        (True, pairs.share_of_same_kind_above),
+        (False, pairs.share_of_different_kinds_above),
+    ):
+        scores = np.array(by_kind[same])
+        for level in (0.0005, 0.003, 0.02, 0.5, 0.9, 0.997, 0.9995):
+            score = float(np.quantile(scores, level))
+            counted = (scores > score).mean()
+            # Between quantiles a share is a line, so that small ones are right in their order.
+            assert share(score) == pytest.approx(counted, rel=0.01 if counted > 0.01 else 1)
+        assert share(scores.max() + 1) == 0
+        assert share(scores.min() - 1) == 1
+
+
+def test_labels_that_hardly_any_images_share_give_no_shares(settings: Settings) -> None:
+    rows, _ = clustered(180, seed=1)
+    labels: list[str | None] = [f"name {number // 2}" for number in range(180)]
+    calibration = calibrated(fill(settings, "cosine", rows, labels), 180)
+    assert calibration is not None
+    assert calibration.pairs is None
 
 
 def test_one_that_is_stopped_gives_none(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Fitting confidences to the labels of an index, by searching for some of its own images."""
+"""What scores mean in an index, fitted to its labels by comparing some of its own images."""
 
 import logging
 import random
@@ -10,10 +10,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from image_search.calibration import Calibration
+from image_search.calibration import PAIR_LEVELS, Calibration, PairScores
 from image_search.errors import StoreError
 from image_search.index import VectorIndex
 from image_search.progress import Progress
+from image_search.similarity import pair_scores
+from image_search.values import Embeddings, Metric
 from worker.sources import Item, Source
 
 _log = logging.getLogger(__name__)
@@ -24,6 +26,9 @@ _LEAST_QUERIES: Final = 100
 _MATCHES: Final = 50
 _BATCH: Final = 8
 _KNOTS: Final = 32
+_LEAST_PAIRS: Final = 100
+# Scores in a calibration need no more digits than float32 holds.
+_DIGITS: Final = 7
 
 Floats = NDArray[np.float64]
 
@@ -98,8 +103,16 @@ def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> 
             progress.update(len(batch))
     if not scores:
         return None
-    rises = index.manifest.metric != "euclidean"
-    return fit_calibration(np.array(scores), np.array(same), np.array(weights), rises=rises)
+    metric = index.manifest.metric
+    calibration = fit_calibration(
+        np.array(scores), np.array(same), np.array(weights), rises=metric != "euclidean"
+    )
+    pairs = fit_pairs(
+        np.stack([record.embedding for record in records]),
+        [record.label for record in records],
+        metric,
+    )
+    return calibration.model_copy(update={"pairs": pairs})
 
 
 def _weight(rank: int) -> float:
@@ -131,3 +144,23 @@ def fit_calibration(
         mean_same[used] / total[used], weights=total[used], increasing=rises
     ).x
     return Calibration(scores=tuple(knots.tolist()), confidences=tuple(fitted.tolist()))
+
+
+def fit_pairs(
+    embeddings: Embeddings, labels: Sequence[str | None], metric: Metric
+) -> PairScores | None:
+    """Quantiles of the scores of all pairs among float32 [n, 512] with n labels.
+
+    None where there are fewer than 100 pairs with one label, or with two.
+    """
+    first, second = np.triu_indices(len(labels), k=1)
+    scores = pair_scores(embeddings, embeddings, metric)[first, second]
+    _, kinds = np.unique(np.array(labels), return_inverse=True)
+    same = kinds[first] == kinds[second]
+    if min(same.sum(), (~same).sum()) < _LEAST_PAIRS:
+        return None
+    of_same, of_different = (
+        tuple(np.quantile(scores[chosen], PAIR_LEVELS).round(_DIGITS).tolist())
+        for chosen in (same, ~same)
+    )
+    return PairScores(same_kind=of_same, different_kinds=of_different)
