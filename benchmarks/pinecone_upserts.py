@@ -25,7 +25,7 @@ from image_search.manifest import Manifest, ModelSpec
 from image_search.settings import load_settings
 from image_search.stores import create_index
 from image_search.values import DIMENSION
-from tests.pinecone_emulator import API_KEY, Answer, PineconeEmulator
+from tests.support.pinecone import API_KEY, Answer, PineconeEmulator
 from worker.ingest import RECORDS_PER_COMMIT as COMMIT
 
 SEQUENTIAL_BATCH = 100

@@ -1,36 +1,25 @@
-"""What tests share: settings without an outside, a fake embedder, servers, real images."""
+"""Fixtures of all modules: no outside, the settings, the real network, a running service."""
 
-import hashlib
 import os
-import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
-import uvicorn
 from pydantic import SecretStr
 
 from image_search.embedding import Embedder
-from image_search.manifest import Manifest, ModelSpec
 from image_search.settings import ENV_PREFIX, Settings, load_settings
-from image_search.stores import create_index
-from image_search.values import DIMENSION, Embeddings, Pixels
-from service.app import create_app
-from worker.ingest import ingest
-from worker.sources import Item, Source, sample
+from tests.support import SHARED
+from tests.support.images import draw
+from tests.support.indexes import FakeEmbedder, fill, source_of
+from tests.support.servers import SERVICE_KEY, ServiceThread, find_free_port
+from worker.sources import Item, sample
 
-ROOT = Path(__file__).resolve().parent.parent
-# Real CIFAR-10 and the original of the bundled weights; tests that need them skip without.
-SHARED = ROOT.parent / "shared"
 # A real HOME may hold the ImageNet weights, and a proxy a way out: tests use neither.
 UNREACHABLE_PROXY = "http://127.0.0.1:9"
-SERVICE_KEY = "key of the tests"
 
 
 @pytest.fixture(autouse=True)
@@ -48,28 +37,6 @@ def _no_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def settings() -> Settings:
     return load_settings()
-
-
-class FakeEmbedder(Embedder):
-    """Deterministic embeddings without a network: random numbers seeded by the pixels."""
-
-    def __init__(self) -> None:
-        self.model = ModelSpec(
-            weights="fake",
-            fingerprint="0" * 16,
-            input_size=32,
-            preprocessing=1,
-            precision="float32",
-        )
-        self._min_side = 96
-        self.embedded = 0
-
-    def embed(self, batch: Sequence[Pixels] | Pixels) -> Embeddings:
-        self.embedded += len(batch)
-        seeds = [int(hashlib.sha256(image.tobytes()).hexdigest(), 16) for image in batch]
-        return np.array(
-            [np.random.default_rng(seed).random(DIMENSION) for seed in seeds], np.float32
-        ).reshape(-1, DIMENSION)
 
 
 @pytest.fixture
@@ -100,45 +67,17 @@ def service_url(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) ->
     settings = load_settings(
         data_dir=tmp_path_factory.mktemp("live"), api_keys=SecretStr(SERVICE_KEY)
     )
-    index = create_index(settings, Manifest.new(embedder.model, "cosine", "__default__"))
-    kinds = sample.KINDS[:8]
     drawn = [
-        Item(f"{kind}/{seed}", kind, np.asarray(sample.draw(kind, seed)), {"seed": seed})
-        for kind in kinds
+        Item(f"{kind}/{seed}", kind, np.asarray(draw(kind, seed)), {"seed": seed})
+        for kind in sample.KINDS[:8]
         for seed in range(8)
     ]
-    ingest(Source("drawn", len(drawn), lambda: iter(drawn)), index, embedder, settings)
-    port = find_free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), port=port, log_level="error", ws="none")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    url = f"http://127.0.0.1:{port}"
-    wait_until_healthy(url)
-    yield url
-    server.should_exit = True
-    thread.join()
-
-
-def wait_until_healthy(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if httpx2.get(f"{url}/health", trust_env=False).is_success:
-                return
-        except httpx2.TransportError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError(f"{url} does not get ready")
+    fill(settings, embedder, source_of(lambda: iter(drawn), len(drawn)))
+    with ServiceThread(settings) as service:
+        service.wait_until_ready()
+        yield service.url
 
 
 @pytest.fixture
 def free_port() -> int:
     return find_free_port()
-
-
-def find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

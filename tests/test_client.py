@@ -14,10 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,13 @@ from image_search_client import (
 )
 from service import problems, schemas
 from service.app import create_app
-from tests.conftest import ROOT, SERVICE_KEY
+from tests.support import ROOT
+from tests.support.images import KINDS, QUERY, draw, encode
+from tests.support.servers import SERVICE_KEY, listen
 from tools import sync_client
 from worker.sources import sample
 
-KIND = sample.KINDS[2]
-QUERY = sample.draw(KIND, 1000)
-
-
-def encode(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format_, **options)
-    return out.getvalue()
+KIND = KINDS[1]
 
 
 class Blocking:
@@ -218,7 +213,7 @@ def test_queries_by_id_embedding_image_and_examples(client: Client) -> None:
     mixed = client.query(
         image=QUERY,
         positive=[expected[0], client.get_image(expected[1].id), Example(embedding=[0.5] * 512)],
-        negative=[Example(id=f"{away}/0"), Example(image=sample.draw(away, 1))],
+        negative=[Example(id=f"{away}/0"), Example(image=draw(away, 1))],
         top_k=100,
     )
     assert len(mixed) == 64 - 3
@@ -234,7 +229,7 @@ def test_queries_by_id_embedding_image_and_examples(client: Client) -> None:
 
 
 def test_a_batch_is_one_request_and_bad_images_alone_fail(client: Client) -> None:
-    drawn = [sample.draw(kind, 1000) for kind in sample.KINDS[:3]]
+    drawn = [draw(kind, 1000) for kind in sample.KINDS[:3]]
     results = client.search_batch([drawn[0], b"no image", *drawn[1:]], top_k=3)
     assert [type(results.errors[position]) for position in results.errors] == [ImageRejectedError]
     assert list(results.errors) == [1]
@@ -305,7 +300,7 @@ def test_results_are_sequences_of_matches(client: Client) -> None:
 def test_many_images_come_back_in_order_and_bad_ones_alone_fail(
     client: Client, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    drawn = [sample.draw(kind, 1000) for kind in sample.KINDS[:8]]
+    drawn = [draw(kind, 1000) for kind in sample.KINDS[:8]]
     images: list[Any] = [*drawn, b"no image", "missing.png", *drawn]
     results = client.search_many(iter(images), concurrency=3, top_k=1)
     assert len(results) == len(images)
@@ -411,7 +406,7 @@ class ScriptedServer:
         released = threading.Event()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Scripted(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.requests.append(f"{self.command} {self.path}")
                 outer.headers.append(self.headers)
@@ -436,19 +431,12 @@ class ScriptedServer:
 
             do_POST = do_DELETE = do_PUT = do_GET  # noqa: N815
 
-            def log_message(self, *_args: Any) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._released = released
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._end = ExitStack()
+        self.url = self._end.enter_context(listen(Scripted)).url
+        self._end.callback(released.set)
 
     def close(self) -> None:
-        self._released.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._end.close()
 
 
 @pytest.fixture

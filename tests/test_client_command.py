@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 from image_search_client import command, terminal
-from tests.conftest import SERVICE_KEY
-from tests.test_client import KIND, QUERY, encode
+from tests.support.images import KINDS, QUERY, draw, encode
+from tests.support.servers import SERVICE_KEY
 from worker.sources import sample
+
+KIND = KINDS[1]
 
 
 @pytest.fixture
@@ -244,7 +246,7 @@ def halves(text: str) -> "np.ndarray[Any, Any]":
 
 
 def test_every_protocol_shows_the_same_pictures() -> None:
-    drawn = [sample.draw(kind, 0) for kind in sample.KINDS[:3]]
+    drawn = [draw(kind, 0) for kind in sample.KINDS[:3]]
     pictures = [encode(image) for image in drawn]
     blocks = terminal.strips(pictures, "blocks", 80)
     shown = halves("\n".join(blocks.splitlines()[:8]))

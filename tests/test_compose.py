@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ import httpx2
 import pytest
 import yaml
 
-from tests.conftest import ROOT, find_free_port
-from tests.pinecone_emulator import API_KEY, PineconeEmulator
+from tests.support import ROOT
+from tests.support.pinecone import API_KEY, PineconeEmulator
+from tests.support.servers import find_free_port
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.docker
 
@@ -34,13 +35,6 @@ def docker(*arguments: str) -> str:
 
 def inspect(container: str) -> Any:
     return json.loads(docker("inspect", container))[0]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
 
 
 def crash(container: str) -> None:

@@ -14,7 +14,7 @@ from image_search.manifest import Manifest
 from image_search.settings import Settings
 from image_search.stores import create_index
 from image_search.values import DIMENSION, Metric
-from tests.conftest import FakeEmbedder
+from tests.support.indexes import FakeEmbedder
 from worker.confidence import SampledSource, calibrate, fit_calibration
 from worker.measures import expected_calibration_error
 from worker.sources import Item, Source

@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from image_search.settings import Settings, load_settings, variable
 from service import problems
 from service.app import create_app
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text()
 

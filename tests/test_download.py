@@ -2,10 +2,9 @@
 
 import gzip
 import hashlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ import pytest
 
 from image_search.download import download
 from image_search.errors import DownloadError
+from tests.support.servers import listen
 
 # More than two of the pieces that a download is likely to be read in.
 CONTENT: Final = np.random.default_rng(0).bytes(3_000_000)
@@ -43,7 +43,7 @@ class Server:
 def server() -> Iterator[Server]:
     state = Server()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Files(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/moved":
                 self.send_response(302)
@@ -75,15 +75,9 @@ def server() -> Iterator[Server]:
             state.sent.append(len(body))
             self.wfile.write(body)
 
-        def log_message(self, *_args: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        state.url = f"http://127.0.0.1:{http.server_port}/files/data.bin"
-        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-        thread.start()
+    with listen(Files) as http:
+        state.url = f"{http.url}/files/data.bin"
         yield state
-        http.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -8,15 +8,13 @@ import pytest
 
 from image_search.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from image_search.index import Record
-from image_search.manifest import Manifest, ModelSpec
+from image_search.manifest import Manifest
 from image_search.settings import Settings
 from image_search.stores import create_index, open_index
 from image_search.stores.embedded import EmbeddedIndex
 from image_search.values import DIMENSION
+from tests.support.indexes import MODEL
 
-MODEL = ModelSpec(
-    weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1, precision="float32"
-)
 VECTOR = np.ones(DIMENSION, np.float32)
 
 

@@ -22,7 +22,8 @@ from image_search.manifest import Manifest
 from image_search.recipe import CHANNELS, FEATURES, FITTED_BLOCKS, LAST_BLOCK
 from image_search.values import DIMENSION, Embeddings
 from image_search.weights import choose_weights, load_weights
-from tests.conftest import ROOT, SHARED
+from tests.support import ROOT, SHARED
+from tests.support.images import draw
 from worker.sources import open_source, sample
 
 ORIGINAL = SHARED / "data" / "vgg16-tiny-imagenet-32.h5"
@@ -41,7 +42,7 @@ saves_with_keras = pytest.mark.filterwarnings("ignore:__array__ implementation:D
 def pictures(count: int, size: int = 32) -> Any:
     kinds = [sample.KINDS[i % len(sample.KINDS)] for i in range(count)]
     return np.stack(
-        [np.asarray(sample.draw(kind, i).resize((size, size))) for i, kind in enumerate(kinds)]
+        [np.asarray(draw(kind, i).resize((size, size))) for i, kind in enumerate(kinds)]
     )
 
 
@@ -82,7 +83,7 @@ def test_larger_inputs_are_averaged_over_the_last_feature_map() -> None:
 def test_other_sizes_are_resized_with_antialiasing(
     embedder: Embedder, size: tuple[int, int]
 ) -> None:
-    image = sample.draw("castle", 0).resize(size)
+    image = draw("castle", 0).resize(size)
     pixels = embedder.pixels(image)
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8
@@ -105,9 +106,9 @@ def test_an_empty_batch_has_no_embeddings(embedder: Embedder) -> None:
 
 
 def test_similar_pictures_have_similar_embeddings(embedder: Embedder) -> None:
-    original = sample.draw("boat", 0)
+    original = draw("boat", 0)
     darker = original.point(lambda value: value * 0.9)
-    other = sample.draw("cactus", 0)
+    other = draw("cactus", 0)
     first, second, third = embedder.embed([embedder.pixels(i) for i in (original, darker, other)])
     assert cosines(first[None], second[None]) > cosines(first[None], third[None])
 

@@ -11,93 +11,27 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 from PIL import Image
 
 from image_search.embedding import Embedder
-from image_search.errors import IndexNotFoundError
 from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
-from tests.conftest import ROOT, find_free_port
-from tests.test_ingest import assert_same_records, folder_of
+from tests.support import ROOT
+from tests.support.images import draw, folder_of
+from tests.support.indexes import assert_same_records, count
+from tests.support.processes import run, service, start
+from tests.support.servers import find_free_port
+from tests.support.waiting import wait_until
 from worker.sources import open_source, sample
 
 QUERY = ROOT / "examples" / "boat.png"
-
-
-def start(*command: str, **environ: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled", **environ},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(*command: str, **environ: str) -> tuple[int, str, str]:
-    process = start(*command, **environ)
-    out, err = process.communicate(timeout=300)
-    assert "Traceback" not in err
-    return process.returncode, out, err
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
-def count(settings: Settings) -> int:
-    try:
-        return open_index(settings).count()
-    except IndexNotFoundError:
-        return 0
-
-
-class Service:
-    """A service process and its address."""
-
-    def __init__(self, port: int, **environ: str) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = start("service", IMAGE_SEARCH_PORT=str(port), **environ)
-
-    def health(self) -> int:
-        try:
-            return httpx2.get(f"{self.url}/health").status_code
-        except httpx2.TransportError:
-            assert self.process.poll() is None, self.process.communicate()[1]
-            return 0
-
-    def search(self, content: bytes, **parameters: Any) -> Any:
-        response = httpx2.post(
-            f"{self.url}/search", files={"image": content}, params=parameters, timeout=30
-        )
-        assert response.status_code == 200, response.text
-        return response.json()
-
-    def count(self) -> int:
-        return int(httpx2.get(f"{self.url}/health").json()["count"])
-
-
-@contextmanager
-def service(port: int, **environ: str) -> Iterator[Service]:
-    running = Service(port, **environ)
-    try:
-        yield running
-    finally:
-        running.process.kill()
-        running.process.communicate()
 
 
 # --- the worker's command line --------------------------------------------------------------------
@@ -263,7 +197,7 @@ def test_kill_9_of_the_worker_loses_and_breaks_nothing(settings: Settings, tmp_p
     for kind in sample.KINDS:
         (source / kind).mkdir(parents=True)
         for seed in range(400):
-            sample.draw(kind, seed).save(source / kind / f"{seed:03d}.jpg")
+            draw(kind, seed).save(source / kind / f"{seed:03d}.jpg")
     undisturbed = load_settings(data_dir=tmp_path / "undisturbed")
     code, _, err = run(
         "worker", "ingest", str(source), IMAGE_SEARCH_DATA_DIR=str(undisturbed.data_dir)
@@ -457,7 +391,7 @@ def test_an_index_keeps_the_precision_that_it_was_built_in(settings: Settings) -
     assert len(built.manifest.activation_maxima) == 12
     # Without the setting, and in any other process, embeddings are those of the same numbers.
     again = Embedder("bundled", 32, built.manifest.activation_maxima)
-    image = np.asarray(sample.draw(sample.KINDS[0], 0))
+    image = np.asarray(draw(sample.KINDS[0], 0))
     [expected] = again.embed([again.pixels(Image.fromarray(image))])
     [match] = built.query(expected, 1)
     assert match.score > 0.9999
@@ -487,7 +421,7 @@ def test_an_index_keeps_the_recipe_that_it_was_built_with(settings: Settings) ->
     # Anyone makes the same embeddings of what the index has.
     again = Embedder("bundled", 32, built.manifest.activation_maxima, built.load_recipe())
     assert again.model == model
-    image = np.asarray(sample.draw(sample.KINDS[0], 0))
+    image = np.asarray(draw(sample.KINDS[0], 0))
     [match] = built.query(again.embed([again.pixels(Image.fromarray(image))])[0], 1)
     assert match.score > 0.9999
     assert built.calibration is not None

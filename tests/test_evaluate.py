@@ -21,10 +21,9 @@ from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from image_search.values import Embeddings, Metric, Pixels
-from tests.conftest import FakeEmbedder
-from tests.pinecone_emulator import API_KEY, PineconeEmulator
-from tests.test_end_to_end import run
-from tests.test_ingest import folder_of, source_of
+from tests.support.images import draw, folder_of
+from tests.support.indexes import FakeEmbedder, source_of, use_store
+from tests.support.processes import run
 from worker import __main__ as command_line
 from worker import report
 from worker.evaluate import CHANGES, evaluate
@@ -40,14 +39,8 @@ HOSTILE = "</th><script src=http://evil.example/x.js></script>'\"&{{ 7*7 }}"
 
 @pytest.fixture(params=["embedded", "pinecone"])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("IMAGE_SEARCH_STORE", request.param)
-    if request.param == "embedded":
-        yield request.param
-        return
-    with PineconeEmulator() as emulator:
-        monkeypatch.setenv("IMAGE_SEARCH_PINECONE_HOST", emulator.host)
-        monkeypatch.setenv("PINECONE_API_KEY", API_KEY)
-        yield request.param
+    with use_store(request.param, monkeypatch) as name:
+        yield name
 
 
 def noise(seed: int) -> Pixels:
@@ -449,7 +442,7 @@ def test_evaluate_as_users_run_it(settings: Settings, tmp_path: Path) -> None:
     for kind in sample.KINDS:
         (folder / kind).mkdir(parents=True)
         for seed in range(5):
-            sample.draw(kind, seed).save(folder / kind / f"{seed}.png")
+            draw(kind, seed).save(folder / kind / f"{seed}.png")
     (folder / sample.KINDS[0] / "broken.png").write_bytes(b"no image")
     assert run("worker", "ingest", str(folder))[0] == 3
     output = tmp_path / "a folder" / "report"

@@ -3,27 +3,27 @@
 import asyncio
 import ipaddress
 import socket
-import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
 from image_search.settings import load_settings
-from service import fetching, searcher
+from service import fetching
 from service.fetching import Address, fetch_image, is_public
 from service.problems import ProblemError
 from service.routes import search
-from tests.conftest import FakeEmbedder
-from tests.test_service import QUERY, assert_problem, encode, fill, serve, wait_for
+from tests.support.images import QUERY, encode
+from tests.support.indexes import FakeEmbedder, fill, serve_fakes
+from tests.support.servers import assert_problem, listen, serve, wait_for
 
 PICTURE = encode(QUERY)
 LIMIT = 1_000_000
 
 
-class Handler(BaseHTTPRequestHandler):
+class Site(BaseHTTPRequestHandler):
     """Paths name what is answered; `seen` are the Host headers of all requests."""
 
     def do_GET(self) -> None:
@@ -64,20 +64,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def server() -> Iterator[Any]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.seen = []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listen(Site) as server:
+        server.seen = []
+        yield server
 
 
 def fetch(url: str, allowed: Any = lambda _: True, max_bytes: int = LIMIT) -> bytes:
@@ -91,21 +83,17 @@ def refused(url: str, reason: str, **options: Any) -> None:
     assert reason in caught.value.detail
 
 
-def base(server: Any) -> str:
-    return f"http://127.0.0.1:{server.server_port}"
-
-
 def test_an_image_is_fetched_through_three_redirects_and_no_more(server: Any) -> None:
-    assert fetch(f"{base(server)}/picture") == PICTURE
-    assert fetch(f"{base(server)}/hops/2") == PICTURE
-    refused(f"{base(server)}/hops/3", "redirects")
-    refused(f"{base(server)}/nothing", "404")
+    assert fetch(f"{server.url}/picture") == PICTURE
+    assert fetch(f"{server.url}/hops/2") == PICTURE
+    refused(f"{server.url}/hops/3", "redirects")
+    refused(f"{server.url}/nothing", "404")
 
 
 def test_size_and_time_are_limited(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("large", "endless"):
-        refused(f"{base(server)}/{path}", "1,000,000")
-    refused(f"{base(server)}/zipped", "compresses")
+        refused(f"{server.url}/{path}", "1,000,000")
+    refused(f"{server.url}/zipped", "compresses")
     monkeypatch.setattr(fetching, "_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         refused(f"http://127.0.0.1:{silent.getsockname()[1]}/", "0.2 seconds")
@@ -124,7 +112,7 @@ def test_addresses_that_are_not_public_are_refused(server: Any, host: str) -> No
     refused(f"http://{host}:{server.server_port}/picture", "not", allowed=is_public)
     first = iter([True])  # the server that redirects
     refused(
-        f"{base(server)}/to/http://{host}:{server.server_port}/picture",
+        f"{server.url}/to/http://{host}:{server.server_port}/picture",
         "not",
         allowed=lambda address: next(first, False) or is_public(address),
     )
@@ -188,17 +176,17 @@ def test_a_proxy_of_the_environment_is_not_asked(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_PROXY")
-    assert fetch(f"{base(server)}/picture") == PICTURE
+    assert fetch(f"{server.url}/picture") == PICTURE
 
 
 def test_queries_take_urls_when_the_operator_allows_it(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "Embedder", lambda *_: FakeEmbedder())
+    serve_fakes(monkeypatch)
     settings = load_settings(fetch_urls=True)
     fill(settings, FakeEmbedder())
-    body = {"url": f"{base(server)}/picture"}
-    for client in serve(settings):
+    body = {"url": f"{server.url}/picture"}
+    with serve(settings) as client:
         wait_for(client, 200)
         assert_problem(client.post("/query", json=body), 422, "url_not_fetched")
         assert server.seen == []
@@ -210,6 +198,6 @@ def test_queries_take_urls_when_the_operator_allows_it(
         assert [m["id"] for m in found.json()["matches"]] == [
             m["id"] for m in uploaded.json()["matches"]
         ]
-    for client in serve(load_settings()):
+    with serve(load_settings()) as client:
         wait_for(client, 200)
         assert_problem(client.post("/query", json=body), 403, "urls_disabled")

@@ -15,6 +15,7 @@ from PIL import EpsImagePlugin, Image
 
 from image_search import images
 from image_search.errors import ImageTooLargeError, NotAnImageError
+from tests.support.images import encode
 
 Array = NDArray[Any]
 
@@ -29,12 +30,6 @@ GREY_16: Final = _rng.integers(0, 65536, (HEIGHT, WIDTH), np.uint16)
 PALETTE: Final = _rng.integers(0, 256, (256, 3), np.uint8)
 # Smooth, because JPEG is lossy.
 RAMP: Final = np.indices((HEIGHT, WIDTH)).transpose(1, 2, 0) @ np.array([[4, 0, 2], [1, 5, 2]])
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def decode(content: bytes, *, max_pixels: int = MANY, min_side: int = 1000) -> Array:

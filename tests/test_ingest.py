@@ -3,7 +3,7 @@
 import io
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,55 +11,20 @@ import pytest
 from PIL import Image
 
 from image_search.errors import ImageError, SourceError, StoreError
-from image_search.index import Record, VectorIndex
+from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index
 from image_search.values import DIMENSION, Embeddings, Pixels
-from tests.conftest import FakeEmbedder
+from tests.support.images import folder_of, png
+from tests.support.indexes import FakeEmbedder, records, source_of
 from worker.ingest import ingest
-from worker.sources import Item, Source, open_source
+from worker.sources import Item, open_source
 
 
 @pytest.fixture
 def index(settings: Settings, fake_embedder: FakeEmbedder) -> VectorIndex:
     return create_index(settings, Manifest.new(fake_embedder.model, "cosine", "__default__"))
-
-
-def png(seed: int, size: tuple[int, int] = (20, 10)) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
-
-
-def folder_of(path: Path, count: int) -> Path:
-    for number in range(count):
-        file = path / f"label{number % 3}" / f"{number:04d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(png(number))
-    return path
-
-
-def source_of(items: Callable[[], Iterator[Item]], total: int) -> Source:
-    return Source("test", total, items)
-
-
-def records(index: VectorIndex) -> dict[str, Record]:
-    return index.fetch(index.list_ids(limit=100_000).ids)
-
-
-def assert_same_records(one: VectorIndex, other: VectorIndex) -> None:
-    first, second = records(one), records(other)
-    assert first.keys() == second.keys()
-    for id_, expected in first.items():
-        found = second[id_]
-        np.testing.assert_allclose(found.embedding, expected.embedding, rtol=1e-4, atol=1e-4)
-        assert (found.label, found.metadata, found.thumbnail) == (
-            expected.label,
-            expected.metadata,
-            expected.thumbnail,
-        )
 
 
 def test_every_image_of_a_folder_becomes_a_record(

@@ -14,7 +14,6 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -26,18 +25,17 @@ from image_search.stores import open_index
 from image_search.stores.embedded import EmbeddedIndex
 from image_search.values import LABEL_FIELD, Embeddings, Pixels
 from service import searcher, uploads
-from service.app import create_app
 from service.batching import Stage
 from service.metrics import Metrics
 from service.pipeline import MAX_BATCH
 from service.searcher import Searcher
 from service.uploads import MAX_REQUESTS
-from tests.conftest import FakeEmbedder
-from tests.test_end_to_end import wait_until
-from tests.test_service import KINDS, PER_KIND, assert_problem, encode, fill
-from worker.sources import sample
+from tests.support.images import KINDS, PER_KIND, draw, encode
+from tests.support.indexes import FakeEmbedder, fill, serve_fakes
+from tests.support.servers import ServiceThread, assert_problem
+from tests.support.waiting import wait_until
 
-IMAGES = [(f"{kind}-{seed:02d}", sample.draw(kind, seed)) for kind in KINDS for seed in range(12)]
+IMAGES = [(f"{kind}-{seed:02d}", draw(kind, seed)) for kind in KINDS for seed in range(12)]
 FILES = [encode(image) for _, image in IMAGES]
 
 
@@ -97,35 +95,20 @@ class Server:
         self.bad_loads = 0
         self.others = set(threading.enumerate())
         self._pool = ThreadPoolExecutor(MAX_REQUESTS + 2)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=MAX_REQUESTS + 2)
-        self.address = self._listener.getsockname()
-        self._server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
+        self.service = ServiceThread(settings, backlog=MAX_REQUESTS + 2)
         self.client = httpx2.Client(
-            base_url=f"http://127.0.0.1:{self.address[1]}",
+            base_url=self.service.url,
             timeout=60,
             limits=httpx2.Limits(max_connections=MAX_REQUESTS + 2),
         )
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def terminate(self) -> None:
-        """What SIGTERM does."""
-        self._server.should_exit = True
-
-    def join(self) -> None:
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-
     def close(self) -> None:
         for gate in self.gates.values():
             gate.open()
-        self.terminate()
+        self.service.terminate()
         self._pool.shutdown()
         self.client.close()
-        self.join()
-        self._listener.close()
+        self.service.close()
 
     def embedder(self, *_: object) -> GatedEmbedder:
         self.gates["load"].enter(1)
@@ -151,7 +134,7 @@ class Server:
         body = request.read()
         lines = [f"{name}: {value}" for name, value in request.headers.items()]
         head = "\r\n".join(["POST /search HTTP/1.1", *lines, "", ""]).encode()
-        connection = socket.create_connection(self.address, timeout=60)
+        connection = socket.create_connection(self.service.address, timeout=60)
         connection.sendall(head + body[: len(body) - cut])
         return connection
 
@@ -192,8 +175,8 @@ def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ser
         return query_many(self, embeddings, top_k, filter_)
 
     monkeypatch.setattr(EmbeddedIndex, "query_many", gated)
-    monkeypatch.setattr(searcher, "Embedder", server.embedder)
-    server.start()
+    serve_fakes(monkeypatch, server.embedder)
+    server.service.start()
     try:
         wait_until(lambda: server.health() == (200, None))
         yield server
@@ -260,8 +243,8 @@ def test_the_real_network_answers_each_its_own(
 ) -> None:
     fill(settings, embedder)
     server = Server(settings)
-    monkeypatch.setattr(searcher, "Embedder", lambda *_: embedder)
-    server.start()
+    serve_fakes(monkeypatch, lambda *_: embedder)
+    server.service.start()
     try:
         wait_until(lambda: server.health() == (200, None))
         answers = [server.begin(number) for number in range(len(IMAGES))]
@@ -343,7 +326,7 @@ def test_beyond_the_bound_searches_are_refused_at_once_and_the_rest_succeed(serv
         response = server.client.post("/search", files={"image": bytes(1_000_000)})
         assert_problem(response, 503, "overloaded")
         assert response.headers["Retry-After"] == "1"
-    with socket.create_connection(server.address, timeout=60) as connection:
+    with socket.create_connection(server.service.address, timeout=60) as connection:
         connection.sendall(
             b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
             b"Content-Type: multipart/form-data; boundary=b\r\nExpect: 100-continue\r\n\r\n"
@@ -441,16 +424,16 @@ def test_uploads_that_do_not_end_give_their_place_back(
 def test_what_is_in_flight_is_finished_when_the_service_stops(server: Server) -> None:
     answers = [block_engine(server), server.begin(1)]
     server.until_queued(1)
-    server.terminate()
+    server.service.terminate()
 
     def refused() -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex(server.address) != 0
+            return probe.connect_ex(server.service.address) != 0
 
     wait_until(refused)
     server.gates["embed"].open()
     assert [best(answer.result()) for answer in answers] == [id_ for id_, _ in IMAGES[:2]]
-    server.join()
+    server.service.join()
     ended = {"decode", "engine", "query"}
     left = set(threading.enumerate()) - server.others
     assert not ended & {thread.name for thread in left}
@@ -591,7 +574,7 @@ def test_metrics_count_what_was_done(server: Server) -> None:
 def test_applications_do_not_share_their_numbers(server: Server, tmp_path: Path) -> None:
     server.search(0)
     other = Server(load_settings(data_dir=tmp_path))
-    other.start()
+    other.service.start()
     try:
         wait_until(lambda: other.health() == (503, "no_index"))
         assert_problem(other.search(0), 503, "no_index")

@@ -1,27 +1,21 @@
 """The OpenAPI document, and the service held against it."""
 
 import os
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
-import uvicorn
-from fastapi import FastAPI
 
 from image_search.settings import load_settings
-from service import problems, searcher
+from service import problems
 from service.app import create_app
-from tests.conftest import ROOT, FakeEmbedder
-from tests.pinecone_emulator import API_KEY, PineconeEmulator
-from tests.test_end_to_end import wait_until
-from tests.test_service import fill, serve, wait_for
+from tests.support import ROOT
+from tests.support.indexes import FakeEmbedder, fill, serve_fakes
+from tests.support.pinecone import API_KEY, PineconeEmulator
+from tests.support.servers import ServiceThread, serve, wait_for
 
 KEY = "secret"
 METHODS = {
@@ -40,20 +34,6 @@ METHODS = {
 }
 
 
-@contextmanager
-def listening(app: FastAPI) -> Iterator[int]:
-    """A real server in a thread; yields its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join(60)
-
-
 @pytest.mark.parametrize(
     ("store", "phases"),
     [("embedded", "examples,coverage,fuzzing"), ("pinecone", "examples,fuzzing,stateful")],
@@ -61,20 +41,18 @@ def listening(app: FastAPI) -> Iterator[int]:
 def test_schemathesis_finds_no_answer_that_is_not_declared(
     store: str, phases: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "Embedder", lambda *_: FakeEmbedder())
+    serve_fakes(monkeypatch)
     monkeypatch.setenv("PINECONE_API_KEY", API_KEY)
     with PineconeEmulator() as emulator:
         settings = load_settings(store=store, pinecone_host=emulator.host, api_keys=KEY)
         fill(settings, FakeEmbedder()).close()
-        with listening(create_app(settings)) as port:
-            url = f"http://127.0.0.1:{port}"
-            with httpx2.Client(base_url=url) as client:
-                wait_until(lambda: client.get("/health").status_code == 200)
+        with ServiceThread(settings) as service:
+            service.wait_until_ready()
             done = subprocess.run(
                 [
                     Path(sys.executable).with_name("schemathesis"),
                     "run",
-                    f"{url}/openapi.json",
+                    f"{service.url}/openapi.json",
                     f"--header=X-API-Key: {KEY}",
                     f"--phases={phases}",
                     "--max-examples=4",
@@ -86,7 +64,7 @@ def test_schemathesis_finds_no_answer_that_is_not_declared(
                 env={
                     **os.environ,
                     "PYTHONPATH": str(ROOT),
-                    "SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks",
+                    "SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks",
                 },
                 capture_output=True,
                 text=True,
@@ -168,9 +146,9 @@ def test_writing_needs_a_key_and_reading_can(document: dict[str, Any]) -> None:
 def test_examples_name_an_image_of_the_index(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "Embedder", lambda *_: FakeEmbedder())
+    serve_fakes(monkeypatch)
     fill(settings, FakeEmbedder())
-    for client in serve(settings):
+    with serve(settings) as client:
         wait_for(client, 200)
         document = client.get("/openapi.json").json()
         [id_] = document["paths"]["/images/{id}"]["get"]["parameters"][0]["schema"]["examples"]

@@ -4,17 +4,12 @@ import base64
 import io
 import re
 import shutil
-import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
@@ -34,10 +29,11 @@ from image_search.index import Record, VectorIndex
 from image_search.settings import Settings, load_settings
 from image_search.values import Embeddings
 from service.app import create_app
-from tests.conftest import ROOT
-from tests.pinecone_emulator import API_KEY, PineconeEmulator
-from tests.test_end_to_end import wait_until
-from tests.test_service import KINDS, PER_KIND, QUERY, assert_problem, encode, fill
+from tests.support import ROOT
+from tests.support.images import KINDS, PER_KIND, QUERY, encode
+from tests.support.indexes import fill
+from tests.support.pinecone import API_KEY, PineconeEmulator
+from tests.support.servers import ServiceThread, assert_problem
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOP_K = 24
@@ -46,22 +42,6 @@ KEY = "open sesame"
 NASTY = "<img src=x onerror=alert(1)>"
 DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
-
-
-@contextmanager
-def serving(settings: Settings) -> Iterator[str]:
-    """The service in a thread; yields its address."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(create_app(settings), log_config=None, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +57,9 @@ def index(module_settings: Settings, embedder: Embedder) -> VectorIndex:
 @pytest.fixture(scope="module")
 def url(module_settings: Settings, index: VectorIndex) -> Iterator[str]:
     assert index.count() == len(KINDS) * PER_KIND
-    with serving(module_settings) as address:
-        wait_until(lambda: httpx2.get(f"{address}health").status_code == 200)
-        yield address
+    with ServiceThread(module_settings, seconds_to_end=1) as service:
+        service.wait_until_ready()
+        yield f"{service.url}/"
 
 
 @pytest.fixture(scope="module")
@@ -302,9 +282,9 @@ def test_the_page_is_the_same_on_pinecone(
     with PineconeEmulator() as pinecone:
         settings = load_settings(store="pinecone", pinecone_host=pinecone.host)
         fill(settings, embedder).close()
-        with serving(settings) as address:
-            wait_until(lambda: httpx2.get(f"{address}health").status_code == 200)
-            page = open_page(address)
+        with ServiceThread(settings, seconds_to_end=1) as service:
+            service.wait_until_ready()
+            page = open_page(f"{service.url}/")
             upload(page, encode(QUERY))
             first = shown(page)
             assert first == best(index, embedder.embed([embedder.pixels(QUERY)])[0])
@@ -488,9 +468,9 @@ def test_ids_are_shown_as_names(
             *(Record(id_, record.embedding, None, {}, record.thumbnail) for id_ in ids),
         ]
     )
-    with serving(settings) as url:
-        wait_until(lambda: httpx2.get(f"{url}health").status_code == 200)
-        page = open_page(f"{url}#id={KINDS[1]}-00")
+    with ServiceThread(settings, seconds_to_end=1) as service:
+        service.wait_until_ready()
+        page = open_page(f"{service.url}/#id={KINDS[1]}-00")
         shown(page)
         assert set(page.locator(".id").all_text_contents()[:3]) == set(names.values())
         link = page.get_by_role("link", name="summer, été-2.jpg")
@@ -551,8 +531,8 @@ def test_a_service_that_is_away_is_waited_for(page: Page) -> None:
 def test_an_index_that_is_missing_is_waited_for(
     open_page: Callable[..., Page], settings: Settings, embedder: Embedder
 ) -> None:
-    with serving(settings) as url:
-        page = open_page(url)
+    with ServiceThread(settings, seconds_to_end=1) as service:
+        page = open_page(f"{service.url}/")
         expect(page.get_by_role("alert")).to_contain_text("ingest")
         expect(page.locator("#index-summary")).to_have_text("not ready")
         fill(settings, embedder)
@@ -570,8 +550,8 @@ def test_a_key_is_asked_for_and_kept_and_nothing_of_others_is_markup(
     record = index.fetch([f"{KINDS[1]}-00"])[f"{KINDS[1]}-00"]
     metadata = {"note": NASTY}
     index.upsert([Record(f"a/{NASTY}&#?%41", record.embedding, NASTY, metadata, record.thumbnail)])
-    with serving(settings) as url:
-        page = open_page(url)
+    with ServiceThread(settings, seconds_to_end=1) as service:
+        page = open_page(f"{service.url}/")
         form = page.locator("#key-form")
         expect(page.get_by_role("alert")).to_contain_text("asks for a key", timeout=20_000)
         form.get_by_label("Key").fill("wrong")
@@ -582,7 +562,7 @@ def test_a_key_is_asked_for_and_kept_and_nothing_of_others_is_markup(
         expect(page.locator("#some-section")).to_be_visible()
         upload(page, encode(QUERY))
         found = shown(page)
-        page.goto(f"{url}#id={KINDS[1]}-00")
+        page.goto(f"{service.url}/#id={KINDS[1]}-00")
         expect(page.locator("#query-id")).to_have_text(f"{KINDS[1]}-00")
         expect(page.locator(".id").first).to_have_text(f"a/{NASTY}&#?%41")
         assert shown(page) != found

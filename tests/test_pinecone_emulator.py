@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from pinecone import Index, Pinecone, ServerlessSpec, errors
 
-from tests.conftest import SHARED
-from tests.pinecone_emulator import (
+from tests.support import SHARED
+from tests.support.pinecone import (
     API_KEY,
     Answer,
     Fault,

@@ -21,24 +21,17 @@ from image_search.errors import (
     StoreError,
 )
 from image_search.index import Record, VectorIndex
-from image_search.manifest import Manifest, ModelSpec
+from image_search.manifest import Manifest
 from image_search.settings import load_settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION
-from tests.conftest import SHARED
-from tests.pinecone_emulator import (
-    API_KEY,
-    Fault,
-    PineconeEmulator,
-    forget_failures,
-    load_openapi,
-)
-from tests.test_end_to_end import run
-from tests.test_service import QUERY, assert_problem, encode, fill, serve, upload, wait_for
+from tests.support import SHARED
+from tests.support.images import QUERY, encode
+from tests.support.indexes import MODEL, fill
+from tests.support.pinecone import API_KEY, Fault, PineconeEmulator, forget_failures, load_openapi
+from tests.support.processes import run
+from tests.support.servers import assert_problem, serve, upload, wait_for
 
-MODEL = ModelSpec(
-    weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1, precision="float32"
-)
 FAULTS = [
     *(Fault(status) for status in (401, 403, 404, 409, 413, 429, 500, 503)),
     Fault(429, retry_after=0.1),
@@ -295,7 +288,7 @@ def client(emulator: PineconeEmulator, embedder: Embedder) -> Iterator[TestClien
     emulator.put_index("images")
     settings = load_settings()
     fill(settings, embedder).close()
-    for client in serve(settings):
+    with serve(settings) as client:
         wait_for(client, 200)
         yield client
 
@@ -308,7 +301,7 @@ def test_the_service_answers_as_on_the_embedded_store(
     monkeypatch.setenv("IMAGE_SEARCH_STORE", "embedded")
     settings = load_settings()
     fill(settings, embedder)
-    for embedded in serve(settings):
+    with serve(settings) as embedded:
         wait_for(embedded, 200)
         expected = upload(embedded, encode(QUERY), label=["boat", "castle"]).json()["matches"]
     assert len(expected) == 10

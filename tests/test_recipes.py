@@ -18,6 +18,7 @@ from image_search.errors import ImageError
 from image_search.recipe import CHANNELS, FEATURES, Recipe
 from image_search.settings import load_settings
 from image_search.values import DIMENSION
+from tests.support.images import draw
 from worker import recipes
 from worker.recipes import TooFewImagesError, fit_discriminant, fit_recipe, fit_whitening
 from worker.sources import Item, Source, open_source, sample
@@ -161,7 +162,7 @@ def drawn(count: int, reads: list[int] | None = None) -> Source:
             if reads is not None:
                 reads.append(number)
             kind = sample.KINDS[number * len(sample.KINDS) // count]
-            yield Item(str(number), kind, np.asarray(sample.draw(kind, number)), {})
+            yield Item(str(number), kind, np.asarray(draw(kind, number)), {})
 
     return Source("drawn", count, items)
 
@@ -219,7 +220,7 @@ def test_only_what_was_drawn_is_read_from_a_folder(
     for number in range(30):
         file = tmp_path / "label" / f"{number:02d}.png"
         file.parent.mkdir(exist_ok=True)
-        sample.draw(sample.KINDS[0], number).save(file)
+        draw(sample.KINDS[0], number).save(file)
     source = open_source(str(tmp_path), split="train", data_dir=tmp_path)
     read: list[str] = []
     read_bytes: Callable[[Path], bytes] = Path.read_bytes

@@ -20,16 +20,16 @@ from image_search.settings import load_settings
 from image_search.stores import open_index
 from image_search.values import DIMENSION
 from service import searcher
-from tests.conftest import FakeEmbedder
-from tests.pinecone_emulator import API_KEY, PineconeEmulator
-from tests.test_service import KINDS, PER_KIND, assert_problem, encode, fill, serve, wait_for
-from worker.sources import sample
+from tests.support.images import KINDS, PER_KIND, draw, encode
+from tests.support.indexes import FakeEmbedder, fill, serve_fakes
+from tests.support.pinecone import API_KEY, PineconeEmulator
+from tests.support.servers import assert_problem, serve, wait_for
 
 KEY = "secret-1"
 HEADERS = {"X-API-Key": KEY}
 ID = f"{KINDS[1]}-05"
-PICTURE = encode(sample.draw(KINDS[1], 5))
-OTHER = encode(sample.draw(KINDS[2], 999))
+PICTURE = encode(draw(KINDS[1], 5))
+OTHER = encode(draw(KINDS[2], 999))
 
 
 @pytest.fixture(scope="module", params=["embedded", "pinecone"])
@@ -40,7 +40,7 @@ def store(
     with pytest.MonkeyPatch.context() as patch, PineconeEmulator() as emulator:
         patch.setenv("PINECONE_API_KEY", API_KEY)
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        patch.setattr(searcher, "Embedder", lambda *_: FakeEmbedder())
+        serve_fakes(patch)
         overrides = {
             "store": request.param,
             "data_dir": tmp_path_factory.mktemp("routes"),
@@ -54,7 +54,7 @@ def store(
 
 @pytest.fixture(scope="module")
 def client(store: dict[str, Any]) -> Iterator[TestClient]:
-    for client in serve(load_settings(**store)):
+    with serve(load_settings(**store)) as client:
         wait_for(client, 200)
         yield client
 
@@ -256,7 +256,7 @@ def test_confidence_follows_the_calibration_of_the_index_without_a_restart(
     monkeypatch.setitem(searcher._SECONDS_BETWEEN_CHECKS, "pinecone", 0.1)
     settings = load_settings(**store, namespace="calibrated")
     index = fill(settings, FakeEmbedder())
-    for client in serve(settings):
+    with serve(settings) as client:
         wait_for(client, 200)
         plain = ask(client, image=text(PICTURE)).json()["matches"]
         assert [match["confidence"] for match in plain] == [None] * 10
@@ -463,13 +463,13 @@ def test_writing_needs_a_key(client: TestClient, key: str | None) -> None:
 
 
 def test_writing_is_off_without_keys(store: dict[str, Any]) -> None:
-    for client in serve(load_settings(**{**store, "api_keys": ""})):
+    with serve(load_settings(**{**store, "api_keys": ""})) as client:
         for method, path in WRITING:
             assert_problem(client.request(method, path, headers=HEADERS), 403, "writing_disabled")
 
 
 def test_reading_can_need_a_key(store: dict[str, Any]) -> None:
-    for client in serve(load_settings(**store, read_needs_key=True)):
+    with serve(load_settings(**store, read_needs_key=True)) as client:
         wait_for(client, 200)
         assert client.get("/metrics").status_code == 200
         assert client.get("/docs").status_code == 200

@@ -3,7 +3,6 @@
 import base64
 import io
 import struct
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,46 +15,15 @@ from PIL import Image
 
 from image_search import __version__
 from image_search.embedding import Embedder
-from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
-from service.app import create_app
 from service.schemas import SearchResponse
-from tests.conftest import ROOT
-from worker.ingest import ingest
-from worker.sources import Item, Source, sample
-
-KINDS = sample.KINDS[:4]
-PER_KIND = 12
-
-
-def drawn() -> Iterator[Item]:
-    for kind in KINDS:
-        for seed in range(PER_KIND):
-            yield Item(f"{kind}-{seed:02d}", kind, np.asarray(sample.draw(kind, seed)), {"n": seed})
-
-
-def fill(settings: Settings, embedder: Embedder) -> VectorIndex:
-    manifest = Manifest.new(embedder.model, settings.metric, settings.namespace)
-    index = create_index(settings, manifest)
-    ingest(Source("drawn", len(KINDS) * PER_KIND, drawn), index, embedder, settings)
-    return index
-
-
-def serve(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
-
-
-def wait_for(client: TestClient, status: int, code: str | None = None) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        response = client.get("/health")
-        if response.status_code == status and response.json().get("code") == code:
-            return dict(response.json())
-        time.sleep(0.05)
-    raise AssertionError(response.text)
+from tests.support import ROOT
+from tests.support.images import KINDS, PER_KIND, QUERY, draw, encode
+from tests.support.indexes import fill
+from tests.support.servers import assert_problem, serve, upload, wait_for
+from worker.sources import sample
 
 
 @pytest.fixture(scope="module")
@@ -66,40 +34,15 @@ def module_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="module")
 def client(module_settings: Settings, embedder: Embedder) -> Iterator[TestClient]:
     fill(module_settings, embedder)
-    for client in serve(module_settings):
+    with serve(module_settings) as client:
         wait_for(client, 200)
         yield client
 
 
 @pytest.fixture
 def new_client(settings: Settings) -> Iterator[TestClient]:
-    yield from serve(settings)
-
-
-def encode(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format_, **options)
-    return out.getvalue()
-
-
-def upload(
-    client: TestClient, content: bytes, media_type: str = "image/png", **parameters: Any
-) -> Any:
-    return client.post(
-        "/search", files={"image": ("query", content, media_type)}, params=parameters
-    )
-
-
-def assert_problem(response: Any, status: int, code: str) -> None:
-    problem = response.json()
-    assert (response.status_code, problem["code"]) == (status, code), problem
-    assert response.headers["content-type"] == "application/problem+json"
-    assert problem.keys() == {"type", "title", "status", "code", "detail"}
-    assert problem["status"] == status
-    assert "Traceback" not in response.text
-
-
-QUERY = sample.draw(KINDS[1], 1000)
+    with serve(settings) as client:
+        yield client
 
 
 # --- answers -----------------------------------------------------------------------------------
@@ -129,7 +72,7 @@ def test_search_answers_as_the_index_does(
 
 
 def test_an_indexed_image_finds_itself_first(client: TestClient) -> None:
-    [match] = upload(client, encode(sample.draw(KINDS[2], 5)), top_k=1).json()["matches"]
+    [match] = upload(client, encode(draw(KINDS[2], 5)), top_k=1).json()["matches"]
     assert match["id"] == f"{KINDS[2]}-05"
     assert match["score"] == pytest.approx(1, abs=1e-4)
 
@@ -182,7 +125,7 @@ def test_openapi_declares_the_problems(client: TestClient) -> None:
 
 
 def animated(format_: str) -> bytes:
-    other = sample.draw(KINDS[0], 0)
+    other = draw(KINDS[0], 0)
     return encode(QUERY, format_, save_all=True, append_images=[other], lossless=True)
 
 

@@ -15,24 +15,15 @@ from image_search.recipe import FEATURES, Recipe
 from image_search.settings import load_settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION, Metadata, Metric
-from tests.pinecone_emulator import API_KEY, PineconeEmulator
+from tests.support.indexes import MODEL, use_store
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
-MODEL = ModelSpec(
-    weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1, precision="float32"
-)
 
 
 @pytest.fixture(params=["embedded", "pinecone"], autouse=True)
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("IMAGE_SEARCH_STORE", request.param)
-    if request.param == "embedded":
-        yield request.param
-        return
-    with PineconeEmulator() as emulator:
-        monkeypatch.setenv("IMAGE_SEARCH_PINECONE_HOST", emulator.host)
-        monkeypatch.setenv("PINECONE_API_KEY", API_KEY)
-        yield request.param
+    with use_store(request.param, monkeypatch) as name:
+        yield name
 
 
 class Indexes:

@@ -1,0 +1,100 @@
+"""Indexes of either store, filled with a model that needs no network, and compared."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+import pytest
+
+from image_search.embedding import Embedder
+from image_search.errors import IndexNotFoundError
+from image_search.index import Record, VectorIndex
+from image_search.manifest import Manifest, ModelSpec
+from image_search.settings import Settings
+from image_search.stores import create_index, open_index
+from image_search.values import DIMENSION, Embeddings, Pixels
+from service import searcher
+from tests.support.images import KINDS, PER_KIND, drawn
+from tests.support.pinecone import API_KEY, PineconeEmulator
+from worker.ingest import ingest
+from worker.sources import Item, Source
+
+MODEL: Final = ModelSpec(
+    weights="fake", fingerprint="0" * 16, input_size=32, preprocessing=1, precision="float32"
+)
+
+
+class FakeEmbedder(Embedder):
+    """Deterministic embeddings without a network: random numbers seeded by the pixels."""
+
+    def __init__(self) -> None:
+        self.model = MODEL
+        self._min_side = 96
+        self.embedded = 0
+
+    def embed(self, batch: Sequence[Pixels] | Pixels) -> Embeddings:
+        self.embedded += len(batch)
+        seeds = [int(hashlib.sha256(image.tobytes()).hexdigest(), 16) for image in batch]
+        return np.array(
+            [np.random.default_rng(seed).random(DIMENSION) for seed in seeds], np.float32
+        ).reshape(-1, DIMENSION)
+
+
+def serve_fakes(
+    patch: pytest.MonkeyPatch, make: Callable[..., Embedder] = lambda *_: FakeEmbedder()
+) -> None:
+    """Let services make their embedders so."""
+    patch.setattr(searcher, "Embedder", make)
+
+
+@contextmanager
+def use_store(name: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Settings are those of this store: a folder, or an emulator of Pinecone."""
+    patch.setenv("IMAGE_SEARCH_STORE", name)
+    if name == "embedded":
+        yield name
+        return
+    with PineconeEmulator() as emulator:
+        patch.setenv("IMAGE_SEARCH_PINECONE_HOST", emulator.host)
+        patch.setenv("PINECONE_API_KEY", API_KEY)
+        yield name
+
+
+def source_of(items: Callable[[], Iterator[Item]], total: int) -> Source:
+    return Source("test", total, items)
+
+
+def fill(settings: Settings, embedder: Embedder, source: Source | None = None) -> VectorIndex:
+    """Make the index of a source, by default of `drawn`."""
+    manifest = Manifest.new(embedder.model, settings.metric, settings.namespace)
+    index = create_index(settings, manifest)
+    source = source or source_of(drawn, len(KINDS) * PER_KIND)
+    ingest(source, index, embedder, settings)
+    return index
+
+
+def count(settings: Settings) -> int:
+    """How many records the index has; none where there is no index."""
+    try:
+        return open_index(settings).count()
+    except IndexNotFoundError:
+        return 0
+
+
+def records(index: VectorIndex) -> dict[str, Record]:
+    return index.fetch(index.list_ids(limit=100_000).ids)
+
+
+def assert_same_records(one: VectorIndex, other: VectorIndex) -> None:
+    first, second = records(one), records(other)
+    assert first.keys() == second.keys()
+    for id_, expected in first.items():
+        found = second[id_]
+        np.testing.assert_allclose(found.embedding, expected.embedding, rtol=1e-4, atol=1e-4)
+        assert (found.label, found.metadata, found.thumbnail) == (
+            expected.label,
+            expected.metadata,
+            expected.thumbnail,
+        )
