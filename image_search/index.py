@@ -1,10 +1,11 @@
-"""The vector index: records, matches, and the one interface that every store implements."""
+"""The vector index: records, matches, and what all stores have in common."""
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Self
 
 import numpy as np
 
@@ -68,31 +69,47 @@ class IdPage:
     cursor: str
 
 
-class VectorIndex(Protocol):
-    """One namespace of an index. All methods raise StoreError when the store fails."""
+class VectorIndex(ABC):
+    """One namespace of an index, and a context manager that closes it.
+
+    Safe to use from several threads. All methods raise StoreError when the store fails. What every
+    store has to check is checked here, and stores implement what begins with an underscore.
+    """
+
+    def __init__(self, manifest: Manifest, calibration: Calibration | None) -> None:
+        self._manifest = manifest
+        self._calibration = calibration
 
     @property
     def manifest(self) -> Manifest:
         """What the index was built with."""
-        ...
+        return self._manifest
 
     @property
     def calibration(self) -> Calibration | None:
         """What turned scores into confidences when the index was opened; None without labels."""
-        ...
+        return self._calibration
 
     def save_calibration(self, calibration: Calibration) -> None:
         """Replace the calibration, for everyone who opens the index from now on."""
-        ...
+        self._save_calibration(calibration)
+        self._calibration = calibration
+
+    @abstractmethod
+    def _save_calibration(self, calibration: Calibration) -> None: ...
 
     def load_recipe(self) -> Recipe | None:
         """What the embeddings were made with, to make an Embedder with; None for plain ones."""
-        ...
+        fingerprint = self._manifest.model.recipe_fingerprint
+        return self._load_recipe(fingerprint) if fingerprint else None
+
+    @abstractmethod
+    def _load_recipe(self, fingerprint: str) -> Recipe: ...
 
     @property
     def retries(self) -> int:
         """How many requests to the store had to be sent again so far."""
-        ...
+        return 0
 
     def upsert(self, records: Sequence[Record]) -> None:
         """Insert the records, replacing those whose id exists; of one id given twice, the last.
@@ -100,7 +117,14 @@ class VectorIndex(Protocol):
         When it returns they are durable, all of them; readers never see a part of them.
         Raises RecordError, and writes nothing, if one of them is not valid.
         """
-        ...
+        for record in records:
+            check_record(record)
+        if records:
+            self._upsert(list({record.id: record for record in records}.values()))
+
+    @abstractmethod
+    def _upsert(self, records: list[Record]) -> None:
+        """`upsert` of one and more valid records, each with an id of its own."""
 
     def query(
         self,
@@ -113,7 +137,8 @@ class VectorIndex(Protocol):
         Equal scores are ordered by id. Fewer come back where fewer pass the filter.
         Raises RecordError for a vector or a `top_k` that is not valid.
         """
-        ...
+        [matches] = self.query_many(embedding[np.newaxis], top_k, filter)
+        return matches
 
     def query_many(
         self,
@@ -122,41 +147,66 @@ class VectorIndex(Protocol):
         filter: Filter | None = None,  # noqa: A002
     ) -> list[list[Match]]:
         """What `query` finds for each row of float32 [n, 512], at less cost for each."""
-        ...
+        if not 0 <= top_k <= MAX_TOP_K:
+            raise RecordError(f"top_k is {top_k}; it must be 0 to {MAX_TOP_K:,}")
+        for embedding in embeddings:
+            check_embedding(embedding)
+        if top_k == 0 or len(embeddings) == 0:
+            return [[] for _ in embeddings]
+        return self._query(embeddings, top_k, filter)
+
+    @abstractmethod
+    def _query(
+        self, embeddings: Embeddings, top_k: int, filter_: Filter | None
+    ) -> list[list[Match]]:
+        """`query_many` of one and more valid embeddings, and a `top_k` of at least 1."""
 
     def fetch(self, ids: Sequence[str]) -> dict[str, Record]:
         """The records with these ids; ids that do not exist are left out."""
-        ...
+        return self._fetch(ids) if ids else {}
+
+    @abstractmethod
+    def _fetch(self, ids: Sequence[str]) -> dict[str, Record]: ...
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete the records with these ids; ids that do not exist do not matter."""
-        ...
+        if ids:
+            self._delete(ids)
 
+    @abstractmethod
+    def _delete(self, ids: Sequence[str]) -> None: ...
+
+    @abstractmethod
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
         """The first `limit` ids that begin with `prefix`, or those where `cursor` goes on.
 
         Raises RecordError for a cursor that the store does not know for one of its own.
         """
-        ...
 
+    @abstractmethod
     def labels(self) -> dict[str, int | None]:
         """The labels in order, and how many records have each; None where that is not known.
 
         A store that cannot count may also name labels that no record has any more.
         """
-        ...
 
+    @abstractmethod
     def count(self) -> int:
         """How many records there are."""
-        ...
 
+    @abstractmethod
     def flush(self) -> None:
         """After many upserts: make queries fast, and wait until they show what was upserted."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Release connections and memory; the index cannot be used afterwards."""
-        ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def best_first(matches: list[Match], metric: Metric) -> list[Match]:
@@ -165,18 +215,17 @@ def best_first(matches: list[Match], metric: Metric) -> list[Match]:
     return sorted(matches, key=lambda match: (sign * match.score, match.id))
 
 
-def check_records(records: Sequence[Record]) -> None:
-    """Raise RecordError, which names the id, unless every record is valid."""
-    for record in records:
-        if not _ID.fullmatch(record.id):
-            raise RecordError(
-                f"the id {record.id!r} is not 1 to {MAX_ID_LENGTH} printable ASCII characters"
-            )
-        try:
-            check_embedding(record.embedding)
-            _check_metadata(record.metadata)
-        except RecordError as exc:
-            raise RecordError(f"record {record.id!r}: {exc}") from exc
+def check_record(record: Record) -> None:
+    """Raise RecordError, which names the id, unless the record is valid."""
+    if not _ID.fullmatch(record.id):
+        raise RecordError(
+            f"the id {record.id!r} is not 1 to {MAX_ID_LENGTH} printable ASCII characters"
+        )
+    try:
+        check_embedding(record.embedding)
+        _check_metadata(record.metadata)
+    except RecordError as exc:
+        raise RecordError(f"record {record.id!r}: {exc}") from exc
 
 
 def check_embedding(embedding: Embeddings) -> None:
@@ -189,13 +238,6 @@ def check_embedding(embedding: Embeddings) -> None:
         raise RecordError("the embedding holds NaN or infinity")
     if not embedding.any():
         raise RecordError("the embedding is all zeros, which has no direction to compare")
-
-
-def check_query(embedding: Embeddings, top_k: int) -> None:
-    """Raise RecordError unless both can be queried with."""
-    check_embedding(embedding)
-    if not 0 <= top_k <= MAX_TOP_K:
-        raise RecordError(f"top_k is {top_k}; it must be 0 to {MAX_TOP_K:,}")
 
 
 def _check_metadata(metadata: Metadata) -> None:

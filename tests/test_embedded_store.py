@@ -11,7 +11,7 @@ from image_search.index import Record
 from image_search.manifest import Manifest
 from image_search.settings import Settings
 from image_search.stores import create_index, open_index
-from image_search.stores.embedded import EmbeddedIndex
+from image_search.stores.embedded.index import EmbeddedIndex
 from image_search.values import DIMENSION
 from tests.support.indexes import MODEL
 

@@ -265,7 +265,7 @@ def test_confidence_is_compared_with_precision(index_of: IndexOf, tmp_path: Path
     assert plain.figures.retrieval.reliability is None
     assert "calibration" not in report.write_report(plain, tmp_path).read_text()
 
-    evaluation = evaluation_of(asked, _Confident(index))
+    evaluation = evaluation_of(asked, _Confident(index))  # type: ignore[arg-type]
     assert evaluation.figures.retrieval is not None
     reliability = evaluation.figures.retrieval.reliability
     assert reliability is not None

@@ -22,7 +22,7 @@ from image_search.filters import Condition, Filter
 from image_search.index import Match
 from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
-from image_search.stores.embedded import EmbeddedIndex
+from image_search.stores.embedded.index import EmbeddedIndex
 from image_search.values import LABEL_FIELD, Embeddings, Pixels
 from service import searcher, uploads
 from service.batching import Stage

@@ -1,0 +1,66 @@
+"""The embedded store: LanceDB tables in a folder, one table a namespace.
+
+Any number of processes may read and write the folder at once. The manifest is part of the table's
+schema, so it is there from the first moment on.
+"""
+
+import os
+from contextlib import suppress
+
+# Read when LanceDB is imported: it warns on standard error of what is no fault.
+os.environ.setdefault("LANCEDB_LOG", "error")
+
+from image_search.errors import IndexNotFoundError
+from image_search.manifest import Manifest
+from image_search.recipe import Recipe
+from image_search.settings import Settings
+from image_search.stores.embedded import table
+from image_search.stores.embedded.errors import errors_of_the_store
+from image_search.stores.embedded.files import IndexFiles
+from image_search.stores.embedded.index import EmbeddedIndex
+
+
+def open_index(settings: Settings) -> EmbeddedIndex:
+    """Open the index; raises IndexNotFoundError when there is none, StoreError if it is broken."""
+    files = IndexFiles.of(settings)
+    with errors_of_the_store(files.folder):
+        if not files.has_table():
+            raise IndexNotFoundError(
+                f"there is no index {settings.index!r} with namespace {settings.namespace!r} in "
+                f"{settings.data_dir} yet: ingest images first, python -m worker ingest SOURCE"
+            )
+        files.remove_empty_versions()
+        opened = table.connect(files.folder).open_table(files.namespace)
+        return EmbeddedIndex.of_table(opened, files)
+
+
+def create_index(
+    settings: Settings, manifest: Manifest, recipe: Recipe | None = None
+) -> EmbeddedIndex:
+    """Create the index, or open the one that another process created in the meantime.
+
+    Raises IndexMismatchError when its other namespaces have another metric.
+    """
+    with suppress(IndexNotFoundError):
+        return open_index(settings)
+    files = IndexFiles.of(settings)
+    with errors_of_the_store(files.folder):
+        files.folder.mkdir(parents=True, exist_ok=True)
+        connection = table.connect(files.folder)
+        for other in files.namespaces():
+            other_json = table.manifest_json(connection.open_table(other.namespace))
+            table.parse_manifest(other_json, other).require_metric(manifest.metric)
+        if recipe is not None:
+            # Before the table, so that no manifest is seen without its recipe.
+            files.write_recipe(recipe)
+        try:
+            created = connection.create_table(files.namespace, schema=table.schema(manifest))
+        except ValueError as exc:
+            if "already exists" not in str(exc):
+                raise
+            created = connection.open_table(files.namespace)
+        else:
+            # What an index of this name that was removed has left.
+            files.remove_calibration()
+        files.sync()
+        return EmbeddedIndex.of_table(created, files)

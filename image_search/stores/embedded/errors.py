@@ -1,0 +1,38 @@
+"""What LanceDB and the file system raise, as errors of the store."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from image_search.errors import StoreError
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def errors_of_the_store(folder: Path) -> Iterator[None]:
+    """Raise StoreError, which says what to do, for what goes wrong in `folder`."""
+    try:
+        yield
+    # LanceDB raises its Rust errors as these three, and has no types of its own.
+    except (OSError, RuntimeError, ValueError) as exc:
+        text = str(exc).lower()
+        if "no space left" in text or "file too large" in text:
+            reason = "the disk is full: make room and start again; what was acknowledged is safe"
+        elif "read-only" in text or "permission denied" in text:
+            reason = "the folder cannot be written: check its permissions, or set another folder"
+        else:
+            reason = str(exc).splitlines()[0]
+        raise StoreError(f"the index in {folder} failed: {reason}") from exc
+
+
+@contextmanager
+def put_off_by_conflict(what: str) -> Iterator[None]:
+    """Another process has done the same in the meantime, or committed: the next time will do."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as exc:
+        if "conflict" not in str(exc).lower():
+            raise
+        _log.debug("%s was put off: %s", what, exc)

@@ -1,0 +1,109 @@
+"""The files of an index: their names, and how they are read and written."""
+
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from image_search.calibration import Calibration
+from image_search.recipe import Recipe
+from image_search.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_TABLE_SUFFIX = ".lance"  # LanceDB's own
+
+
+@dataclass(frozen=True)
+class IndexFiles:
+    """The files of one namespace: its table and calibration, and recipes that all share."""
+
+    folder: Path
+    namespace: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The files of the index that the settings name."""
+        return cls(settings.data_dir / "indexes" / settings.index, settings.namespace)
+
+    @property
+    def table(self) -> Path:
+        """The folder of the table."""
+        return self.folder / f"{self.namespace}{_TABLE_SUFFIX}"
+
+    @property
+    def _versions(self) -> Path:
+        return self.table / "_versions"
+
+    @property
+    def _calibration(self) -> Path:
+        return self.folder / f"{self.namespace}.calibration.json"
+
+    def _recipe(self, fingerprint: str) -> Path:
+        return self.folder / f"recipe-{fingerprint}.npz"
+
+    def namespaces(self) -> Iterator[Self]:
+        """Those of the index that have a table."""
+        for path in self.folder.glob(f"*{_TABLE_SUFFIX}"):
+            namespace = replace(self, namespace=path.stem)
+            if namespace.has_table():
+                yield namespace
+
+    def has_table(self) -> bool:
+        """Whether it has a version; a creation that was cut off leaves a folder without any."""
+        return any(self._versions.glob("*"))
+
+    def remove_empty_versions(self) -> None:
+        """A power failure can leave the newest version empty, and LanceDB then opens none."""
+        for path in self._versions.glob("*.manifest"):
+            if path.stat().st_size == 0:
+                _log.warning("removing the empty version %s, left by a crash", path)
+                path.unlink()
+
+    def read_calibration(self) -> Calibration | None:
+        """The calibration, or None if there is none; raises ValueError if it is damaged."""
+        path = self._calibration
+        return Calibration.model_validate_json(path.read_bytes()) if path.exists() else None
+
+    def write_calibration(self, calibration: Calibration) -> None:
+        """Replace the calibration."""
+        _write(self._calibration, calibration.model_dump_json().encode())
+
+    def remove_calibration(self) -> None:
+        """Remove the calibration, if there is one."""
+        self._calibration.unlink(missing_ok=True)
+
+    def read_recipe(self, fingerprint: str) -> Recipe:
+        """The recipe; raises OSError if it is missing, ValueError if it is damaged."""
+        return Recipe.from_bytes(self._recipe(fingerprint).read_bytes())
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Store the recipe, under its fingerprint."""
+        _write(self._recipe(recipe.fingerprint), recipe.to_bytes())
+
+    def sync(self) -> None:
+        """Make what was committed safe against a power failure; LanceDB leaves it to the kernel."""
+        if sys.platform != "linux":
+            os.sync()
+            return
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
+        finally:
+            os.close(descriptor)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file as a whole, and wait until it is safe against a power failure."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

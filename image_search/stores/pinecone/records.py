@@ -1,0 +1,104 @@
+"""Records, batches and filters in the form that Pinecone takes and gives.
+
+Label and thumbnail (base64) travel as metadata fields.
+"""
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from PIL import Image
+
+from image_search.errors import RecordError
+from image_search.filters import Condition, Filter
+from image_search.index import Record
+from image_search.values import DIMENSION, LABEL_FIELD, MAX_ID_LENGTH, THUMBNAIL_FIELD
+
+# https://docs.pinecone.io/reference/api/database-limits: 2 MB a request, 40 KB of metadata a
+# record.
+_UPSERT_BYTES: Final = 1_900_000
+_VALUE_BYTES: Final = 16  # at most, with seven decimals and a comma
+_METADATA_BYTES: Final = 40 * 1024
+
+# The vector of records that only hold metadata.
+ANY_VECTOR: Final = [1.0] + [0.0] * (DIMENSION - 1)
+
+
+def encode(record: Record) -> dict[str, Any]:
+    """The record, its thumbnail made smaller until it fits; RecordError if it never does."""
+    metadata = _metadata(record)
+    if record.thumbnail:
+        metadata[THUMBNAIL_FIELD] = _fitting_thumbnail(record)
+    # Seven decimals are as exact as float32 at this size, and half as long.
+    values = np.round(record.embedding.astype(np.float64), 7).tolist()
+    return {"id": record.id, "values": values, "metadata": metadata}
+
+
+def _metadata(record: Record) -> dict[str, Any]:
+    label = {} if record.label is None else {LABEL_FIELD: record.label}
+    return {**record.metadata, **label}
+
+
+def room_for_thumbnail(record: Record) -> int:
+    """Bytes of metadata that are left; raises RecordError if there are none."""
+    used = len(orjson.dumps(_metadata(record))) + len(f',"{THUMBNAIL_FIELD}":""')
+    if used > _METADATA_BYTES:
+        raise RecordError(
+            f"record {record.id!r}: label and metadata take more than Pinecone's "
+            f"{_METADATA_BYTES:,} bytes"
+        )
+    return _METADATA_BYTES - used
+
+
+def _fitting_thumbnail(record: Record) -> str:
+    room = room_for_thumbnail(record)
+    thumbnail = record.thumbnail
+    while len(encoded := base64.b64encode(thumbnail).decode()) > room:
+        with Image.open(io.BytesIO(thumbnail)) as image:
+            if min(image.size) < 2:
+                raise RecordError(
+                    f"record {record.id!r}: its thumbnail does not fit into Pinecone's "
+                    f"{_METADATA_BYTES:,} bytes of metadata"
+                )
+            out = io.BytesIO()
+            image.reduce(2).save(out, "JPEG")
+        thumbnail = out.getvalue()
+    return encoded
+
+
+def decode(metadata: Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any], bytes]:
+    """Label, metadata and thumbnail; records that were made elsewhere may lack any of them."""
+    rest = dict(metadata or {})
+    label = rest.pop(LABEL_FIELD, None)
+    try:
+        thumbnail = base64.b64decode(rest.pop(THUMBNAIL_FIELD, ""), validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        thumbnail = b""
+    return None if label is None else str(label), rest, thumbnail
+
+
+def parts(encoded: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Cut a batch so that no request has too many bytes."""
+    cut: list[list[dict[str, Any]]] = [[]]
+    size = 0
+    for item in encoded:
+        item_size = DIMENSION * _VALUE_BYTES + len(orjson.dumps(item["metadata"])) + MAX_ID_LENGTH
+        if size + item_size > _UPSERT_BYTES:
+            cut.append([])
+            size = 0
+        cut[-1].append(item)
+        size += item_size
+    return cut
+
+
+def json_filter(filter_: Filter) -> dict[str, Any]:
+    """The filter in Pinecone's grammar, from which it came."""
+    if isinstance(filter_, Condition):
+        operand = filter_.operand
+        value = list(operand) if isinstance(operand, tuple) else operand
+        return {filter_.field: {filter_.operator: value}}
+    return {filter_.operator: [json_filter(part) for part in filter_.filters]}
