@@ -26,10 +26,11 @@ test: setup  ## run all tests
 test-docker: setup  ## build the images and test them on a Docker engine
 	$(BIN)/python -m pytest -m docker
 
-check: setup  ## linter, formatter, strict types
+check: setup  ## linter, formatter, strict types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose*.yml
 	@if $(TSC) --version >/dev/null 2>&1; then \
 	  echo "$(TSC)" && $(TSC); \
