@@ -48,14 +48,13 @@ def against_bare_engine(source: str, images: int) -> Table:
         bare = timed(lambda: embed_all(embedder.embed, pixels))
         with tempfile.TemporaryDirectory() as folder:
             settings = load_settings(store="embedded", data_dir=Path(folder))
-            index = create_index(settings, default.manifest(settings), default.recipe)
+            with create_index(settings, default.manifest(settings), default.recipe) as index:
 
-            def ours() -> None:
-                ingest(part, index, embedder, settings)  # noqa: B023
-                index.flush()  # noqa: B023
+                def ours() -> None:
+                    ingest(part, index, embedder, settings)  # noqa: B023
+                    index.flush()
 
-            seconds = timed(ours)
-            index.close()
+                seconds = timed(ours)
         rows.append(row(f"turn {turn + 1}", count / seconds, len(pixels) / bare))
         took["ingest"] += seconds
         took["bare"] += bare

@@ -50,7 +50,7 @@ def main() -> None:
         seconds = {"adapter": 0.0, "sequential": 0.0}
         sent = {"adapter": 0, "sequential": 0}
         per_turn = arguments.vectors // TURNS // COMMIT * COMMIT
-        with closing(Pinecone(api_key=API_KEY, host=host)) as client, closing(index):
+        with closing(Pinecone(api_key=API_KEY, host=host)) as client, index:
             described = client.describe_index(settings.index)
             with closing(client.Index(host=str(described.host))) as plain:
                 for turn in range(TURNS):

@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -193,39 +194,41 @@ _positive.__name__ = "number"  # argparse names the type in its message
 
 def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
     stop = StopSignals()
-    index: VectorIndex | None
-    try:
-        index = open_index(settings)
-    except IndexNotFoundError:
-        index = None
-    if arguments.source == "auto":
-        chosen = source_to_ingest(index, arguments.split, settings)
-        if chosen is None:
-            count = index.count() if index is not None else 0
-            print(f"index {settings.index} holds {count:,} images: nothing to ingest")
-            return 0
-        source = chosen
-    else:
-        source = open_source(arguments.source, split=arguments.split, data_dir=settings.data_dir)
-    if index is None:
-        new = create_index_for(source, settings, limit=arguments.limit, stop=stop.event)
-        if new is None:
-            return stop.exit_code
-        embedder, index = new
-    else:
-        embedder = load_embedder(index, settings)
-    embedder.warm_up()
-    started = time.monotonic()
-    sampled = SampledSource(source)
-    summary = ingest(
-        sampled.source, index, embedder, settings, limit=arguments.limit, stop=stop.event
-    )
-    index.flush()
-    if summary.embedded or index.calibration is None:
-        recalibrate(index, sampled.ids, stop.event)
-    _report(source, summary, index, settings, time.monotonic() - started)
-    index.close()
-    return stop.exit_code or (EXIT_UNREADABLE if summary.unreadable else 0)
+    with ExitStack() as opened:
+        try:
+            index: VectorIndex | None = opened.enter_context(open_index(settings))
+        except IndexNotFoundError:
+            index = None
+        if arguments.source == "auto":
+            chosen = source_to_ingest(index, arguments.split, settings)
+            if chosen is None:
+                count = index.count() if index is not None else 0
+                print(f"index {settings.index} holds {count:,} images: nothing to ingest")
+                return 0
+            source = chosen
+        else:
+            source = open_source(
+                arguments.source, split=arguments.split, data_dir=settings.data_dir
+            )
+        if index is None:
+            new = create_index_for(source, settings, limit=arguments.limit, stop=stop.event)
+            if new is None:
+                return stop.exit_code
+            embedder = new[0]
+            index = opened.enter_context(new[1])
+        else:
+            embedder = load_embedder(index, settings)
+        embedder.warm_up()
+        started = time.monotonic()
+        sampled = SampledSource(source)
+        summary = ingest(
+            sampled.source, index, embedder, settings, limit=arguments.limit, stop=stop.event
+        )
+        index.flush()
+        if summary.embedded or index.calibration is None:
+            recalibrate(index, sampled.ids, stop.event)
+        _report(source, summary, index, settings, time.monotonic() - started)
+        return stop.exit_code or (EXIT_UNREADABLE if summary.unreadable else 0)
 
 
 def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -237,26 +240,27 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError(
             f"evaluate needs {exc.name}: python -m pip install 'image-search[evaluate]'"
         ) from exc
-    index = open_index(settings)
-    if arguments.source == "auto":
-        source = source_to_search_for(index, arguments.split, settings)
-    else:
-        source = open_source(arguments.source, split=arguments.split, data_dir=settings.data_dir)
-    folder = arguments.output or settings.data_dir / "evaluation"
-    report.make_folder(folder)
-    embedder = load_embedder(index, settings)
-    embedder.warm_up()
-    started = time.monotonic()
-    evaluation = evaluate(
-        source,
-        index,
-        embedder,
-        settings,
-        queries=arguments.queries,
-        seed=arguments.seed,
-        scratch=folder,
-    )
-    index.close()
+    with open_index(settings) as index:
+        if arguments.source == "auto":
+            source = source_to_search_for(index, arguments.split, settings)
+        else:
+            source = open_source(
+                arguments.source, split=arguments.split, data_dir=settings.data_dir
+            )
+        folder = arguments.output or settings.data_dir / "evaluation"
+        report.make_folder(folder)
+        embedder = load_embedder(index, settings)
+        embedder.warm_up()
+        started = time.monotonic()
+        evaluation = evaluate(
+            source,
+            index,
+            embedder,
+            settings,
+            queries=arguments.queries,
+            seed=arguments.seed,
+            scratch=folder,
+        )
     path = report.write_report(evaluation, folder)
     print(report.summary(evaluation.figures))
     print(f"report: {path}, made in {time.monotonic() - started:.1f} s")
