@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import hashlib
 import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from image_search.engines import Forward
 from image_search.manifest import ModelSpec
 from image_search.recipe import FEATURES, FITTED_BLOCKS, LAST_BLOCK, Recipe
 from image_search.values import DIMENSION, Embeddings, Features, Pixels
-from image_search.weights import Convolution, load_weights
+from image_search.weights import Convolution, fingerprint, load_weights
 
 _log = logging.getLogger(__name__)
 
@@ -28,13 +27,12 @@ PREPROCESSING_VERSION: Final = 2
 # Decoding may reduce an image, but not below this multiple of the network's input; beyond three,
 # the result cannot be told from resizing the full picture (Pillow's documentation, reducing_gap).
 _REDUCING_GAP: Final = 3
-_FINGERPRINT_DIGITS: Final = 16
 
 
 class Embedder:
     """VGG16 without its classifier, on a GPU if there is one, else on the CPU.
 
-    `weights` is `imagenet`, `bundled` or a path; `input_size` in pixels, at least 32. Where the
+    `weights` is `bundled`, `imagenet` or a path; `input_size` in pixels, at least 32. Where the
     last feature map is larger than 1x1, it is averaged. With `activation_maxima`, from
     `measure_activation_maxima`, it computes in int8. With a recipe, embeddings are made as that
     says. Safe to use from several threads. Raises WeightsError when the weights cannot be had.
@@ -50,7 +48,7 @@ class Embedder:
         name, convolutions = load_weights(weights)
         self.model = ModelSpec(
             weights=name,
-            fingerprint=_fingerprint(convolutions),
+            fingerprint=fingerprint(convolutions),
             input_size=input_size,
             preprocessing=PREPROCESSING_VERSION,
             precision="int8" if activation_maxima else "float32",
@@ -158,11 +156,3 @@ def _release_memory() -> None:
     gc.collect()
     with suppress(AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _fingerprint(convolutions: Sequence[Convolution]) -> str:
-    digest = hashlib.sha256()
-    for convolution in convolutions:
-        for array in convolution:
-            digest.update(array.astype("<f4").tobytes())
-    return digest.hexdigest()[:_FINGERPRINT_DIGITS]

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from image_search import __version__
 from image_search.errors import IndexMismatchError
-from image_search.values import DIMENSION, Metric, Precision, RecipeName
+from image_search.values import BUNDLED, DIMENSION, Metric, Precision, RecipeName
 
 
 class ModelSpec(BaseModel):
@@ -18,12 +18,12 @@ class ModelSpec(BaseModel):
     architecture: Annotated[Literal["vgg16"], Field(description="Network.", examples=["vgg16"])] = (
         "vgg16"
     )
-    weights: Annotated[str, Field(description="Name of the weights.", examples=["imagenet"])]
+    weights: Annotated[str, Field(description="Name of the weights.", examples=["bundled"])]
     fingerprint: Annotated[
         str,
         Field(
             description="First 16 hex digits of the SHA-256 of all weights.",
-            examples=["a6d0036414fcdb84"],
+            examples=["e6be4a9df98815c7"],
         ),
     ]
     input_size: Annotated[
@@ -93,6 +93,15 @@ class Manifest(BaseModel):
 
     def require_model(self, model: ModelSpec) -> None:
         """Raise IndexMismatchError, naming both sides, unless `model` built this index."""
+        if self.model.weights == model.weights == BUNDLED and (
+            self.model.fingerprint != model.fingerprint
+        ):
+            raise IndexMismatchError(
+                f"the index was built with the bundled weights of another version "
+                f"({self.model.fingerprint}), which this one no longer has (it has "
+                f"{model.fingerprint}): build it again, by setting IMAGE_SEARCH_INDEX to a new "
+                "name, or deleting the index, and ingesting its images once more"
+            )
         # A name can differ (a path here, `imagenet` there) where the weights are the same.
         if model.model_copy(update={"weights": self.model.weights}) != self.model:
             raise IndexMismatchError(

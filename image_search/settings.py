@@ -61,8 +61,8 @@ class Settings(BaseSettings):
         str,
         Field(
             min_length=1,
-            description="VGG16 weights of a new index: auto, imagenet, bundled, or the path of a "
-            "Keras .h5 or .weights.h5 file.",
+            description="VGG16 weights of a new index: bundled (ImageNet's), imagenet (the same, "
+            "exact, downloaded), auto (bundled), or the path of a Keras .h5 or .weights.h5 file.",
         ),
     ] = "auto"
     input_size: Annotated[

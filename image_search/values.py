@@ -25,6 +25,11 @@ DIMENSION: Final = 512
 # maximum. Configuration D of https://arxiv.org/abs/1409.1556
 BLOCKS: Final = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
+# Names of weights that need no path.
+AUTO: Final = "auto"
+BUNDLED: Final = "bundled"
+IMAGENET: Final = "imagenet"
+
 # --- records ---
 
 Scalar = str | float | bool

@@ -1,9 +1,9 @@
 """VGG16's convolution weights: where they come from, as NumPy arrays."""
 
-import logging
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -13,13 +13,7 @@ from numpy.typing import NDArray
 
 from image_search.download import download
 from image_search.errors import DownloadError, WeightsError
-from image_search.values import BLOCKS
-
-_log = logging.getLogger(__name__)
-
-AUTO: Final = "auto"
-IMAGENET: Final = "imagenet"
-BUNDLED: Final = "bundled"
+from image_search.values import AUTO, BLOCKS, BUNDLED, IMAGENET
 
 # The file of keras.applications.VGG16(include_top=False), with the checksum that Keras checks:
 # keras/src/applications/vgg16.py
@@ -29,7 +23,8 @@ _IMAGENET_URL: Final = (
 )
 _IMAGENET_MD5: Final = "6d6bbae143d832006294945121d1f1fc"
 
-_BUNDLED_FILE: Final = Path(__file__).parent / "bundled" / "vgg16-tiny-imagenet-32.npz"
+_BUNDLED_FILE: Final = Path(__file__).parent / "bundled" / "vgg16-imagenet.npz"
+_FINGERPRINT_DIGITS: Final = 16
 
 Array = NDArray[np.float32]
 
@@ -42,32 +37,28 @@ class Convolution(NamedTuple):
 
 
 def choose_weights(choice: str) -> str:
-    """Turn `auto` into `imagenet` where those are cached or can be downloaded, else `bundled`."""
-    if choice != AUTO:
-        return choice
-    try:
-        _imagenet()
-    except DownloadError as exc:
-        _log.warning("using the bundled weights, as the ImageNet weights cannot be had: %s", exc)
-        return BUNDLED
-    return IMAGENET
+    """What a new index gets where the weights are set to `choice`: `auto` means `bundled`."""
+    return BUNDLED if choice == AUTO else choice
 
 
 def load_weights(weights: str) -> tuple[str, list[Convolution]]:
     """The name to record of `weights` (`imagenet`, `bundled` or a path), and the 13 convolutions.
 
     The name is the choice itself, or the file's name. Raises WeightsError when the file is missing
-    or does not hold VGG16's convolutions, or when ImageNet's cannot be downloaded.
+    or does not hold VGG16's convolutions, or when Keras' file cannot be downloaded.
     """
     if weights == BUNDLED:
         return BUNDLED, list(_bundled())
     try:
         path = _imagenet() if weights == IMAGENET else Path(weights)
     except DownloadError as exc:
-        raise WeightsError(f"the ImageNet weights cannot be had: {exc}") from exc
+        raise WeightsError(
+            f"Keras' file of the ImageNet weights cannot be had: {exc}; the bundled weights need "
+            "no download"
+        ) from exc
     if not path.is_file():
         raise WeightsError(
-            f"there is no weights file {path}: give imagenet, bundled, or the path of a Keras "
+            f"there is no weights file {path}: give bundled, imagenet, or the path of a Keras "
             ".h5 or .weights.h5 file"
         )
     try:
@@ -80,6 +71,15 @@ def load_weights(weights: str) -> tuple[str, list[Convolution]]:
         raise _not_vgg16(path, f"it holds {len(shapes)} arrays, of the shapes {shapes}")
     convolutions = [Convolution(*arrays[i : i + 2]) for i in range(0, len(arrays), 2)]
     return IMAGENET if weights == IMAGENET else path.name, convolutions
+
+
+def fingerprint(convolutions: Sequence[Convolution]) -> str:
+    """First 16 hex digits of the SHA-256 of all kernels and biases, as little-endian float32."""
+    digest = hashlib.sha256()
+    for convolution in convolutions:
+        for array in convolution:
+            digest.update(array.astype("<f4").tobytes())
+    return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
 
 def _not_vgg16(path: Path, reason: str) -> WeightsError:
@@ -122,11 +122,7 @@ def _imagenet() -> Path:
 
 def _bundled() -> Iterator[Convolution]:
     with np.load(_BUNDLED_FILE) as arrays:
-        for number in range(len(arrays.files) // 3):
-            kernel = arrays[f"kernel_{number}"] * arrays[f"scale_{number}"]
+        for number in range(sum(count for count, _ in BLOCKS)):
+            steps = np.int16(3) * arrays[f"levels_{number}"] + arrays[f"steps_{number}"]
+            kernel = steps * arrays[f"scale_{number}"]
             yield Convolution(kernel, arrays[f"bias_{number}"])
-
-
-if __name__ == "__main__":  # in a Dockerfile: put the weights into the image
-    logging.basicConfig(format="%(message)s")
-    print(f"weights: {choose_weights(AUTO)}")

@@ -14,8 +14,7 @@ from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.settings import Settings
 from image_search.stores import open_index
-from image_search.values import Store
-from image_search.weights import AUTO, BUNDLED, IMAGENET
+from image_search.values import AUTO, BUNDLED, IMAGENET, Store
 from service.errors import EngineFailedError, StartingError
 from service.metrics import Metrics
 from service.pipeline import Engine, Pipeline

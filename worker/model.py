@@ -14,8 +14,8 @@ from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.settings import Settings
 from image_search.stores import create_index
-from image_search.values import Pixels
-from image_search.weights import AUTO, choose_weights
+from image_search.values import AUTO, Pixels
+from image_search.weights import choose_weights
 from worker.ingest import open_image
 from worker.recipes import fit_recipe
 from worker.sources import Source
