@@ -353,8 +353,43 @@ def test_labels_and_the_number_of_matches_are_chosen(page: Page) -> None:
     page.reload()
     shown(page, 6)
     expect(page.get_by_role("checkbox", name=KINDS[0])).to_be_checked()
-    page.go_back()  # options have no steps of their own
+    page.go_back()  # a slider that is moved on makes one step
+    shown(page, TOP_K)
+    expect(slider).to_have_value(f"{TOP_K}")
+    expect(page.get_by_role("checkbox", name=KINDS[0])).to_be_checked()
+    page.go_back()
+    shown(page, PER_KIND)
+    expect(page.get_by_role("checkbox", name=KINDS[0])).not_to_be_checked()
+    expect(page.get_by_role("checkbox", name=KINDS[2])).to_be_checked()
+    page.go_forward()
+    expect(page.get_by_role("checkbox", name=KINDS[0])).to_be_checked()
+    for _ in range(3):
+        page.go_back()
     expect(page.locator("#start")).to_be_visible()
+
+
+def test_back_brings_the_options_of_a_search_again(page: Page) -> None:
+    upload(page, encode(QUERY))
+    shown(page)
+    # At once: what a slider was set to must not get lost on the way.
+    page.evaluate(
+        """() => {
+            const slider = document.getElementById("top-k");
+            slider.value = 7;
+            slider.dispatchEvent(new Event("input"));
+            document.querySelectorAll(".picture")[1].click();
+        }"""
+    )
+    shown(page, 7)
+    page.get_by_role("checkbox", name="near-duplicates").check()
+    page.get_by_role("button", name="Back").click()
+    expect(page.get_by_role("checkbox", name="near-duplicates")).not_to_be_checked()
+    page.get_by_role("button", name="Back").click()
+    expect(page.locator("#query-label")).to_have_text("Your picture")
+    shown(page, 7)
+    page.get_by_role("button", name="Back").click()
+    shown(page)
+    expect(page.get_by_role("slider", name="How many")).to_have_value(f"{TOP_K}")
 
 
 def test_options_that_leave_nothing_can_be_taken_back(

@@ -13,23 +13,54 @@ import { search } from "./state.js";
 
 /** How many searches of this tab lie behind this one. */
 let depth = Number(history.state?.depth ?? 0);
+/** @type {{replace: boolean} | null} How the search that is prepared enters the history. */
+let prepared = null;
 
 /**
+ * Show another search.
+ *
  * @param {Search} next
- * @param {{replace?: boolean}} [options] whether it takes the place of this one in the history
+ * @param {{replace: boolean}} [step] whether it takes the place of this one in the history
  */
-export function go(next, { replace = false } = {}) {
-  const address = toFragment(next) || location.pathname + location.search;
-  if (replace) {
-    history.replaceState({ depth }, "", address);
-  } else {
-    depth += 1;
-    history.pushState({ depth }, "", address);
-  }
+export function go(next, step = { replace: false }) {
+  if (prepared) record(search.value, prepared);
+  record(next, step);
   search.set(next);
 }
 
+/**
+ * Change the search now, so that whatever is done next takes it along, and show it in a moment,
+ * with `settle`.
+ *
+ * @param {Search} next
+ * @param {{replace: boolean}} step
+ */
+export function prepare(next, step) {
+  prepared = step;
+  search.prepare(next);
+}
+
+/** Show the search that is prepared. */
+export function settle() {
+  if (!prepared) return;
+  record(search.value, prepared);
+  search.set(search.value);
+}
+
+/**
+ * @param {Search} next
+ * @param {{replace: boolean}} step
+ */
+function record(next, { replace }) {
+  prepared = null;
+  const address = toFragment(next) || location.pathname + location.search;
+  if (!replace) depth += 1;
+  if (replace) history.replaceState({ depth }, "", address);
+  else history.pushState({ depth }, "", address);
+}
+
 function showAddress() {
+  prepared = null;
   depth = Number(history.state?.depth ?? 0);
   try {
     search.set(fromFragment(location.hash));

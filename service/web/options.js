@@ -5,7 +5,7 @@
  * @import { Options } from "./search.js"
  */
 
-import { go } from "./address.js";
+import { go, prepare, settle } from "./address.js";
 import { element, get, input } from "./dom.js";
 import { defaultOptions } from "./search.js";
 import { labels, search } from "./state.js";
@@ -15,9 +15,12 @@ const MS_BETWEEN_STEPS_OF_A_SLIDER = 150;
 const MAX_LABELS_SHOWN = 24;
 
 let sliding = 0;
+/** The slider that made the latest step of the history: moved on, it makes no other. */
+let moved = "";
 
 function showOptions() {
   clearTimeout(sliding);
+  moved = "";
   const { topK, minConfidence, deduplicate } = search.value;
   input("top-k").value = `${topK}`;
   input("confidence").value = `${minConfidence}`;
@@ -63,7 +66,7 @@ function showLabels() {
 
 /** @param {Partial<Options>} options */
 function setOptions(options) {
-  go({ ...search.value, ...options }, { replace: true });
+  go({ ...search.value, ...options });
 }
 
 export function installOptions() {
@@ -72,14 +75,14 @@ export function installOptions() {
   for (const id of ["top-k", "confidence"]) {
     get(id).addEventListener("input", () => {
       showOptionValues();
-      // At once, so that whatever else is done meanwhile takes it along.
-      search.prepare({
-        ...search.value,
-        topK: Number(input("top-k").value),
-        minConfidence: Number(input("confidence").value),
-      });
+      const topK = Number(input("top-k").value);
+      const minConfidence = Number(input("confidence").value);
+      prepare({ ...search.value, topK, minConfidence }, { replace: moved === id });
       clearTimeout(sliding);
-      sliding = setTimeout(() => setOptions({}), MS_BETWEEN_STEPS_OF_A_SLIDER);
+      sliding = setTimeout(() => {
+        settle();
+        moved = id;
+      }, MS_BETWEEN_STEPS_OF_A_SLIDER);
     });
   }
   get("deduplicate").addEventListener("change", () => {
