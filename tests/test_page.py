@@ -1,7 +1,9 @@
 """The web page in a real browser: Debian's Chromium, driven by Playwright."""
 
 import base64
+import csv
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ from tests.support.images import KINDS, PER_KIND, QUERY, encode
 from tests.support.indexes import fill
 from tests.support.pinecone import API_KEY, PineconeEmulator
 from tests.support.servers import ServiceThread, assert_problem
+from tests.support.waiting import wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOP_K = 24
@@ -239,10 +242,99 @@ def test_a_photo_is_turned_upright_and_made_small_before_it_is_sent(
         upload(page, photo, "photo.jpg", "image/jpeg")
     assert int(request.value.all_headers()["content-length"]) < 1_000_000
     found = shown(page)
-    assert found[0] == best(index, embedder.embed([embedder.pixels(QUERY)])[0])[0]
+    small = noisy.resize((751, 1024), Image.Resampling.LANCZOS)
+    assert found[0] == best(index, embedder.embed([embedder.pixels(small)])[0])[0]
     picture = page.locator("#query-picture")
     assert is_loaded(picture)
     assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [751, 1024]
+
+
+def part(left: float, top: float, width: float, height: float) -> Image.Image:
+    """A part of QUERY, by shares of its sides."""
+    across, down = QUERY.size
+    right, bottom = left + width, top + height
+    return QUERY.crop(
+        (round(left * across), round(top * down), round(right * across), round(bottom * down))
+    )
+
+
+def cropped(page: Page) -> tuple[float, ...]:
+    """Where the frame is, as shares of the picture."""
+    style = page.locator("#crop-frame").evaluate(
+        "it => ['left', 'top', 'width', 'height'].map(name => parseFloat(it.style[name]) / 100)"
+    )
+    return tuple(round(share, 4) for share in style)
+
+
+def test_a_part_is_chosen_by_dragging_a_frame(
+    page: Page, index: VectorIndex, embedder: Embedder
+) -> None:
+    upload(page, encode(QUERY))
+    whole = shown(page)
+    page.get_by_role("button", name="Part of it").click()
+    area = page.locator("#crop-area").bounding_box()
+    assert area is not None
+
+    def drag(*places: tuple[float, float]) -> None:
+        for number, (x, y) in enumerate(places):
+            page.mouse.move(area["x"] + x * area["width"], area["y"] + y * area["height"])
+            if number == 0:
+                page.mouse.down()
+        page.mouse.up()
+
+    drag((0.1, 0.9), (0.3, 0.2), (0.5, 0.4))
+    assert cropped(page) == pytest.approx((0.1, 0.4, 0.4, 0.5), abs=0.01)
+    drag((0.3, 0.6), (0.4, 0.5))  # within: it is moved
+    assert cropped(page) == pytest.approx((0.2, 0.3, 0.4, 0.5), abs=0.01)
+    drag((0.6, 0.8), (0.7, 2))  # a corner, out of the picture
+    assert cropped(page) == pytest.approx((0.2, 0.3, 0.5, 0.7), abs=0.01)
+    drag((0.9, 0.1))  # a click
+    assert cropped(page) == pytest.approx((0.2, 0.3, 0.5, 0.7), abs=0.01)
+    page.get_by_role("button", name="Search with this part").click()
+    picture = page.locator("#query-picture")
+    expect(picture).to_have_attribute("src", re.compile("^blob:"))
+    wait_until(lambda: picture.evaluate("it => it.naturalWidth") == 48)
+    found = shown(page)
+    assert found != whole
+    expected = best(index, embedder.embed([embedder.pixels(part(0.2, 0.3, 0.5, 0.7))])[0])
+    assert len(set(found) & set(expected)) > TOP_K // 2  # the browser's pixels are compressed
+    page.get_by_role("button", name="Part of it").click()  # of the whole picture again
+    wait_until(lambda: page.locator("#crop-picture").evaluate("it => it.naturalWidth") == 96)
+    page.get_by_role("button", name="Cancel").click()
+    assert shown(page) == found
+
+
+def test_a_part_is_chosen_by_touch_and_by_keys(open_page: Callable[..., Page], url: str) -> None:
+    page = open_page(f"{url}#id={KINDS[0]}-00", viewport=PHONE, is_mobile=True, has_touch=True)
+    shown(page)
+    page.get_by_role("button", name="Part of it").tap()
+    expect(page.locator("#crop-frame")).to_be_focused()
+    area = page.locator("#crop-area").bounding_box()
+    assert area is not None
+    touch = page.context.new_cdp_session(page)
+    for kind, x, y in [("touchStart", 0.1, 0.1), ("touchMove", 0.3, 0.3), ("touchMove", 0.5, 0.6)]:
+        point = {"x": area["x"] + x * area["width"], "y": area["y"] + y * area["height"]}
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert cropped(page) == pytest.approx((0.1, 0.1, 0.4, 0.5), abs=0.01)
+    page.get_by_role("button", name="Whole picture").click()
+    assert cropped(page) == (0, 0, 1, 1)
+    frame = page.get_by_role("button", name="Frame")
+    for key in ("Shift+ArrowLeft", "Shift+ArrowUp", "Shift+ArrowUp", "ArrowRight", "ArrowDown"):
+        frame.press(key)
+    assert cropped(page) == (0.02, 0.02, 0.98, 0.96)
+    expect(page.locator("#crop-size")).to_have_text(
+        re.compile("^98 . 96 % of the picture, 2 % from the left, 2 % from the top$")
+    )
+    frame.press("ArrowRight")  # it stops at the edge
+    assert cropped(page) == (0.02, 0.02, 0.98, 0.96)
+    frame.press("Enter")
+    expect(page.locator("#crop")).to_be_hidden()
+    expect(page.locator("#query-label")).to_have_text("Your picture")
+    shown(page)
+    page.get_by_role("button", name="Part of it").tap()
+    page.keyboard.press("Escape")
+    expect(page.locator("#crop")).to_be_hidden()
 
 
 # --- from one search to the next ------------------------------------------------------------------
@@ -444,6 +536,103 @@ def test_one_of_many_labels_is_found_by_typing(page: Page) -> None:
     page.get_by_role("searchbox", name="Find a label").fill("")
     expect(page.locator("#labels label")).to_have_count(25)
     expect(page.get_by_role("checkbox", name=KINDS[3])).to_be_checked()
+
+
+def test_a_label_that_is_misspelt_is_found(open_page: Callable[..., Page], url: str) -> None:
+    page = open_page(f"{url}#id={KINDS[0]}-00&label={KINDS[2][:-1]}&label={KINDS[1]}")
+    shown(page, PER_KIND)
+    page.goto("about:blank")
+    page.goto(f"{url}#id={KINDS[0]}-00&label={KINDS[2][:-1]}")
+    expect(page.locator("#none")).to_contain_text(f"label “{KINDS[2][:-1]}”")
+    page.get_by_role("button", name=f"Did you mean “{KINDS[2]}”?").click()
+    shown(page, PER_KIND)
+    expect(page.get_by_role("checkbox", name=KINDS[2])).to_be_checked()
+    many = [{"label": f"number {number}", "count": 1} for number in range(30)]
+    many.append({"label": "Norwegian elkhound", "count": 1})
+    page.route("**/labels", lambda route: route.fulfill(json={"labels": many}))
+    page.reload()
+    search = page.get_by_role("searchbox", name="Find a label")
+    search.fill("norwegean elkhund")
+    expect(page.locator("#label-hint")).to_have_text("No such label. Did you mean:")
+    expect(page.locator("#labels label")).to_have_text([KINDS[2], "Norwegian elkhound 1"])
+    search.fill("something else")
+    expect(page.locator("#label-hint")).to_have_text("No such label.")
+    search.fill("elk")
+    expect(page.locator("#label-hint")).to_be_hidden()
+
+
+# --- what is done with matches --------------------------------------------------------------------
+
+
+def test_selected_matches_are_downloaded(page: Page, tmp_path: Path) -> None:
+    metadata = {"path": '=HYPERLINK("x"), too', "year": 2026, "tags": ["a", "b"]}
+
+    def with_metadata(route: Route) -> None:
+        answer = route.fetch().json()
+        answer["matches"][1]["metadata"] = metadata
+        answer["matches"][2]["id"] = "%C3%A9t%C3%A9.jpg"
+        route.fulfill(json=answer)
+
+    page.route("**/query", with_metadata)
+    page.goto(f"{page.url}#id={KINDS[0]}-00")
+    first, second, *_ = shown(page)
+    for number in (0, 1, 2, 3):
+        page.locator(".match").nth(number).hover()
+        page.get_by_role("button", name=re.compile("^Select ")).nth(number).click()
+    page.get_by_role("button", name=re.compile("^Select ")).nth(3).click()
+    page.locator(".picture").nth(4).click()  # another search keeps them
+    expect(page.locator("#query-id")).not_to_have_text(f"{KINDS[0]}-00")
+    shown(page)
+    expect(page.get_by_role("region", name="Selected matches")).to_contain_text("3 selected")
+
+    def saved(kind: str) -> str:
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Download as {kind}").click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        return path.read_bytes().decode()
+
+    rows = json.loads(saved("JSON"))
+    assert [row["id"] for row in rows] == [first, second, "%C3%A9t%C3%A9.jpg"]
+    assert [row["name"] for row in rows] == [first, second, "été.jpg"]
+    assert rows[1]["metadata"] == metadata
+    table = list(csv.DictReader(io.StringIO(saved("CSV"), newline="")))
+    assert [row["id"] for row in table] == [row["id"] for row in rows]
+    assert [float(row["score"]) for row in table] == [row["score"] for row in rows]
+    assert table[1]["metadata.path"] == '\'=HYPERLINK("x"), too'  # no formula
+    assert table[1]["metadata.year"] == "2026"
+    page.get_by_role("button", name="Clear").click()
+    expect(page.get_by_role("region", name="Selected matches")).to_be_hidden()
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_large_thumbnails_get_room_and_no_label_is_cut(
+    open_page: Callable[..., Page], url: str, side: int
+) -> None:
+    label = "long-sleeved undershirt and Donaudampfschifffahrt"
+    thumbnail = base64.b64encode(encode(QUERY.resize((side, side // 2)), "JPEG")).decode()
+
+    def photos(route: Route) -> None:
+        answer = route.fetch().json()
+        for match in answer["matches"]:
+            match["label"], match["confidence"] = label, 0.5
+            match["thumbnail"] = f"data:image/jpeg;base64,{thumbnail}"
+        route.fulfill(json=answer)
+
+    page = open_page(url, viewport=PHONE)
+    page.route("**/query", photos)
+    page.goto(f"{url}#id={KINDS[0]}-00")
+    shown(page)
+    is_large = re.compile(r"\blarge\b")
+    grid = expect(page.locator("#matches"))
+    (grid.to_have_class if side > 128 else grid.not_to_have_class)(is_large)
+    for viewport, least in ((PHONE, 150), (DESKTOP, 216)):
+        page.set_viewport_size({"width": viewport["width"], "height": viewport["height"]})
+        width = page.locator(".picture").first.evaluate("it => it.clientWidth")
+        assert (width >= least) == (side > 128)
+        cut = "all => all.filter(it => it.scrollWidth > it.clientWidth + 1).length"
+        assert page.locator(".match strong").evaluate_all(cut) == 0
+        expect(page.locator(".match strong").first).to_have_text(label)
 
 
 # --- links ----------------------------------------------------------------------------------------
@@ -684,6 +873,35 @@ def test_every_view_is_accessible_and_fits(
     page.get_by_role("checkbox", name=KINDS[0]).check()
     shown(page, PER_KIND)
     check("found")
+
+
+def test_the_page_works_below_a_prefix(open_page: Callable[..., Page], url: str) -> None:
+    page = open_page("about:blank")
+    strays: list[str] = []
+
+    def proxy(route: Route) -> None:
+        path = route.request.url.removeprefix(url)
+        if path.startswith("find/"):
+            route.fulfill(response=route.fetch(url=url + path.removeprefix("find/")))
+        else:
+            strays.append(path)
+            route.abort()
+
+    page.context.route(f"{url}**", proxy)
+    page.goto(f"{url}find/")
+    assert is_loaded(page.locator("#home img"))
+    page.get_by_role("button", name="boat").click()
+    first = shown(page)
+    page.locator(".picture").nth(1).click()
+    expect(page.locator("#query-id")).to_have_text(first[1])
+    shown(page)
+    assert page.url.startswith(f"{url}find/#id=")
+    page.reload()
+    shown(page)
+    page.get_by_role("link", name="Image search").click()
+    expect(page.locator("#start")).to_be_visible()
+    assert page.url == f"{url}find/"
+    assert strays == []
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 /** Puts the page together. What is shown follows from the search: see `address.js`. */
 
 import { followAddress } from "./address.js";
+import { installCrop } from "./crop.js";
 import { takePictures } from "./handover.js";
 import { giveUp, installNotice, notify } from "./notice.js";
 import { installOptions } from "./options.js";
 import { installQuery, searchFile } from "./query.js";
 import { installResults } from "./results.js";
+import { installSelection } from "./selection.js";
 import { installStart, needIndex } from "./start.js";
 import { search } from "./state.js";
 import { installStatus, waitForService } from "./status.js";
@@ -18,7 +20,9 @@ search.listen(giveUp);
 installNotice({ wait: waitForService, useKey: needIndex });
 installOptions();
 installQuery();
+installCrop();
 installResults();
+installSelection();
 installStart();
 takePictures((picture) => void searchFile(picture), notify);
 followAddress();

@@ -9,10 +9,11 @@ import { go, prepare, settle } from "./address.js";
 import { element, get, input } from "./dom.js";
 import { defaultOptions } from "./search.js";
 import { labels, search } from "./state.js";
-import { percent } from "./words.js";
+import { closest, percent } from "./words.js";
 
 const MS_BETWEEN_STEPS_OF_A_SLIDER = 150;
 const MAX_LABELS_SHOWN = 24;
+const MAX_MEANT = 3;
 
 let sliding = 0;
 /** The slider that made the latest step of the history: moved on, it makes no other. */
@@ -43,9 +44,15 @@ function showLabels() {
   get("labels-option").hidden = all.length === 0 && wanted.length === 0;
   get("label-search").hidden = all.length <= MAX_LABELS_SHOWN;
   const typed = input("label-search").value.trim().toLowerCase();
-  const others = all.filter(({ label }) => {
-    return !wanted.includes(label) && label.toLowerCase().includes(typed);
-  });
+  const unchosen = all.filter(({ label }) => !wanted.includes(label));
+  let others = unchosen.filter(({ label }) => label.toLowerCase().includes(typed));
+  const misspelt = others.length === 0 && typed !== "";
+  if (misspelt) {
+    const meant = closest(typed, unchosen.map(({ label }) => label)).slice(0, MAX_MEANT);
+    others = unchosen.filter(({ label }) => meant.includes(label));
+  }
+  get("label-hint").hidden = !misspelt;
+  get("label-hint").textContent = others.length ? "No such label. Did you mean:" : "No such label.";
   // Where all have room each keeps its place; else the chosen ones come first.
   const chosen = wanted.map((label) => all.find((one) => one.label === label) ?? { label, count: null });
   const few = all.length <= MAX_LABELS_SHOWN && chosen.every((one) => all.includes(one));

@@ -38,14 +38,14 @@ export async function prepare(file) {
 async function shrunk(bitmap, file) {
   // JPEG has no transparency.
   const type = file.type === "image/jpeg" ? "image/jpeg" : "image/png";
-  const drawn = draw(bitmap, MAX_SIDE);
+  const drawn = draw(bitmap, MAX_SIDE, whole(bitmap));
   const blob = await new Promise((resolve) => drawn.toBlob(resolve, type, 0.92));
   return blob instanceof Blob ? blob : file;
 }
 
 /** @param {ImageBitmap} bitmap */
 function preview(bitmap) {
-  const drawn = draw(bitmap, PREVIEW_SIDE);
+  const drawn = draw(bitmap, PREVIEW_SIDE, whole(bitmap));
   // Browsers that cannot write WebP answer with PNG.
   let uri = drawn.toDataURL("image/webp", 0.7);
   if (!uri.startsWith("data:image/webp")) uri = drawn.toDataURL("image/jpeg", 0.6);
@@ -53,16 +53,42 @@ function preview(bitmap) {
 }
 
 /**
- * @param {ImageBitmap} bitmap
- * @param {number} maxSide
+ * A part of a picture that is shown, as a file.
+ *
+ * @param {HTMLImageElement} image
+ * @param {import("./crop.js").Frame} frame
+ * @returns {Promise<Blob>}
  */
-function draw(bitmap, maxSide) {
-  const scale = Math.min(1, maxSide / Math.max(bitmap.width, bitmap.height));
+export async function cut(image, frame) {
+  await image.decode();
+  const { naturalWidth, naturalHeight } = image;
+  const left = Math.floor(frame.left * naturalWidth);
+  const top = Math.floor(frame.top * naturalHeight);
+  const width = Math.max(1, Math.round(frame.width * naturalWidth));
+  const height = Math.max(1, Math.round(frame.height * naturalHeight));
+  const drawn = draw(image, MAX_SIDE, { left, top, width, height });
+  return new Promise((resolve, reject) => {
+    drawn.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no canvas"))), "image/webp", 0.95);
+  });
+}
+
+/**
+ * @param {ImageBitmap | HTMLImageElement} image
+ * @param {number} maxSide
+ * @param {{left: number, top: number, width: number, height: number}} part in pixels of the image
+ */
+function draw(image, maxSide, { left, top, width, height }) {
+  const scale = Math.min(1, maxSide / Math.max(width, height));
   const canvas = document.createElement("canvas");
-  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
-  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+  canvas.width = Math.max(1, Math.round(width * scale));
+  canvas.height = Math.max(1, Math.round(height * scale));
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   context.imageSmoothingQuality = "high";
-  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  context.drawImage(image, left, top, width, height, 0, 0, canvas.width, canvas.height);
   return canvas;
+}
+
+/** @param {ImageBitmap} bitmap */
+function whole({ width, height }) {
+  return { left: 0, top: 0, width, height };
 }

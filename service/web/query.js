@@ -7,6 +7,7 @@
 
 import { request } from "./api.js";
 import { go } from "./address.js";
+import { chooseAPart } from "./crop.js";
 import { element, get, input, setPicture, thumbnail } from "./dom.js";
 import { prepare } from "./pictures.js";
 import { encodeEmbedding, isEmpty, modelKey, withQuery } from "./search.js";
@@ -14,11 +15,19 @@ import { known, learn, search } from "./state.js";
 import { runAlone } from "./task.js";
 import { nameOf, readable, titleOf } from "./words.js";
 
-/** @type {Map<string, string>} The addresses of the pictures that were uploaded, by embedding. */
+/**
+ * The addresses of the pictures that were uploaded, by embedding: what was searched with, and the
+ * whole picture that it is a part of, or itself.
+ *
+ * @type {Map<string, {searched: string, whole: string}>}
+ */
 const uploaded = new Map();
 
-/** @param {Blob} file */
-export function searchFile(file) {
+/**
+ * @param {Blob} file
+ * @param {string | null} [whole] address of the picture that it is a part of
+ */
+export function searchFile(file, whole = null) {
   const name = file instanceof File && file.name ? `“${file.name}”` : "The picture";
   return runAlone(
     async (signal) => {
@@ -28,11 +37,14 @@ export function searchFile(file) {
       form.append("image", upload, "picture");
       const answer = await request("embeddings", { form, signal });
       const embedding = encodeEmbedding(answer.embedding);
-      if (preview) uploaded.set(embedding, URL.createObjectURL(upload));
+      if (preview) {
+        const searched = URL.createObjectURL(upload);
+        uploaded.set(embedding, { searched, whole: whole ?? URL.createObjectURL(file) });
+      }
       go(withQuery({ embedding, model: modelKey(answer.model), preview }, search.value));
     },
     `${name} could not be searched for`,
-    () => void searchFile(file),
+    () => void searchFile(file, whole),
   );
 }
 
@@ -44,8 +56,9 @@ function showQuery() {
   const { query, positive, negative } = search.value;
   get("query-frame").hidden = query === null;
   const picture = /** @type {HTMLImageElement} */ (get("query-picture"));
+  get("crop-open").hidden = wholePicture() === null;
   if (query && "embedding" in query) {
-    setPicture(picture, uploaded.get(query.embedding) ?? query.preview);
+    setPicture(picture, uploaded.get(query.embedding)?.searched ?? query.preview);
     nameQuery("Your picture", "");
   } else if (query) {
     const image = known.get(query.id);
@@ -57,6 +70,14 @@ function showQuery() {
   }
   showExamples("positive", positive);
   showExamples("negative", negative);
+}
+
+/** The address of the picture of which a part can be chosen, if it is at hand. */
+function wholePicture() {
+  const { query } = search.value;
+  if (query === null) return null;
+  if ("id" in query) return known.get(query.id)?.thumbnail ?? null;
+  return uploaded.get(query.embedding)?.whole ?? null;
 }
 
 /**
@@ -103,4 +124,8 @@ function unlabelled(id) {
 
 export function installQuery() {
   search.listen(showQuery);
+  get("crop-open").addEventListener("click", () => {
+    const whole = wholePicture();
+    if (whole) chooseAPart(whole, (part) => void searchFile(part, whole));
+  });
 }

@@ -13,9 +13,12 @@ import { go } from "./address.js";
 import { announce, element, get, keepFocus, onPlainClick, thumbnail } from "./dom.js";
 import { closeNotice, notify } from "./notice.js";
 import { MAX_EXAMPLES, isEmpty, modelKey, toBody, toFragment, withQuery } from "./search.js";
-import { health, known, search } from "./state.js";
+import { selectButton } from "./selection.js";
+import { health, known, labels, search } from "./state.js";
 import { runAlone } from "./task.js";
-import { nameOf, percent, readable, titleOf } from "./words.js";
+import { closest, nameOf, percent, readable, titleOf } from "./words.js";
+
+const SMALL_SIDE = 160;
 
 /** Whether scores are distances, of which less is more similar. */
 let distance = false;
@@ -69,6 +72,7 @@ function showMatches({ matches, took_ms }) {
     const narrowed = search.value.labels.length > 0 || search.value.minConfidence > 0;
     showNothing("No matches", narrowed ? "No image of the index passes these options." : "The index has no other images.");
     get("reset").hidden = !narrowed;
+    offerMeant();
     return;
   }
   for (const { id, label, thumbnail: source } of matches) {
@@ -96,8 +100,24 @@ function showNothing(title, text) {
   get("none").hidden = !text;
   get("none-text").textContent = text;
   get("reset").hidden = true;
+  get("meant").hidden = true;
   announce(`${title}. ${text}`);
   keepFocus("results-title");
+}
+
+/** Where a link names a label that the index does not have, offer the one that was meant. */
+function offerMeant() {
+  const all = (labels.value ?? []).map(({ label }) => label);
+  const wrong = search.value.labels.find((label) => !all.includes(label));
+  const [meant] = wrong === undefined ? [] : closest(wrong, all);
+  get("meant").hidden = meant === undefined;
+  if (meant === undefined) return;
+  get("none-text").textContent = `No image of the index has the label “${wrong}”.`;
+  get("meant").textContent = `Did you mean “${meant}”?`;
+  get("meant").onclick = () => {
+    const others = search.value.labels.filter((label) => label !== wrong && label !== meant);
+    go({ ...search.value, labels: [...others, meant] });
+  };
 }
 
 /** @param {Match} match */
@@ -111,7 +131,9 @@ function card(match) {
   const more = withQuery({ id: match.id }, search.value);
   const link = element("a", { className: "picture", href: toFragment(more), draggable: false });
   link.setAttribute("aria-label", `More like ${describe(match)}`);
-  link.append(thumbnail(match.thumbnail, titleOf(match)));
+  const picture = thumbnail(match.thumbnail, titleOf(match));
+  picture.addEventListener("load", enlarge);
+  link.append(picture);
   onPlainClick(link, () => go(withQuery({ id: match.id }, search.value)));
   const name = readable(match.id);
   const facts = Object.entries(match.metadata).map(([key, value]) => `${key}: ${value}`);
@@ -119,7 +141,7 @@ function card(match) {
   facts.unshift(name);
   const sure = match.confidence;
   const head = element("p", { className: "line" }, element("strong", {}, titleOf(match)));
-  const made = element("li", { className: "match" }, link, head);
+  const made = element("li", { className: "match" }, link, selectButton(match), head);
   if (sure !== null) {
     const bar = element("div", { className: "confidence" });
     bar.style.setProperty("--share", `${sure}`);
@@ -138,6 +160,16 @@ function card(match) {
   const examples = [exampleButton("positive", "+", match), exampleButton("negative", "−", match)];
   made.append(element("div", { className: "line" }, score, ...examples), id);
   return made;
+}
+
+/**
+ * Give large thumbnails the room to be seen as they are.
+ *
+ * @param {Event} event
+ */
+function enlarge({ target }) {
+  const { naturalWidth, naturalHeight } = /** @type {HTMLImageElement} */ (target);
+  if (Math.max(naturalWidth, naturalHeight) > SMALL_SIDE) get("matches").classList.add("large");
 }
 
 /**
@@ -175,5 +207,7 @@ export function installResults() {
     distance = !distance;
     if (!isEmpty(search.value)) void find();
   });
+  // The labels may come after the answer.
+  labels.listen(() => { if (!get("none").hidden && get("matches").childElementCount === 0) offerMeant(); });
   get("copy").addEventListener("click", () => void copyLink());
 }

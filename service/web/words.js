@@ -46,3 +46,37 @@ export function sentence(text) {
   const ended = /[.!?]$/.test(text) ? text : `${text}.`;
   return ended.charAt(0).toUpperCase() + ended.slice(1);
 }
+
+/**
+ * Those of the words that are spelt almost like the one that was typed, the most similar first.
+ *
+ * @param {string} typed
+ * @param {string[]} words
+ */
+export function closest(typed, words) {
+  const wanted = typed.toLowerCase();
+  return words
+    .map((word) => ({ word, edits: editDistance(wanted, word.toLowerCase()) }))
+    .filter(({ word, edits }) => edits <= Math.max(wanted.length, word.length) / 3)
+    .sort((a, b) => a.edits - b.edits)
+    .map(({ word }) => word);
+}
+
+/**
+ * How many letters have to be inserted, deleted or replaced (Levenshtein's distance).
+ *
+ * @param {string} from
+ * @param {string} to
+ */
+function editDistance(from, to) {
+  let row = Array.from({ length: to.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= from.length; i += 1) {
+    const next = [i];
+    for (let j = 1; j <= to.length; j += 1) {
+      const replaced = row[j - 1] + (from[i - 1] === to[j - 1] ? 0 : 1);
+      next.push(Math.min(replaced, row[j] + 1, next[j - 1] + 1));
+    }
+    row = next;
+  }
+  return row[to.length];
+}
