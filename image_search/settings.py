@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from image_search.errors import SettingsError
-from image_search.values import Metric, Precision, RecipeName, Store
+from image_search.values import MOST_PIXELS, Metric, Precision, RecipeName, Store
 
 ENV_PREFIX = "IMAGE_SEARCH_"
 # The command line of the client reads these; a shell may have them set for both.
@@ -95,11 +95,11 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=1,
-            # Pillow's own limit against decompression bombs stays the upper bound.
-            le=89_000_000,
-            description="Largest image accepted, in pixels.",
+            le=MOST_PIXELS,
+            description="Largest image accepted, in pixels; what decoding it may cost is limited "
+            "besides.",
         ),
-    ] = 64_000_000
+    ] = 200_000_000
     max_upload_bytes: Annotated[
         int, Field(ge=1, description="Largest request body that the service reads.")
     ] = 20 * 1024 * 1024

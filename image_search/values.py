@@ -13,6 +13,8 @@ Precision = Literal["float32", "int8"]
 
 # --- images and embeddings ---
 
+# A larger image is not decoded, whatever the settings say.
+MOST_PIXELS: Final = 250_000_000
 # uint8 RGB [height, width, 3], or a batch of them.
 Pixels = NDArray[np.uint8]
 # What the engines compute: float32 [n, features], averages of feature maps.

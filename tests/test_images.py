@@ -1,5 +1,6 @@
 """From image files to pixels and thumbnails; what is expected is computed with NumPy."""
 
+import base64
 import io
 import struct
 import warnings
@@ -11,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageOps, PngImagePlugin
 
 from image_search import images
 from image_search.errors import ImageTooLargeError, NotAnImageError
@@ -167,6 +168,88 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
     np.testing.assert_allclose(decode(content, min_side=32), UPRIGHT[::2, ::2], atol=6)
 
 
+# By name: UPRIGHT as a HEIC file. Pillow's and pi-heif's own writers have no HEVC.
+HEIC: Final = {
+    "as it is": (
+        "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAZdtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAA"
+        "AAAAAAAAADRpbG9jAAAAAERAAAIAAQAAAAABuwABAAAAAAAAANkAAgAAAAAClAABAAAAAAAAACQAAAA4aWluZgAAAAAA"
+        "AgAAABVpbmZlAgAAAAABAABodmMxAAAAABVpbmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAAA1mlwcnAAAAC3"
+        "aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAr"
+        "QgEBA3AAAAMAkAAAAwAAAwAeoDCBBZbqSSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAAB"
+        "AA0ABoAAAAAUaXNwZQAAAAAAAABgAAAAQAAAABBwaXhpAAAAAAMICAgAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAABpp"
+        "cmVmAAAAAAAAAA5jZHNjAAIAAQABAAABBW1kYXQAAADVKAGvCeDjSJtRH//97gT//2oX0P9Y/4HmTyL/R0S3/AmI/+iR"
+        "PYTK7LZ5yKRMIevd775B7unWArVySIEvD4b8Ach6JiWqBGAHpmvIUn1cqLlYGaq9s1K3fq17Nj3A/utrumQTpKK8t//o"
+        "SG8f0e3f/704BSS9WciCAxMIC2ddnyxVxK0ftVnG5lRXijxPj+kvLhcOzbvAvlLq4ohyxOhdU0J++yMSbfNt5Tozdx/u"
+        "buVbfK7L/jiRt4ls0D7J8aNvt/8CT3SySCD7hfE1YcK4Cf//gI/8AAAABkV4aWYAAE1NACoAAAAIAAEBEgADAAAAAQAB"
+        "AAAAAAAA"
+    ),
+    "turned by its EXIF data": (
+        "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAaFtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAA"
+        "AAAAAAAAADRpbG9jAAAAAERAAAIAAQAAAAABxQABAAAAAAAAAPgAAgAAAAACvQABAAAAAAAAACQAAAA4aWluZgAAAAAA"
+        "AgAAABVpbmZlAgAAAAABAABodmMxAAAAABVpbmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAAA4GlwcnAAAADA"
+        "aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAr"
+        "QgEBA3AAAAMAkAAAAwAAAwAeoCCBhZbqSSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAAB"
+        "AA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAYAAAABBwaXhpAAAAAAMICAgAAAAJaXJvdAMAAAAYaXBtYQAAAAAAAAABAAEF"
+        "gQIDBIUAAAAaaXJlZgAAAAAAAAAOY2RzYwACAAEAAQAAASRtZGF0AAAA9CgBrwngITl1X1/4aX//+lEv//yUG1nnn891"
+        "rnf0zmt/7j7OqFEf/5oUQHsc93/JoCShBIIFlgWv5xtpKC6/Jq0dteQn04M+0ZbJvrXh2tdJ/u9/eu4lifZWGSsVzuIJ"
+        "D15OmLM5oGRAxvrFXUkFs6HMelptWwkpPMjUUUi6BjV5zfP/u6Xh+5u/ft8foR3KQP0R3LuCuokcu0acc4cDemWsh/aY"
+        "tPZYkmxXZ472cz/SPIG/81EgVAkGkLdcn/qr3gMQDrTcMiSpeH9qzEhVwZvIFXv4WFU5l5p2zyJoT1ySsCVCB6aDQCyb"
+        "li/C1H+FCK9Qu2MAAAAGRXhpZgAATU0AKgAAAAgAAQESAAMAAAABAAYAAAAAAAA="
+    ),
+    "10 bits a colour": (
+        "AAAAHGZ0eXBoZWl4AAAAAG1pZjFoZWl4bWlhZgAAAVNtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAA"
+        "AAAAAAAAACJpbG9jAAAAAERAAAEAAQAAAAABdwABAAAAAAAAAHgAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABo"
+        "dmMxAAAAAA5waXRtAAAAAAABAAAA02lwcnAAAAC0aXBjbwAAAHVodmNDAQQIAAAAnbgAAAAAHvAA/P36+gAADwNgAAEA"
+        "F0ABDAH//wQIAAADAJ24AAADAAAeugJAYQABAClCAQEECAAAAwCduAAAAwAAHqAwgQTZbqSSmubgIaDAgAAADIAAAAMA"
+        "hGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABgAAAAQAAAABBwaXhpAAAAAAMKCgoA"
+        "AAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAAIBtZGF0AAAAdCgBrwng44Ocvef//vO3//+/t3kP7ByykglJ5+LMcf9+qv//"
+        "HxoaZZS+DaH3Fn7deMdaQhq7Rws1cv//Q25Uf5Oetf/d3q3E463/+Sqsv6SUhe5EQdQUg8eAUSJ1njIYCqTdtzBIWcAw"
+        "M+k9DfuVA7IMGx5h"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEIC)
+def test_heic(name: str) -> None:
+    pixels = decode(base64.b64decode(HEIC[name]))
+    # Within the four quarters; colours bleed at their borders.
+    inner = np.s_[[8, 16, 24, 40, 48, 56]]
+    np.testing.assert_allclose(
+        pixels[inner][:, [16, 24, 32, 64, 72, 80]],
+        UPRIGHT[inner][:, [16, 24, 32, 64, 72, 80]],
+        atol=20,
+    )
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1", "I;16"])
+def test_bands_of_a_turned_picture_are_those_of_the_whole(
+    mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_BAND_PIXELS", 300)
+    colours = _rng.integers(0, 256, (61, 97, 4), np.uint8)
+    image = picture(colours if mode != "I;16" else colours[..., :2].copy().view(np.uint16)[..., 0])
+    image = image if mode == "I;16" else image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    small = decode(encode(image, "PNG", exif=exif.tobytes()), min_side=20)
+    image.getexif()[0x0112] = orientation
+    whole = ImageOps.exif_transpose(image)
+    if mode == "I;16":
+        values = np.asarray(whole.convert("I").reduce(3), np.float32) / np.float32(257)
+        expected = three(values.round())
+    else:
+        reduced = whole.convert("RGBA").reduce(3)
+        white = Image.new("RGBA", reduced.size, "white")
+        expected = np.asarray(Image.alpha_composite(white, reduced))[..., :3].astype(int)
+    np.testing.assert_array_equal(small, expected)
+
+
+def test_a_very_long_picture_comes_back_bounded() -> None:
+    small = decode(encode(Image.new("RGB", (100_000, 300), "teal"), "PNG"), min_side=256)
+    np.testing.assert_array_equal(small, np.full((300, 14286, 3), (0, 128, 128)))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_damaged_exif_does_not_cost_the_picture(kind: str) -> None:
     content = encode(Image.new("RGB", (20, 10), "red"), kind, exif=b"Exif\0\0MM\0*")
@@ -244,6 +327,79 @@ def test_no_program_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(NotAnImageError):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
     assert not (tmp_path / "was-run").exists()
+
+
+def test_no_format_is_opened_that_holds_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An IPTC file of Pillow's plugin, whose picture is PostScript.
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch '{tmp_path}/was-run'\nexit 1\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+
+    def record(number: int, data: bytes) -> bytes:
+        return struct.pack(">BBBH", 0x1C, 3 if number < 200 else 8, number & 0x7F, len(data)) + data
+
+    fields = {20: b"\0\x09", 30: b"\0\x09", 60: b"\1\0", 65: b"\0", 120: b"\1"}
+    content = b"".join(record(number, data) for number, data in fields.items())
+    content += struct.pack(">BBBH", 0x1C, 8, 10, len(postscript)) + postscript
+    with Image.open(io.BytesIO(content), formats=["IPTC"]) as image:
+        assert image.size == (9, 9)  # it is what that plugin takes
+    with pytest.raises(NotAnImageError, match=r"an IPTC file.*export it as JPEG"):
+        decode(content)
+    assert not (tmp_path / "was-run").exists()
+    assert not images.file_suffixes() & {".iim", ".eps", ".ps", ".wmf", ".emf", ".mpg", ".h5"}
+    assert images.file_suffixes() >= {".jpg", ".png", ".heic", ".mpo", ".webp", ".avif", ".tif"}
+
+
+def reduced_first(content: bytes) -> bytes:
+    """A TIFF file that says that its first picture is a reduced one, as RAW files do."""
+    with Image.open(io.BytesIO(content)) as image:
+        return encode(image, "TIFF", tiffinfo={254: 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"%PDF-1.7 " * 50, "a PDF file.*export"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b"\xff\x0a" + bytes(99), "a JPEG XL file"),
+        (b"\0\0\0\x18ftypcrx \0\0" + bytes(99), "RAW.*export it as JPEG"),
+        (b"\0\0\0\x18ftypisom" + bytes(99), "a video"),
+        (reduced_first(LOSSLESS["RGB"][0]), "RAW.*export it as JPEG"),
+        (b"no picture at all " * 9, "not an image in a format that can be read: send it as JPEG"),
+    ],
+)
+def test_what_is_left_out_says_what_to_do(content: bytes, message: str) -> None:
+    with pytest.raises(NotAnImageError, match=message):
+        decode(content)
+
+
+NOISE: Final = picture(_rng.integers(0, 256, (320, 240, 3), np.uint8)).resize((480, 640))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("missing", [2, 3, 60])
+def test_a_jpeg_without_its_last_bytes_is_read(missing: int, options: dict[str, Any]) -> None:
+    content = encode(NOISE, "JPEG", **options)
+    np.testing.assert_allclose(decode(content[:-missing])[:-40], decode(content)[:-40], atol=40)
+
+
+@pytest.mark.parametrize(("options", "part"), [({}, 0.9), ({"progressive": True}, 0.2)])
+def test_a_jpeg_that_lacks_more_is_damaged(part: float, options: dict[str, Any]) -> None:
+    content = encode(NOISE, "JPEG", **options)
+    with pytest.raises(NotAnImageError, match="damaged"):
+        decode(content[: int(part * len(content))])
+
+
+def test_large_profiles_and_texts_of_a_png_do_not_cost_the_picture() -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Comment", "long " * 400_000, zip=True)
+    content = encode(picture(RGB), "PNG", icc_profile=bytes(3_000_000), pnginfo=texts)
+    np.testing.assert_array_equal(decode(content), RGB)
 
 
 def test_pixel_limit() -> None:

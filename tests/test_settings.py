@@ -48,7 +48,7 @@ def test_read_from_the_environment(
         ("batch_size", "0"),
         ("batch_size", "many"),
         ("max_pixels", "0"),
-        ("max_pixels", "90000000"),
+        ("max_pixels", "250000001"),
         ("max_upload_bytes", "-1"),
         ("port", "0"),
         ("port", "65536"),
