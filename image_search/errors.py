@@ -7,7 +7,8 @@ ImageSearchError
 ├── WeightsError             the model's weights cannot be had
 ├── ImageError               one image cannot be used
 │   ├── NotAnImageError      not an image, or damaged
-│   └── ImageTooLargeError   too many pixels
+│   ├── ImageTooLargeError   too many pixels
+│   └── ImageTooCostlyError  decoding takes too much memory or time
 ├── FilterError              a metadata filter is not valid
 ├── RecordError              a record or query vector is not valid
 └── VectorIndexError
@@ -47,6 +48,10 @@ class NotAnImageError(ImageError):
 
 class ImageTooLargeError(ImageError):
     """The image has more pixels than allowed."""
+
+
+class ImageTooCostlyError(ImageError):
+    """Decoding the image takes more memory or time than allowed."""
 
 
 class FilterError(ImageSearchError):

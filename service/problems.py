@@ -14,6 +14,7 @@ from starlette.routing import Match
 from image_search.errors import (
     FilterError,
     ImageSearchError,
+    ImageTooCostlyError,
     ImageTooLargeError,
     IndexMismatchError,
     IndexNotFoundError,
@@ -61,7 +62,7 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     ),
     "too_many_pixels": (
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        "the image is 20000x20000, which is more than 64,000,000 pixels: make it smaller",
+        "the image is 20000x20000, which is more than 200,000,000 pixels: make it smaller",
     ),
     "unsupported_media_type": (
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -78,6 +79,11 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     "not_an_image": (
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "not an image in a format that can be read",
+    ),
+    "image_too_costly": (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "the image takes more than 4 s to decode: make it smaller, or save it as a JPEG that is "
+        "not progressive",
     ),
     "url_not_fetched": (
         HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -124,6 +130,7 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
 _CODE_OF: Final[dict[type[ImageSearchError], str]] = {
     NotAnImageError: "not_an_image",
     ImageTooLargeError: "too_many_pixels",
+    ImageTooCostlyError: "image_too_costly",
     FilterError: "invalid_filter",
     RecordError: "invalid_parameters",
     StartingError: "starting",

@@ -18,6 +18,7 @@ BREAKAGES = {
     "values": ("image_search/values.py", "from image_search import manifest"),
     "layers": ("image_search/filters.py", "from image_search import settings"),
     "index-is-light": ("image_search/manifest.py", "import httpx2"),
+    "decoding-is-light": ("image_search/decoding/plain.py", "import openvino"),
     "lancedb": ("image_search/stores/__init__.py", "import lancedb"),
     "pinecone": ("image_search/stores/embedded/index.py", "import pinecone"),
     "openvino": ("image_search/embedding.py", "import openvino"),

@@ -5,8 +5,8 @@ ImageSearchError
 │   └── RequestTimeoutError  no answer in time
 ├── UnexpectedAnswerError    an answer, but not one of this service: another program's
 ├── UnavailableError         429, 502, 503, 504: starting, no_index, overloaded and so on
-├── ImageRejectedError       413, not_an_image, too_many_pixels, upload_too_large,
-│                            unsupported_media_type, url_not_fetched
+├── ImageRejectedError       413, not_an_image, image_too_costly, too_many_pixels,
+│                            upload_too_large, unsupported_media_type, url_not_fetched
 ├── ImageNotFoundError       image_not_found
 ├── AccessError              401, 403: unauthorized, writing_disabled, urls_disabled
 ├── InvalidRequestError      any other 4xx: invalid_parameters, invalid_filter
@@ -88,6 +88,7 @@ _SERVER_ERRORS: Final = 500
 
 _BY_CODE: Final[dict[str, type[ImageSearchError]]] = {
     "image_not_found": ImageNotFoundError,
+    "image_too_costly": ImageRejectedError,
     "not_an_image": ImageRejectedError,
     "too_many_pixels": ImageRejectedError,
     "unsupported_media_type": ImageRejectedError,

@@ -139,6 +139,7 @@ def get_image(request: Request, id: ImageId) -> Response:  # noqa: A002
             "bad_request",
             "upload_too_large",
             "too_many_pixels",
+            "image_too_costly",
             "unsupported_media_type",
             "invalid_parameters",
             "not_an_image",

@@ -34,7 +34,7 @@ _UPLOAD: Final = (
 )
 T = TypeVar("T")
 
-_IMAGE: Final = ("too_many_pixels", "not_an_image")
+_IMAGE: Final = ("too_many_pixels", "not_an_image", "image_too_costly")
 
 
 @router.post(

@@ -1,0 +1,90 @@
+"""What runs in a decoding process: one image after another, each within limits.
+
+Started by `image_search.decoding`, which it talks to over one socket. A task is a message of
+JSON, then one with the file; the answer is a message of JSON and, if that has a size, one with the
+RGB pixels. The process knows no secrets and ends with its socket.
+"""
+
+import io
+import json
+import os
+import resource
+import signal
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from image_search import images
+from image_search.decoding.plain import webp_size
+from image_search.errors import ImageError, ImageTooLargeError
+
+# Decoded by libraries that hold the whole picture, up to so many bytes of each pixel.
+_WHOLE: Final = {"AVIF", "HEIF", "JPEG", "JPEG2000", "MPO", "TIFF"}
+_MOST_BYTES_PER_PIXEL: Final = 20
+
+
+def main(descriptor: int) -> None:
+    """Decode what comes over the socket `descriptor`, until its other end is closed."""
+    # Who stops the service stops it, and with it the socket; Ctrl-C reaches all of a terminal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(OSError):  # only Linux has it: where memory ends, this process goes first
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    # The decoders' libraries write what they like.
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    held = _address_space()
+    with Connection(descriptor) as parent, suppress(EOFError, OSError):
+        while True:
+            task = json.loads(parent.recv_bytes())
+            content = parent.recv_bytes()
+            _limit_memory(held + task["memory"] if held else None)
+            signal.setitimer(signal.ITIMER_PROF, task["cpu"])
+            answer, pixels = _decode(content, task)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            del content
+            parent.send_bytes(json.dumps(answer).encode())
+            if pixels is not None:
+                parent.send_bytes(pixels)
+            del pixels
+
+
+def _decode(content: bytes, task: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
+    try:
+        image = images.decode(content, max_pixels=task["max_pixels"], min_side=task["min_side"])
+        return {"size": image.size}, image.tobytes()
+    except MemoryError:
+        return {"error": "memory"}, None
+    except ImageTooLargeError as exc:
+        return {"error": "too_large", "message": str(exc)}, None
+    except ImageError as exc:
+        error = "memory" if _wanted_memory(content, task["memory"]) else "not_an_image"
+        return {"error": error, "message": str(exc)}, None
+
+
+def _wanted_memory(content: bytes, memory: int) -> bool:
+    """Whether a decoder may have failed for want of memory, which each reports as it likes."""
+    size = webp_size(content)  # which takes memory to be opened
+    if size is None:
+        with suppress(Exception), Image.open(io.BytesIO(content)) as image:
+            if image.format in _WHOLE:
+                size = image.size
+    return size is not None and size[0] * size[1] * _MOST_BYTES_PER_PIXEL > memory
+
+
+def _limit_memory(limit: int | None) -> None:
+    if limit is not None:
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _address_space() -> int | None:
+    """Bytes of address space that the process has now; None where no limit can be set on it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return None
+    return pages * resource.getpagesize()
