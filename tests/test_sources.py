@@ -18,6 +18,7 @@ import pytest
 
 from image_search.errors import DownloadError, ImageError, SourceError
 from worker.sources import Item, Source, Split, open_source, sample
+from worker.sources.skipped import Kind
 
 PACKERS: Final = {"zip": "zip", "tar": "tar", "tar.gz": "gztar", "tar.xz": "xztar"}
 # In the order that the dataset numbers them.
@@ -159,8 +160,8 @@ TREES: Final[dict[str, dict[str, tuple[str, str | None]]]] = {
         "cat/old/2/a.png": ("pics/cat/old/2/a.png", "cat"),
     },
     "folder around": {
-        "all/cat/a.png": ("pics/all/cat/a.png", "all"),
-        "all/dog/b.png": ("pics/all/dog/b.png", "all"),
+        "all/cat/a.png": ("pics/all/cat/a.png", "cat"),
+        "all/dog/b.png": ("pics/all/dog/b.png", "dog"),
     },
     "unicode": {
         "Käse/ä%41.png": ("pics/K%C3%A4se/%C3%A4%2541.png", "Käse"),
@@ -193,7 +194,10 @@ def test_files_that_are_no_images(tmp_path: Path, kind: str) -> None:
     folder = write(tmp_path / "pics", "a.png", "notes.txt", "cat/data.csv", "cat/png")
     write(folder, ".a.png", ".git/a.png", "cat/.DS_Store", "__MACOSX/._a.png", "__MACOSX/b.png")
     source = opened(folder if kind == "folder" else pack(folder, kind, wrapped=True))
-    assert (list(by_id(source)), source.ignored) == (["pics/a.png"], 3)
+    assert list(by_id(source)) == ["pics/a.png"]
+    assert source.skipped.counts[Kind.NOT_IMAGE] == 3
+    assert source.skipped.counts.keys() == {Kind.NOT_IMAGE, Kind.HIDDEN}
+    assert source.skipped.lost == 0
 
 
 def test_order_is_the_same_every_time(tmp_path: Path) -> None:

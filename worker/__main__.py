@@ -1,6 +1,7 @@
 """The worker's command line."""
 
 import argparse
+import io
 import logging
 import signal
 import sys
@@ -18,7 +19,7 @@ from worker.confidence import SampledSource, recalibrate
 from worker.ingest import Summary, ingest
 from worker.model import create_index_for, load_embedder
 from worker.signals import StopSignals
-from worker.sources import Source, open_source
+from worker.sources import LABEL_FROM, SPLITS, Source, open_source
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -29,7 +30,8 @@ exit codes:
   0    every image of the source is in the index
   1    stopped by an error (disk, store, weights, download); start again to go on
   2    wrong usage, bad setting, or a source that does not exist or holds no images
-  3    finished, but some images could not be read; they are listed on standard error
+  3    finished, but some images could not be read, or were left out; standard error
+       says which, why, and what to do
   130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM: the batch in flight was finished;
        start again to go on
 
@@ -49,6 +51,9 @@ exit codes:
 
 def main() -> int:
     """Parse the command line and run; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name must not end what a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     arguments = _parser().parse_args()
     overrides = {
@@ -98,13 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="cifar10 (downloaded), sample (drawn), a folder, zip or tar of images, flat or with "
         "one sub-folder a label, or CIFAR-10's binary archive; auto, the default, is cifar10 "
-        "where it is to be had and sample otherwise",
+        "where it can be had and sample otherwise; docs/sources.md lists them",
     )
-    ingest_parser.add_argument(
-        "--split",
-        choices=("train", "test"),
-        default="train",
-        help="of CIFAR-10 or the sample (default: train)",
+    _add_source_options(
+        ingest_parser, "default: train of CIFAR-10 and the sample, all of a folder or archive"
     )
     ingest_parser.add_argument(
         "--limit", type=_positive, metavar="N", help="only the first N images"
@@ -132,12 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "images with one sub-folder a label, or CIFAR-10's binary archive; auto, the default, is "
         "cifar10 or sample, whichever the index holds; without labels there are fewer figures",
     )
-    evaluate_parser.add_argument(
-        "--split",
-        choices=("train", "test"),
-        default="test",
-        help="of CIFAR-10 or the sample (default: test)",
-    )
+    _add_source_options(evaluate_parser, "default: test, where the source has it")
     evaluate_parser.add_argument(
         "--queries",
         type=_positive,
@@ -160,6 +157,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_index_options(evaluate_parser)
     return parser
+
+
+def _add_source_options(parser: argparse.ArgumentParser, default_split: str) -> None:
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        help=f"only this split of the source ({default_split}); folders called validation, dev, "
+        "training and so on count, too",
+    )
+    parser.add_argument(
+        "--label-from",
+        choices=LABEL_FROM,
+        default="auto",
+        help="which folder of a path is the label: auto, the default, is the first one after "
+        "folders that hold nothing else and after splits; top the first of all, parent the one "
+        "that the image lies in, and none is no label",
+    )
+
+
+def _open(arguments: argparse.Namespace, settings: Settings, *, held_out: bool) -> Source:
+    source = open_source(
+        arguments.source,
+        data_dir=settings.data_dir,
+        split=arguments.split,
+        held_out=held_out,
+        label_from=arguments.label_from,
+    )
+    if arguments.split and not source.splits:
+        raise SourceError(
+            f"{source.name} has no splits, which would be folders such as train and test: "
+            "leave --split out"
+        )
+    return source
+
+
+def _tell(source: Source) -> None:
+    """Before anything begins: what the source holds, and what it leaves out."""
+    print(f"{source.name}: {source.total:,} images; {source.about}", flush=True)
+    for line in source.skipped.lines():
+        print(line, file=sys.stderr)
 
 
 def _add_index_options(parser: argparse.ArgumentParser) -> None:
@@ -207,9 +244,8 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
                 return 0
             source = chosen
         else:
-            source = open_source(
-                arguments.source, split=arguments.split, data_dir=settings.data_dir
-            )
+            source = _open(arguments, settings, held_out=False)
+        _tell(source)
         if index is None:
             new = create_index_for(source, settings, limit=arguments.limit, stop=stop.event)
             if new is None:
@@ -228,7 +264,8 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
         if summary.embedded or index.calibration is None:
             recalibrate(index, sampled.ids, stop.event)
         _report(source, summary, index, settings, time.monotonic() - started)
-        return stop.exit_code or (EXIT_UNREADABLE if summary.unreadable else 0)
+        is_whole = not summary.unreadable and not source.skipped.lost
+        return stop.exit_code or (0 if is_whole else EXIT_UNREADABLE)
 
 
 def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -244,9 +281,8 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
         if arguments.source == "auto":
             source = source_to_search_for(index, arguments.split, settings)
         else:
-            source = open_source(
-                arguments.source, split=arguments.split, data_dir=settings.data_dir
-            )
+            source = _open(arguments, settings, held_out=True)
+        _tell(source)
         folder = arguments.output or settings.data_dir / "evaluation"
         report.make_folder(folder)
         embedder = load_embedder(index, settings)
@@ -273,8 +309,8 @@ def _report(
     state = "stopped" if summary.interrupted else "finished"
     print(
         f"{state} {source.name}: {summary.embedded:,} images embedded, {summary.unchanged:,} "
-        f"unchanged, {len(summary.unreadable):,} unreadable, {source.ignored:,} other files "
-        f"ignored, in {seconds:.1f} s ({summary.embedded / seconds:,.0f} images/s)\n"
+        f"unchanged, {len(summary.unreadable):,} unreadable, {source.skipped.total:,} other files "
+        f"left out, in {seconds:.1f} s ({summary.embedded / seconds:,.0f} images/s)\n"
         f"index {settings.index}, namespace {settings.namespace}, {index.manifest.metric}, "
         f"{index.manifest.model}: {index.count():,} images"
     )

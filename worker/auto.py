@@ -10,7 +10,9 @@ from worker.sources import Source, Split, open_source
 _log = logging.getLogger(__name__)
 
 
-def source_to_ingest(index: VectorIndex | None, split: Split, settings: Settings) -> Source | None:
+def source_to_ingest(
+    index: VectorIndex | None, split: Split | None, settings: Settings
+) -> Source | None:
     """What the index holds already, or CIFAR-10, or the sample where that cannot be downloaded.
 
     None where the index holds something else.
@@ -27,7 +29,7 @@ def source_to_ingest(index: VectorIndex | None, split: Split, settings: Settings
         return open_source("sample", split=split, data_dir=settings.data_dir)
 
 
-def source_to_search_for(index: VectorIndex, split: Split, settings: Settings) -> Source:
+def source_to_search_for(index: VectorIndex, split: Split | None, settings: Settings) -> Source:
     """A split of what the index holds; raises SourceError where that is no known dataset."""
     held = _dataset_in(index)
     if held is None:
@@ -35,7 +37,7 @@ def source_to_search_for(index: VectorIndex, split: Split, settings: Settings) -
             "the index holds neither CIFAR-10 nor the sample: name the images to search for, "
             "python -m worker evaluate SOURCE"
         )
-    return open_source(held, split=split, data_dir=settings.data_dir)
+    return open_source(held, split=split, held_out=True, data_dir=settings.data_dir)
 
 
 def _dataset_in(index: VectorIndex) -> str | None:

@@ -14,23 +14,39 @@ from worker.sources.cifar10 import (
     is_cifar10_folder,
     open_cifar10,
 )
+from worker.sources.files import Choice
 from worker.sources.folder import open_folder
+from worker.sources.labels import LABEL_FROM, LabelFrom
+from worker.sources.names import printable
 from worker.sources.sample import open_sample
-from worker.sources.source import Item, Source, Split, damage_named
+from worker.sources.source import SPLITS, Item, Source, Split, damage_named
 
-__all__ = ["Item", "Source", "Split", "open_source"]
+__all__ = ["LABEL_FROM", "SPLITS", "Item", "Source", "Split", "open_source"]
 
 
-def open_source(source: str, *, split: Split, data_dir: Path) -> Source:
+def open_source(
+    source: str,
+    *,
+    data_dir: Path,
+    split: Split | None = None,
+    held_out: bool = False,
+    label_from: LabelFrom = "auto",
+) -> Source:
     """The source that the command line names: `cifar10`, `sample`, or a path.
+
+    Without a `split` it is the whole of a folder or archive, and the training images of CIFAR-10
+    and the sample; or, for images that are `held_out` from an index, the test split where there is
+    one.
 
     Raises SourceError when it does not exist, is damaged, or holds no images, and DownloadError
     when CIFAR-10 cannot be downloaded.
     """
+    choice = Choice(split, held_out, label_from)
+    dataset_split = split or ("test" if held_out else "train")
     if source == "sample":
-        return open_sample(split)
+        return open_sample(dataset_split)
     if source == "cifar10":
-        return open_cifar10(download_cifar10(data_dir), split)
+        return open_cifar10(download_cifar10(data_dir), dataset_split)
     path = Path(source)
     with damage_named(path):
         if not os.path.exists(source):
@@ -39,11 +55,13 @@ def open_source(source: str, *, split: Split, data_dir: Path) -> Source:
                 "zip or tar"
             )
         if path.is_dir():
-            if is_cifar10_folder(path, split):
-                return open_cifar10(path, split)
-            return open_folder(path)
+            if is_cifar10_folder(path):
+                return open_cifar10(path, dataset_split)
+            return open_folder(path, choice)
         if path.name.lower().endswith(ZIP_SUFFIXES):
-            return open_zip(path)
+            return open_zip(path, choice)
         if path.name.lower().endswith(TAR_SUFFIXES):
-            return open_cifar10(path, split) if is_cifar10_archive(path) else open_tar(path)
-    raise SourceError(f"{source} is neither a folder nor a zip or tar archive")
+            if is_cifar10_archive(path):
+                return open_cifar10(path, dataset_split)
+            return open_tar(path, choice)
+    raise SourceError(f"{printable(source)} is neither a folder nor a zip or tar archive")

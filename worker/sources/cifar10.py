@@ -29,9 +29,9 @@ def download_cifar10(data_dir: Path) -> Path:
     return download(_URL, data_dir / "downloads" / _FILE, md5=_MD5)
 
 
-def is_cifar10_folder(path: Path, split: Split) -> bool:
-    """Whether a folder holds the split in the dataset's binary layout."""
-    return (path / _BATCHES[split][0]).exists()
+def is_cifar10_folder(path: Path) -> bool:
+    """Whether a folder holds the dataset in its binary layout."""
+    return any((path / file).exists() for files in _BATCHES.values() for file in files)
 
 
 def is_cifar10_archive(path: Path) -> bool:
@@ -45,6 +45,8 @@ def is_cifar10_archive(path: Path) -> bool:
 
 def open_cifar10(path: Path, split: Split) -> Source:
     """An archive or an unpacked folder in the dataset's binary layout."""
+    if split not in _BATCHES:
+        raise SourceError(f"CIFAR-10 has no split {split}: its splits are {', '.join(_BATCHES)}")
     with damage_named(path):
         files = _read_files(path, split)
     classes = files[_CLASSES].decode("ascii", "replace").split()
@@ -75,7 +77,10 @@ def open_cifar10(path: Path, split: Split) -> Source:
                 )
                 number += 1
 
-    return Source(f"cifar10 ({split})", sum(map(len, batches)), items)
+    total = sum(map(len, batches))
+    return Source(
+        f"cifar10 ({split})", total, items, f"labels: {', '.join(classes)}", tuple(_BATCHES)
+    )
 
 
 def _read_files(path: Path, split: Split) -> dict[str, bytes]:

@@ -1,85 +1,282 @@
-"""Image files by name, as folders and archives hold them: ids, labels, and what is skipped."""
+"""Image files by name, as folders and archives hold them: what is one, its id, label and split."""
 
-import hashlib
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+import mimetypes
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
-from urllib.parse import quote
+from typing import BinaryIO, Final, Literal
+
+from PIL import Image
 
 from image_search import images
 from image_search.errors import ImageError, SourceError
-from image_search.values import MAX_ID_LENGTH
-from worker.sources.source import DAMAGE, Item, Source, damage_named
+from worker.sources.labels import LabelFrom, Place, find_layout, split_of
+from worker.sources.names import composed, decoded, file_bytes, id_of, legacy_encoding, printable
+from worker.sources.skipped import Kind, Skipped
+from worker.sources.source import DAMAGE, Item, Source, Split, damage_named
 
 # A file this large is no photograph, and would not fit into a worker's memory beside others.
 _MAX_FILE_BYTES: Final = 256 * 1024 * 1024
+_PIECE_BYTES: Final = 1024 * 1024
+# What recognises an image by its first bytes, where its name does not tell.
+START_BYTES: Final = 64
+_RECOGNISED: Final = ("AVIF", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
+_ARCHIVES: Final = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar"}
+# Cameras' own formats, and others that mimetypes does not know.
+_PICTURES: Final = {
+    *(".arw", ".cr2", ".cr3", ".crw", ".dng", ".heic", ".heif", ".jxl", ".nef", ".nrw", ".orf"),
+    *(".pef", ".raf", ".raw", ".rw2", ".sr2", ".srw", ".x3f", ".xcf"),
+}
+_SHOWN_LABELS: Final = 10
 
 
-def read_bounded(size: int, content: Callable[[], bytes]) -> bytes | ImageError:
-    """The content, or why there is none: one bad file does not stop the rest."""
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a folder or archive.
+
+    `key` is what it is read by, and `name` its path there, with slashes. What is not UTF-8 in
+    `name` is as `os.fsdecode` has it.
+    """
+
+    key: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to take of a source, and how to label it."""
+
+    split: Split | None = None
+    # Whether images to search for are wanted: the test split, where there is one.
+    held_out: bool = False
+    label_from: LabelFrom = "auto"
+
+
+class Chosen:
+    """Sorts files into images and what is left out, while a folder or archive is listed."""
+
+    def __init__(self) -> None:
+        self.files: list[File] = []
+        self.skipped = Skipped()
+        self._suffixes = images.file_suffixes()
+
+    def add(self, file: File, start: Callable[[], bytes]) -> None:
+        """Take the file if it is an image; `start` reads its first bytes."""
+        if any(is_hidden(part) for part in file.name.split("/")):
+            self.skip(Kind.HIDDEN, file.name)
+            return
+        kind = self._kind(file.name)
+        if kind is None and _looks_like_image(start):
+            kind = "image"
+        if kind == "image":
+            self.files.append(file)
+        else:
+            self.skip(kind or Kind.NOT_IMAGE, file.name)
+
+    def is_unclear(self, name: str) -> bool:
+        """Whether only its content tells if a file is an image."""
+        return self._kind(name) is None
+
+    def skip(self, kind: Kind, name: str) -> None:
+        """Leave it out, and tell of it."""
+        self.skipped.add(kind, printable(_text(name, "cp1252")))
+
+    def _kind(self, name: str) -> Kind | Literal["image"] | None:
+        """What the suffix tells; None where it tells nothing, as in photo.jpg?size=large."""
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in self._suffixes:
+            return "image"
+        if suffix in _ARCHIVES:
+            return Kind.ARCHIVE
+        if suffix in _PICTURES:
+            return Kind.UNSUPPORTED
+        known = re.fullmatch(r"\.\w+", suffix) and mimetypes.guess_type(f"x{suffix}")[0]
+        if not known:
+            return None
+        return Kind.UNSUPPORTED if known.startswith("image/") else Kind.NOT_IMAGE
+
+
+def is_hidden(name: str) -> bool:
+    """Whether it is hidden, or made by macOS beside the files of a zip archive."""
+    return name.startswith((".", "__MACOSX")) and name not in {".", ".."}
+
+
+def _looks_like_image(start: Callable[[], bytes]) -> bool:
     try:
-        if size > _MAX_FILE_BYTES:
-            return ImageError(f"the file has more than {_MAX_FILE_BYTES:,} bytes")
-        return content()
+        prefix = start()
+    except DAMAGE:
+        return False
+    tests = (Image.OPEN[name][1] for name in _RECOGNISED if name in Image.OPEN)
+    return any(test is not None and test(prefix) is True for test in tests)
+
+
+def read_bounded(open_: Callable[[], BinaryIO], size: int = _MAX_FILE_BYTES) -> bytes | ImageError:
+    """The content, or why there is none: one bad file does not stop the rest.
+
+    It is read in pieces, so that what holds more than its `size` does not fill the memory.
+    """
+    pieces = []
+    limit = left = min(size, _MAX_FILE_BYTES)
+    try:
+        with open_() as file:
+            while piece := file.read(_PIECE_BYTES):
+                left -= len(piece)
+                if left < 0:
+                    return ImageError(f"the file has more than {limit:,} bytes")
+                pieces.append(piece)
     except DAMAGE as exc:
-        return ImageError(f"the file cannot be read: {exc}")
+        return ImageError(f"the file cannot be read: {printable(str(exc))}")
+    return b"".join(pieces)
 
 
 def open_files(
     path: Path,
     source_name: str,
-    names: Iterable[str],
+    chosen: Chosen,
     read: Callable[[set[str]], Iterator[tuple[str, bytes | ImageError]]],
+    choice: Choice,
 ) -> Source:
-    """Image files by their names inside a folder or archive; the first folder is the label."""
-    suffixes = images.file_suffixes()
-    wanted: dict[str, tuple[str, ...]] = {}
-    ignored = 0
-    for name in names:
-        parts = tuple(part for part in PurePosixPath(name).parts if part not in {"/", ".."})
-        # Hidden files, and macOS' resource forks in zips, are no pictures.
-        if any(part.startswith((".", "__MACOSX")) for part in parts):
-            continue
-        if PurePosixPath(name).suffix.lower() in suffixes:
-            wanted[name] = parts
-        else:
-            ignored += 1
-    if not wanted:
+    """Image files by their names inside a folder or archive."""
+    title = printable(_text(str(path), "cp1252"))
+    if not chosen.files:
+        left_out = "".join(f"\n{line}" for line in chosen.skipped.lines())
         raise SourceError(
-            f"{path} holds no images: expected files such as .jpg or .png, flat or in one "
-            "sub-folder a label"
+            f"{title} holds no images: expected files such as .jpg or .png, flat or in one "
+            f"sub-folder a label{left_out}"
         )
-    # An archive made of a folder holds that folder.
-    if all(len(parts) > 1 and parts[0] == source_name for parts in wanted.values()):
-        wanted = {name: parts[1:] for name, parts in wanted.items()}
+    entries = _entries(source_name, chosen)
+    layout = find_layout(Counter(_folder(entry.text) for entry in entries), choice.label_from)
+    splits = sorted({place.split for place in layout.places.values() if place.split})
+    entries = _of_split(title, entries, layout.places, splits, choice)
+    by_key = {entry.key: entry for entry in entries}
+    title_of_source = _text(composed(source_name), "cp1252")
 
     def some(positions: Collection[int]) -> Iterator[Item]:
-        return read_items({name for number, name in enumerate(wanted) if number in positions})
+        return read_items({entries[number].key for number in positions if number < len(entries)})
 
-    def read_items(names: set[str]) -> Iterator[Item]:
+    def read_items(keys: set[str]) -> Iterator[Item]:
         with damage_named(path):
-            for name, content in read(names):
-                parts = wanted[name]
-                relative = os.fsencode("/".join(parts))
-                yield Item(
-                    id=_id(os.fsencode(source_name) + b"/" + relative),
-                    label=_text(os.fsencode(parts[0])) if len(parts) > 1 else None,
-                    content=content,
-                    metadata={"source": source_name, "path": _text(relative)},
-                )
+            for key, content in read(keys):
+                entry = by_key[key]
+                place = layout.places[_folder(entry.text)]
+                metadata = {"source": title_of_source, "path": entry.text}
+                if place.split:
+                    metadata["split"] = place.split
+                yield Item(entry.id, place.label, content, metadata, entry.former_id)
 
-    return Source(str(path), len(wanted), lambda: read_items(set(wanted)), ignored, some)
-
-
-def _id(path: bytes) -> str:
-    """A path as printable ASCII, percent-encoded where need be, cut to the length of an id."""
-    encoded = quote(path, safe="/ !#$&'()+,;=@[]{}~^`")
-    if len(encoded) <= MAX_ID_LENGTH:
-        return encoded
-    digest = hashlib.sha256(path).hexdigest()
-    return f"{encoded[: MAX_ID_LENGTH - len(digest) - 1]}~{digest}"
+    counts = Counter(layout.places[_folder(entry.text)].label for entry in entries)
+    return Source(
+        title,
+        len(entries),
+        lambda: read_items(set(by_key)),
+        _about(layout.rule, counts, splits),
+        tuple(splits),
+        chosen.skipped,
+        some,
+    )
 
 
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "replace")
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An image file: what it is read by, its path as people read it, and its ids."""
+
+    key: str
+    text: str
+    id: str
+    former_id: str | None
+
+
+def _entries(source_name: str, chosen: Chosen) -> list[_Entry]:
+    """The files in the order of their keys; of names that are alike, one."""
+    files = sorted(chosen.files, key=lambda file: file.key)
+    names = [_relative(composed(file.name)) for file in files]
+    names = _unwrapped(names, composed(source_name))
+    former = _unwrapped([_relative(file.key) for file in files], source_name)
+    prefix, former_prefix = composed(source_name), source_name
+    undecodable = [file_bytes(name) for name in names if not _is_text(name)]
+    encoding = legacy_encoding(undecodable) if undecodable else "cp1252"
+    entries: dict[str, _Entry] = {}
+    for file, name, former_name in zip(files, names, former, strict=True):
+        id_ = id_of(file_bytes(f"{prefix}/{name}"))
+        former_id = id_of(file_bytes(f"{former_prefix}/{former_name}"))
+        entry = _Entry(
+            file.key,
+            composed(_text(name, encoding)),
+            id_,
+            former_id if former_id != id_ else None,
+        )
+        other = entries.setdefault(id_, entry)
+        if other is not entry:
+            # Of two spellings the composed one is kept, whose id was always this.
+            kept, left = (
+                (entry, other) if other.former_id and not entry.former_id else (other, entry)
+            )
+            entries[id_] = kept
+            chosen.skip(Kind.SAME_NAME, left.text)
+    return list(entries.values())
+
+
+def _relative(name: str) -> str:
+    if name.startswith("/") or "//" in name or "." in name:
+        return "/".join(part for part in PurePosixPath(name).parts if part not in {"/", ".."})
+    return name
+
+
+def _unwrapped(names: list[str], source_name: str) -> list[str]:
+    """The names without the folder that an archive was made of, which is named like it."""
+    wrapper = f"{source_name}/"
+    if all(name.startswith(wrapper) for name in names):
+        return [name.removeprefix(wrapper) for name in names]
+    return names
+
+
+def _of_split(
+    title: str,
+    entries: list[_Entry],
+    places: Mapping[str, Place],
+    splits: Sequence[str],
+    choice: Choice,
+) -> list[_Entry]:
+    wanted = choice.split
+    if not splits:
+        return entries
+    if wanted is None:
+        if not choice.held_out or "test" not in map(split_of, splits):
+            return entries
+        wanted = "test"
+    kept = [
+        entry
+        for entry in entries
+        if (split := places[_folder(entry.text)].split) and split_of(split) == wanted
+    ]
+    if not kept:
+        raise SourceError(f"{title} has no split {wanted}: its splits are {', '.join(splits)}")
+    return kept
+
+
+def _about(rule: str, counts: Counter[str | None], splits: Iterable[str]) -> str:
+    unlabelled = counts.pop(None, 0)
+    names = sorted(name for name in counts if name is not None)
+    shown = ", ".join(f"{printable(name)} ({counts[name]:,})" for name in names[:_SHOWN_LABELS])
+    more = f" and {len(names) - _SHOWN_LABELS:,} more" if len(names) > _SHOWN_LABELS else ""
+    parts = [f"labels: {rule}; {len(names):,} found: {shown}{more}" if names else "labels: none"]
+    if names and unlabelled:
+        parts.append(f"{unlabelled:,} images have none")
+    if splits:
+        parts.append(f"splits: {', '.join(splits)}")
+    return "; ".join(parts)
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _text(name: str, encoding: str) -> str:
+    """The name as it can be stored and shown."""
+    return name if name.isascii() or _is_text(name) else decoded(file_bytes(name), encoding)

@@ -1,27 +1,125 @@
 """Image files in a folder."""
 
 import os
+import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from image_search.errors import ImageError
-from worker.sources.files import open_files, read_bounded
+from worker.sources.files import (
+    START_BYTES,
+    Choice,
+    Chosen,
+    File,
+    is_hidden,
+    open_files,
+    read_bounded,
+)
+from worker.sources.skipped import Kind
 from worker.sources.source import Source
 
+_Identity = tuple[int, int]
 
-def open_folder(path: Path) -> Source:
-    """The image files in a folder and its sub-folders."""
-    names = sorted(
-        (Path(parent) / name).relative_to(path).as_posix()
-        for parent, _, files in os.walk(path)
-        for name in files
-    )
 
-    def read(names: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
-        for name in sorted(names):
-            file = path / name
-            # A file that has gone is found out by reading it.
-            size = file.stat().st_size if file.exists() else 0
-            yield name, read_bounded(size, file.read_bytes)
+def open_folder(path: Path, choice: Choice) -> Source:
+    """The image files in a folder and its sub-folders; links are followed."""
+    chosen = Chosen()
+    _Walk(path, chosen).run()
 
-    return open_files(path, path.resolve().name, names, read)
+    def read(keys: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
+        for key in sorted(keys):
+            yield key, read_bounded(partial(_open, path / key))
+
+    return open_files(path, path.resolve().name, chosen, read, choice)
+
+
+class _Walk:
+    """Lists a folder; each folder is visited once, so that links cannot lead round in circles."""
+
+    def __init__(self, root: Path, chosen: Chosen) -> None:
+        self._root = root
+        self._chosen = chosen
+        self._visited: set[_Identity] = set()
+        # What holds the source is not in it, even where a link leads there.
+        self._above = {_identity(os.stat(parent)) for parent in root.resolve().parents}
+        self._links: list[str] = []
+
+    def run(self) -> None:
+        self._visit("", os.stat(self._root))
+        # After all folders that are there by themselves, so that those keep their names.
+        while self._links:
+            links, self._links = sorted(self._links), []
+            for name in links:
+                self._follow(name)
+
+    def _follow(self, name: str) -> None:
+        try:
+            status = os.stat(self._root / name)
+        except OSError:
+            self._chosen.skip(Kind.BROKEN_LINK, name)
+            return
+        if _identity(status) in self._visited | self._above:
+            self._chosen.skip(Kind.LOOP, name)
+        else:
+            self._visit(name, status)
+
+    def _visit(self, name: str, status: os.stat_result) -> None:
+        pending = [(name, status)]
+        while pending:
+            folder, status = pending.pop()
+            self._visited.add(_identity(status))
+            try:
+                with os.scandir(self._root / folder) as found:
+                    entries = sorted(found, key=lambda entry: entry.name)
+            except OSError:
+                if not folder:
+                    raise
+                self._chosen.skip(Kind.UNREADABLE, folder)
+                continue
+            for entry in entries:
+                self._add(f"{folder}/{entry.name}" if folder else entry.name, entry, pending)
+
+    def _add(
+        self,
+        name: str,
+        entry: "os.DirEntry[str]",
+        pending: list[tuple[str, os.stat_result]],
+    ) -> None:
+        if is_hidden(entry.name):
+            self._chosen.skip(Kind.HIDDEN, name)
+            return
+        try:
+            status = entry.stat()
+        except OSError:
+            self._chosen.skip(Kind.BROKEN_LINK if entry.is_symlink() else Kind.UNREADABLE, name)
+            return
+        if stat.S_ISDIR(status.st_mode):
+            if entry.is_symlink():
+                self._links.append(name)
+            elif _identity(status) not in self._visited:
+                pending.append((name, status))
+        elif stat.S_ISREG(status.st_mode):
+            self._chosen.add(File(name, name), partial(_start, self._root / name))
+        else:
+            self._chosen.skip(Kind.SPECIAL, name)
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino
+
+
+def _start(file: Path) -> bytes:
+    with _open(file) as opened:
+        return opened.read(START_BYTES)
+
+
+def _open(file: Path) -> BinaryIO:
+    """Open a file; what is none, such as a FIFO that took its place, is not waited for."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    opened = os.fdopen(os.open(file, flags), "rb")
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise OSError("it is no longer a file")
+    return opened

@@ -10,10 +10,12 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw
 
+from image_search.errors import SourceError
 from worker.sources.source import Item, Source, Split
 
 IMAGES_PER_KIND: Final = 100
 TEST_IMAGES_PER_KIND: Final = 50
+SPLITS: Final = ("train", "test")
 
 _SIZE: Final = 96
 _SIDE: Final = 4 * _SIZE
@@ -379,6 +381,8 @@ def draw(kind: str, seed: int) -> Image.Image:
 
 def open_sample(split: Split) -> Source:
     """100 pictures of each kind to ingest, or 50 others to search for."""
+    if split == "val":
+        raise SourceError("the sample has no split val: its splits are train and test")
     seeds = range(IMAGES_PER_KIND)
     if split == "test":
         seeds = range(seeds.stop, seeds.stop + TEST_IMAGES_PER_KIND)
@@ -394,4 +398,5 @@ def open_sample(split: Split) -> Source:
                 )
 
     name = "sample" if split == "train" else f"sample ({split})"
-    return Source(name, len(KINDS) * len(seeds), items)
+    about = f"labels: {len(KINDS)} kinds of picture"
+    return Source(name, len(KINDS) * len(seeds), items, about, SPLITS)
