@@ -62,7 +62,7 @@ def _describe_forms(document: dict[str, Any]) -> None:
     for operations in document["paths"].values():
         for operation in operations.values():
             content = operation.get("requestBody", {}).get("content", {})
-            if _FORM not in content:
+            if "$ref" not in content.get(_FORM, {}).get("schema", {}):
                 continue
             name = content[_FORM]["schema"]["$ref"].rpartition("/")[2]
             form = schemas.pop(name)

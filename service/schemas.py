@@ -294,6 +294,48 @@ class Query(Example):
         return self
 
 
+class Pair(BaseModel):
+    """Two images to compare."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    a: Example
+    b: Example
+
+
+# Either of two kinds of body, which FastAPI cannot declare.
+_EXAMPLE_REFERENCE: Final = "#/components/schemas/Example"
+PAIR_BODY: Final = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["a", "b"],
+                "properties": {
+                    "a": {"$ref": _EXAMPLE_REFERENCE, "description": "One image."},
+                    "b": {"$ref": _EXAMPLE_REFERENCE, "description": "The other one."},
+                },
+            },
+            "example": {"a": {"id": EXAMPLE_ID}, "b": {"image": EXAMPLE_IMAGE}},
+        },
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["a", "b"],
+                "properties": {
+                    "a": {"type": "string", "format": "binary", "description": "One image."},
+                    "b": {"type": "string", "format": "binary", "description": "The other one."},
+                },
+            },
+            "encoding": {"a": {"contentType": "image/*"}, "b": {"contentType": "image/*"}},
+        },
+    },
+}
+
+
 # --- answers ---
 
 
@@ -352,6 +394,37 @@ class SearchResponse(BaseModel):
     """The matches, best first."""
 
     matches: Annotated[list[MatchResponse], Field(description="Best first.")]
+    model: Annotated[ModelSpec, _MODEL]
+    took_ms: Annotated[TookMs, _TOOK]
+
+
+class ComparisonResponse(BaseModel):
+    """How similar two images are, and what that means in this index."""
+
+    score: Annotated[
+        float,
+        Field(
+            description="Cosine similarity or dot product, where more is more similar; or the "
+            "squared euclidean distance, where less is.",
+            examples=[0.41],
+        ),
+    ]
+    share_of_same_kind_above: Annotated[
+        float | None,
+        Field(
+            description="Share of the index's pairs of images with one label whose score is "
+            "higher, 0 to 1; null where the index has too few labels.",
+            examples=[0.12],
+        ),
+    ]
+    share_of_different_kinds_above: Annotated[
+        float | None,
+        Field(
+            description="Share of the index's pairs of images with two labels whose score is "
+            "higher, 0 to 1; null where the index has too few labels.",
+            examples=[0.002],
+        ),
+    ]
     model: Annotated[ModelSpec, _MODEL]
     took_ms: Annotated[TookMs, _TOOK]
 

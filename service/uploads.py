@@ -1,14 +1,14 @@
 """Requests are admitted, and their bodies checked while they are read: type, size and form."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import orjson
 from fastapi import Request, Response, params
 from fastapi.routing import APIRoute
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
@@ -24,10 +24,15 @@ DEADLINE_SECONDS: Final = 10.0
 IMAGE_FIELD: Final = "image"
 IMAGES_FIELD: Final = "images"
 MAX_IMAGES: Final = 32
+# Those of two images that are compared.
+PAIR_FIELDS: Final = ("a", "b")
+_PAIR_EXAMPLE: Final = "curl -F a=@cat.jpg -F b=@dog.jpg"
 _EXAMPLES: Final = {
     IMAGE_FIELD: "curl -F image=@cat.jpg",
     IMAGES_FIELD: "curl -F images=@cat.jpg -F images=@dog.jpg",
+    **dict.fromkeys(PAIR_FIELDS, _PAIR_EXAMPLE),
 }
+_FORM: Final = "multipart/form-data"
 # What clients send when they do not know a file's type.
 _UNKNOWN_TYPES: Final = {"", "application/octet-stream", "binary/octet-stream"}
 # What nginx logs for them; nobody reads the answer.
@@ -56,6 +61,8 @@ class Admission:
 
 class AdmittedRoute(APIRoute):
     """A route whose body, if it has one, is JSON or a multipart form with images alone.
+
+    One that declares its body by `openapi_extra` takes either, and reads it from the request.
 
     The key comes first. At most `MAX_REQUESTS` are admitted at once, and each has
     `DEADLINE_SECONDS`, the reading of its body included. What is beyond that, or whose client has
@@ -162,16 +169,16 @@ def _reader(route: APIRoute) -> Callable[[Request], Any]:
     """What reads and checks the body that the route declares; FastAPI finds it read."""
     body = route.body_field
     if body is None:
-        return _no_body
+        return _json_or_pair if route.openapi_extra else _no_body
     if not isinstance(body.field_info, params.Form):
         return _json
     [field] = [param.alias for param in route.dependant.body_params]
 
     @asynccontextmanager
     async def form(request: Request) -> Any:
-        _check_media_type(request, "multipart/form-data", _EXAMPLES[field])
+        _check_media_type(request, _FORM, _EXAMPLES[field])
         async with request.form() as parts:
-            _check_form(parts, field)
+            _check_form(parts, (field,))
             yield
 
     return form
@@ -180,6 +187,22 @@ def _reader(route: APIRoute) -> Callable[[Request], Any]:
 @asynccontextmanager
 async def _no_body(_request: Request) -> Any:
     yield
+
+
+@asynccontextmanager
+async def _json_or_pair(request: Request) -> Any:
+    if is_form(request):
+        async with request.form() as parts:
+            _check_form(parts, PAIR_FIELDS)
+            yield
+    else:
+        async with _json(request):
+            yield
+
+
+def is_form(request: Request) -> bool:
+    """Whether the body is a multipart form."""
+    return _media_type(request.headers.get("content-type")) == _FORM
 
 
 @asynccontextmanager
@@ -202,27 +225,32 @@ def _media_type(header: str | None) -> str:
     return (header or "").partition(";")[0].strip().lower()
 
 
-def _check_form(form: FormData, field: str) -> None:
-    unknown = sorted(form.keys() - {field})
+def _check_form(form: FormData, fields: Sequence[str]) -> None:
+    unknown = sorted(form.keys() - set(fields))
     if unknown:
+        wanted = f"the field {fields[0]}" if len(fields) == 1 else f"the fields {', '.join(fields)}"
         raise ProblemError(
             "invalid_parameters",
-            f"unknown form field {', '.join(unknown)}: the form holds the field {field} "
+            f"unknown form field {', '.join(unknown)}: the form holds {wanted} "
             "alone, parameters go into the query string",
         )
-    images = form.getlist(field)
+    for field in fields:
+        _check_files(form.getlist(field), field)
+
+
+def _check_files(images: Sequence[UploadFile | str], field: str) -> None:
     if not images or any(isinstance(image, str) for image in images):
         raise ProblemError(
             "invalid_parameters", f"the form has no file named {field}: {_EXAMPLES[field]}"
         )
-    most = 1 if field == IMAGE_FIELD else MAX_IMAGES
+    most = MAX_IMAGES if field == IMAGES_FIELD else 1
     if len(images) > most:
         raise ProblemError(
             "invalid_parameters",
             f"the form has {len(images)} files named {field}: at most {most} can be sent at once",
         )
     # Of several, a wrong one is told of beside the answers to the others.
-    if field == IMAGE_FIELD and not isinstance(image := images[0], str):
+    if field != IMAGES_FIELD and not isinstance(image := images[0], str):
         media_type = _media_type(image.content_type)
         if not media_type.startswith("image/") and media_type not in _UNKNOWN_TYPES:
             raise ProblemError(

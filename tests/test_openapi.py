@@ -22,6 +22,7 @@ METHODS = {
     "search",
     "search_batch",
     "query",
+    "compare",
     "embed",
     "list_images",
     "get_image",
@@ -72,7 +73,7 @@ def test_schemathesis_finds_no_answer_that_is_not_declared(
             )
     shown = "\n".join(line[:500] for line in done.stdout.splitlines())
     assert done.returncode == 0, shown + done.stderr
-    assert "12 selected / 12 total" in shown
+    assert "13 selected / 13 total" in shown
 
 
 @pytest.fixture(scope="module")

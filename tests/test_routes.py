@@ -14,7 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from image_search.calibration import Calibration
+from image_search.calibration import PAIR_LEVELS, Calibration, PairScores
 from image_search.index import Record, VectorIndex
 from image_search.settings import load_settings
 from image_search.stores import open_index
@@ -312,6 +312,107 @@ def test_near_duplicates_are_left_out_and_others_take_their_place(
         index.delete([copy.id for copy in copies])
 
 
+# --- comparing -----------------------------------------------------------------------------------
+
+
+def test_two_pictures_are_compared_however_they_are_named(
+    client: TestClient, index: VectorIndex
+) -> None:
+    one, other = embedding(index, ID), embedding(index, f"{KINDS[0]}-00")
+    expected = float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+    stored = [match.score for match in index.query(one, 200) if match.id == f"{KINDS[0]}-00"]
+    assert stored == [pytest.approx(expected, abs=1e-4)]
+    picture = encode(draw(KINDS[0], 0))
+    examples: list[dict[str, Any]] = [
+        {"id": f"{KINDS[0]}-00"},
+        {"image": text(picture)},
+        {"embedding": other.tolist()},
+    ]
+    answers = [client.post("/compare", files={"a": PICTURE, "b": picture})]
+    answers += [client.post("/compare", json={"a": {"id": ID}, "b": each}) for each in examples]
+    answers.append(client.post("/compare", json={"a": examples[1], "b": {"id": ID}}))
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert found["score"] == pytest.approx(expected, abs=1e-4)
+        assert found["share_of_same_kind_above"] is None
+        assert found["share_of_different_kinds_above"] is None
+        assert found["model"] == client.get("/health").json()["model"]
+        assert found["took_ms"]["total"] > 0
+    same = client.post("/compare", files={"a": PICTURE, "b": PICTURE}).json()
+    assert same["score"] == pytest.approx(1)
+
+
+def test_a_comparison_tells_what_its_score_means_in_the_index(store: dict[str, Any]) -> None:
+    settings = load_settings(**store, namespace="compared")
+    index = fill(settings, FakeEmbedder())
+    levels = np.array(PAIR_LEVELS)
+    pairs = PairScores(
+        same_kind=tuple(0.5 + 0.5 * levels), different_kinds=tuple(0.6 + 0.2 * levels)
+    )
+    index.save_calibration(Calibration(scores=(0,), confidences=(0,), pairs=pairs))
+    index.close()
+    with serve(settings) as client:
+        wait_for(client, 200)
+        answer = client.post("/compare", files={"a": PICTURE, "b": OTHER}).json()
+        score = answer["score"]
+        assert 0.7 < score < 0.8  # of random vectors of positive numbers
+        assert answer["share_of_same_kind_above"] == pytest.approx(2 * (1 - score), abs=1e-6)
+        assert answer["share_of_different_kinds_above"] == pytest.approx(
+            5 * (0.8 - score), abs=1e-6
+        )
+        same = client.post("/compare", files={"a": PICTURE, "b": PICTURE}).json()
+        assert same["share_of_same_kind_above"] == pytest.approx(0, abs=1e-6)
+        assert same["share_of_different_kinds_above"] == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "detail"),
+    [
+        ({"files": {"a": PICTURE}}, 422, "invalid_parameters", "no file named b"),
+        ({"files": {"a": PICTURE, "b": b""}}, 422, "not_an_image", "b: "),
+        ({"files": {"a": b"text", "b": PICTURE}}, 422, "not_an_image", "a: "),
+        ({"files": {"a": PICTURE, "b": PICTURE, "c": PICTURE}}, 422, "invalid_parameters", "c"),
+        (
+            {"files": [("a", PICTURE), ("b", PICTURE), ("b", PICTURE)]},
+            422,
+            "invalid_parameters",
+            "2",
+        ),
+        (
+            {"files": {"a": PICTURE, "b": ("b.txt", b"x", "text/plain")}},
+            415,
+            "unsupported_media_type",
+            "text/plain",
+        ),
+        ({"data": {"a": "1", "b": "2"}}, 415, "unsupported_media_type", "application/json"),
+        ({"json": {"a": {"id": ID}}}, 422, "invalid_parameters", "b: "),
+        ({"json": {"a": {"id": ID}, "b": {}}}, 422, "invalid_parameters", "b: "),
+        ({"json": {"a": {"id": ID}, "b": {"id": ID}, "c": 1}}, 422, "invalid_parameters", "c: "),
+        ({"json": {"a": {"id": ID}, "b": {"id": "x"}}}, 404, "image_not_found", "'x'"),
+        ({"json": {"a": {"id": ID}, "b": {"url": "http://a/b"}}}, 403, "urls_disabled", ""),
+        (
+            {"json": {"a": {"embedding": [0] * DIMENSION}, "b": {"id": ID}}},
+            422,
+            "invalid_parameters",
+            "a: ",
+        ),
+        (
+            {"content": b"{", "headers": {"Content-Type": "application/json"}},
+            422,
+            "invalid_parameters",
+            "not JSON",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_named(
+    client: TestClient, request_: dict[str, Any], status: int, code: str, detail: str
+) -> None:
+    response = client.post("/compare", **request_)
+    assert_problem(response, status, code)
+    assert detail in response.json()["detail"]
+
+
 # --- keeping the index ---------------------------------------------------------------------------
 
 
@@ -446,6 +547,7 @@ READING = [
     ("POST", "/search"),
     ("POST", "/search/batch"),
     ("POST", "/query"),
+    ("POST", "/compare"),
     ("POST", "/embeddings"),
 ]
 WRITING = [("PUT", "/images/x"), ("DELETE", "/images/x")]

@@ -4,16 +4,19 @@ import asyncio
 import io
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, BinaryIO, Final, TypeVar
+from typing import Annotated, Any, BinaryIO, Final, TypeVar, cast
 
 import numpy as np
 import orjson
 from fastapi import APIRouter, Body, File, Query, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
 from image_search.combination import combine
 from image_search.errors import FilterError, ImageError, RecordError
 from image_search.filters import Condition, Filter, Group, parse_filter
-from image_search.index import Record
+from image_search.index import Record, check_embedding
+from image_search.similarity import pair_scores
 from image_search.values import LABEL_FIELD, Embeddings
 from service import problems, schemas
 from service.answers import data_uri, json_response
@@ -22,7 +25,7 @@ from service.pipeline import Engine, Pipeline, SearchResult, Timing
 from service.problems import ProblemError, image_not_found
 from service.schemas import Example, SearchParameters
 from service.selection import Selection, select
-from service.uploads import MAX_IMAGES, AdmittedRoute
+from service.uploads import MAX_IMAGES, PAIR_FIELDS, AdmittedRoute, is_form
 
 router = APIRouter(route_class=AdmittedRoute, tags=["search"])
 
@@ -160,6 +163,69 @@ async def embed(
             "took_ms": embedded.timing.milliseconds(),
         }
     )
+
+
+@router.post(
+    "/compare",
+    operation_id="compare",
+    summary="Compare two images",
+    response_model=schemas.ComparisonResponse,
+    responses=problems.responses(
+        *_UPLOAD, *_IMAGE, "image_not_found", "urls_disabled", "url_not_fetched"
+    ),
+    openapi_extra={"requestBody": schemas.PAIR_BODY},
+)
+async def compare(request: Request) -> Response:
+    """Their score, and how many pairs of the index have a higher one.
+
+    Send two files in a form, or two examples as in POST /query in JSON. The shares are those of
+    pairs of images that were drawn from the index at the end of an ingest.
+    """
+    pair = await _pair(request)
+    _, engine = _parts(request)
+
+    async def one(name: str, example: Example) -> tuple[Embeddings, Timing]:
+        timing = Timing()
+        try:
+            [embedding] = await _embeddings(request, engine, [example], timing)
+            check_embedding(embedding)
+        except (ImageError, RecordError) as exc:
+            raise type(exc)(f"{name}: {exc}") from exc
+        timing.stop()
+        return embedding, timing
+
+    with request.state.admission.take():
+        found = await _together([one("a", pair.a), one("b", pair.b)])
+    timing = max((timing for _, timing in found), key=lambda each: each.seconds["total"])
+    a, b = (embedding[np.newaxis] for embedding, _ in found)
+    score = float(pair_scores(a, b, engine.index.manifest.metric)[0, 0])
+    pairs = engine.calibration.pairs if engine.calibration else None
+    return json_response(
+        {
+            "score": score,
+            "share_of_same_kind_above": pairs and pairs.share_of_same_kind_above(score),
+            "share_of_different_kinds_above": pairs and pairs.share_of_different_kinds_above(score),
+            "model": engine.index.manifest.model.model_dump(),
+            "took_ms": timing.milliseconds(),
+        }
+    )
+
+
+async def _pair(request: Request) -> schemas.Pair:
+    """The two images of the body, a form or JSON."""
+    if is_form(request):
+        form = await request.form()
+        contents = [await cast("UploadFile", form[field]).read() for field in PAIR_FIELDS]
+        a, b = (Example.model_construct(image=content) for content in contents)
+        return schemas.Pair.model_construct(a=a, b=b)
+    try:
+        return schemas.Pair.model_validate(await request.json())
+    except orjson.JSONDecodeError as exc:
+        problem = {"type": "json_invalid", "loc": ("body",), "msg": f"not JSON: {exc.msg}"}
+        raise RequestValidationError([problem]) from exc
+    except ValidationError as exc:
+        problems_ = [{**error, "loc": ("body", *error["loc"])} for error in exc.errors()]
+        raise RequestValidationError(problems_) from exc
 
 
 def _parts(request: Request) -> tuple[Pipeline, Engine]:
