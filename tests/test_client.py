@@ -195,6 +195,22 @@ def test_filters_scores_and_duplicates_reach_the_service(client: Client) -> None
     assert both[0].matches == both[1].matches
 
 
+def test_two_images_are_compared_whatever_they_are(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "query.png"
+    path.write_bytes(encode(QUERY))
+    match = client.search(QUERY, top_k=5)[4]
+    for one in (path, QUERY, np.asarray(QUERY), Example(embedding=client.embed(QUERY).embedding)):
+        for other in (match, Example(id=match.id), client.get_image(match.id)):
+            assert client.compare(one, other).score == pytest.approx(match.score, abs=1e-4)
+    comparison = client.compare(QUERY, QUERY)
+    assert comparison.score == pytest.approx(1)
+    assert comparison.model == client.health().model
+    with pytest.raises(ImageRejectedError, match="b: "):
+        client.compare(QUERY, b"no image")
+    with pytest.raises(ImageNotFoundError):
+        client.compare(Example(id="nothing"), QUERY)
+
+
 def test_queries_by_id_embedding_image_and_examples(client: Client) -> None:
     embedded = client.embed(QUERY)
     assert len(embedded.embedding) == embedded.model.dimension

@@ -150,6 +150,37 @@ def test_ids_are_printed_as_names(
     assert Run(capsys, "delete", id_).code == 0
 
 
+def test_two_pictures_are_compared(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(capsys, "compare", picture, "--id", f"{KIND}/0")
+    assert (run.code, run.err) == (0, "")
+    score, same, different = run.out.splitlines()
+    assert re.fullmatch(r"score +-?0\.\d{3}", score)
+    share = r"(-|< 0\.01 %|\d+\.\d\d %)"
+    assert re.fullmatch(rf"pairs of one kind that score higher +{share}", same)
+    assert re.fullmatch(rf"pairs of different kinds that score higher +{share}", different)
+    answer = json.loads(Run(capsys, "compare", picture, picture, "--json").out)
+    assert answer["score"] == pytest.approx(1)
+    assert (answer["a"], answer["b"]) == ({"image": picture}, {"image": picture})
+    assert answer.keys() >= {"share_of_same_kind_above", "share_of_different_kinds_above", "model"}
+
+    assert Run(capsys, "compare", picture).code == command.EXIT_USAGE
+    run = Run(capsys, "compare", picture, picture, "--id", "x")
+    assert run.code == command.EXIT_USAGE
+    assert "not 3" in run.err
+    text = tmp_path / "notes.txt"
+    text.write_text("no picture")
+    for arguments, message in (
+        ((picture, str(text)), rf"{text}: .*not an image.* \[not_an_image\]"),
+        ((picture, "missing.png"), "missing.png: No such file or directory"),
+        ((picture, "--id", "nothing"), r".*'nothing'.* \[image_not_found\]"),
+    ):
+        run = Run(capsys, "compare", *arguments)
+        assert (run.code, run.out) == (command.EXIT_INCOMPLETE, "")
+        assert re.fullmatch(f"image-search: {message}\n", run.err, re.IGNORECASE)
+
+
 def test_options_reach_the_service(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(capsys, "query", picture, "--min-score", "0.99", "--min-confidence", "0.5")
     assert (run.code, run.out) == (0, "no matches\n")

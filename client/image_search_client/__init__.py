@@ -25,6 +25,7 @@ from image_search_client.errors import (
 )
 from image_search_client.inputs import Example, ImageInput
 from image_search_client.results import (
+    Comparison,
     EmbedResult,
     Health,
     IndexedImage,
@@ -40,6 +41,7 @@ __all__ = [
     "AccessError",
     "AsyncClient",
     "Client",
+    "Comparison",
     "EmbedResult",
     "Example",
     "Health",

@@ -22,11 +22,13 @@ from image_search_client.inputs import (
     ImageInput,
     Options,
     Upload,
+    pair_json,
     query_json,
     read_image,
     to_json_text,
 )
 from image_search_client.results import (
+    Comparison,
     EmbedResult,
     Health,
     IndexedImage,
@@ -276,6 +278,32 @@ class Client:
             headers={"Content-Type": "application/json"},
         )
         return decode(response.content, SearchResult)
+
+    def compare(self, a: ImageInput | ExampleInput, b: ImageInput | ExampleInput) -> Comparison:
+        """How similar two images are, and what that means in this index.
+
+            client.compare("cat.jpg", "dog.jpg")
+            client.compare("cat.jpg", result[0])
+            client.compare(Example(id="pets/tom"), Example(url="https://…"))
+
+        Args:
+            a: An image as for `search`, a match of an earlier search, or Example(…).
+            b: The other one.
+
+        Raises:
+            ImageNotFoundError: There is no image with such an id.
+            ImageRejectedError: One of them, which is named, is no image, too large, or cannot be
+                fetched.
+            OSError: A path cannot be read.
+        """
+        body = threads.in_thread(pair_json, a, b)
+        response = self._send(
+            "POST",
+            "/compare",
+            content=to_json_text(body),
+            headers={"Content-Type": "application/json"},
+        )
+        return decode(response.content, Comparison)
 
     def embed(self, image: ImageInput) -> EmbedResult:
         """The embedding of an image: 512 numbers. Raises as `search` does."""

@@ -17,6 +17,7 @@ from image_search_client.errors import (
     ImageRejectedError,
     ImageSearchError,
 )
+from image_search_client.inputs import Example, read_image
 from image_search_client.names import readable
 from image_search_client.results import SearchResult
 from image_search_client.version import VERSION
@@ -147,6 +148,16 @@ def _parser() -> argparse.ArgumentParser:
         "colour; needs Pillow (default: auto)",
     )
 
+    compare = command(
+        "compare", _compare, "print how similar two pictures are, and what that means in the index"
+    )
+    compare.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="a file, a URL, or - for standard input"
+    )
+    compare.add_argument(
+        "--id", action="append", default=[], metavar="ID", help="an image of the index; repeatable"
+    )
+
     put = command("put", _put, "insert an image into the index, or replace it")
     put.add_argument("id", metavar="ID")
     put.add_argument("image", metavar="IMAGE", help="a file, or - for standard input")
@@ -178,14 +189,18 @@ class _Asked(NamedTuple):
     kind: str
 
 
+def _asked(arguments: Arguments) -> list[_Asked]:
+    return [
+        _Asked(name, "url" if name.startswith(("http://", "https://")) else "image")
+        for name in arguments.images
+    ] + [_Asked(name, "id") for name in arguments.id]
+
+
 _Outcome = SearchResult | ImageSearchError | OSError
 
 
 def _query(client: Client, arguments: Arguments) -> int:
-    asked = [
-        _Asked(name, "url" if name.startswith(("http://", "https://")) else "image")
-        for name in arguments.images
-    ] + [_Asked(name, "id") for name in arguments.id]
+    asked = _asked(arguments)
     if not asked:
         arguments.parser.error("an IMAGE or --id is needed")
     protocol = None
@@ -249,6 +264,55 @@ def _as_json(outcome: _Outcome) -> dict[str, Any]:
         }
     code = outcome.code if isinstance(outcome, ImageSearchError) else "unreadable"
     return {"problem": {"code": code, "detail": _reason(outcome)}}
+
+
+def _compare(client: Client, arguments: Arguments) -> int:
+    asked = _asked(arguments)
+    if len(asked) != 2:
+        arguments.parser.error(f"two pictures are needed, as IMAGE or --id, not {len(asked)}")
+    examples = []
+    for each in asked:
+        try:
+            examples.append(_example(each))
+        except OSError as exc:
+            return _fail(f"{each.name}: {_reason(exc)}", EXIT_INCOMPLETE)
+    try:
+        comparison = client.compare(*examples)
+    except (ImageRejectedError, ImageNotFoundError) as exc:
+        reason = _reason(exc)
+        for field, each in zip("ab", asked, strict=True):  # as the service names them
+            if reason.startswith(f"{field}: "):
+                reason = f"{each.name}{reason[1:]}"
+                break
+        return _fail(reason, EXIT_INCOMPLETE)
+    if arguments.json:
+        names = {name: {each.kind: each.name} for name, each in zip("ab", asked, strict=True)}
+        _print_json({**names, **asdict(comparison)})
+        return 0
+    shares = {
+        "of one kind": comparison.share_of_same_kind_above,
+        "of different kinds": comparison.share_of_different_kinds_above,
+    }
+    rows = [("score", f"{comparison.score:.3f}")]
+    for kinds, share in shares.items():
+        rows.append((f"pairs {kinds} that score higher", _share(share)))
+    print(terminal.table(rows, right=(1,)))
+    return 0
+
+
+def _example(asked: _Asked) -> Example:
+    if asked.kind == "id":
+        return Example(id=asked.name)
+    if asked.kind == "url":
+        return Example(url=asked.name)
+    return Example(image=read_image(_image(asked.name)).content)
+
+
+def _share(share: float | None) -> str:
+    if share is None:
+        return "-"
+    # Quantiles know no smaller ones.
+    return "< 0.01 %" if share < 0.0001 else f"{share:.2%}".replace("%", " %")
 
 
 def _put(client: Client, arguments: Arguments) -> int:

@@ -55,7 +55,7 @@ def read_image(image: ImageInput) -> Upload:
     ImportError where an array needs Pillow.
     """
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        raise ValueError(f"{image} is a URL, not a path: query(url=…) searches with it")
+        raise ValueError(f"{image} is a URL, not a path: use query(url=…) or Example(url=…)")
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         return Upload(path.name, path.read_bytes())
@@ -114,6 +114,14 @@ def query_json(
     if not body.keys() - {"negative"}:
         raise ValueError("id, image, embedding, url or positive is needed")
     return body
+
+
+def pair_json(a: ImageInput | ExampleInput, b: ImageInput | ExampleInput) -> JsonObject:
+    """The body of a comparison."""
+    return {
+        name: _example_json(image if isinstance(image, ExampleInput) else Example(image=image))
+        for name, image in (("a", a), ("b", b))
+    }
 
 
 @dataclass(frozen=True, slots=True)

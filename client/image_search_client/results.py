@@ -186,6 +186,21 @@ class EmbedResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """How similar two images are, and what that means in this index.
+
+    `score` is that of a match. The shares, 0 to 1, are those of the index's pairs of images with
+    one label, and with two, whose score is higher; None where the index has too few labels.
+    """
+
+    score: float
+    share_of_same_kind_above: float | None
+    share_of_different_kinds_above: float | None
+    model: Model
+    took_ms: TookMs
+
+
+@dataclass(frozen=True, slots=True)
 class IndexedImage:
     """An image of the index; in a listing without its thumbnail."""
 
