@@ -3,7 +3,7 @@
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -97,6 +97,14 @@ class VectorIndex(ABC):
 
     @abstractmethod
     def _save_calibration(self, calibration: Calibration) -> None: ...
+
+    @abstractmethod
+    def load_sources(self) -> dict[str, str]:
+        """Where the sources are that images came from, by the name that their ids begin with."""
+
+    @abstractmethod
+    def save_sources(self, sources: Mapping[str, str]) -> None:
+        """Replace what `load_sources` gives."""
 
     def load_recipe(self) -> Recipe | None:
         """What the embeddings were made with, to make an Embedder with; None for plain ones."""

@@ -538,3 +538,14 @@ def test_open_indexes_see_what_others_commit(create: Indexes) -> None:
     assert ids(reader.query(vectors(1)[0], 10)) == ["a"]
     writer.delete(["a"])
     assert reader.count() == 0
+
+
+def test_an_index_keeps_where_its_sources_are(create: Indexes) -> None:
+    index = create()
+    assert index.load_sources() == {}
+    for places in ({"pics": "/a/pics"}, {"pics": "/b/pics", "Käse~1": "/c/犬"}):
+        index.save_sources(places)
+        assert create.open().load_sources() == places
+    assert create(namespace="other").load_sources() == {}
+    assert index.count() == 0
+    assert index.list_ids().ids == []

@@ -18,6 +18,7 @@ from worker.auto import source_to_ingest, source_to_search_for
 from worker.confidence import SampledSource, recalibrate
 from worker.ingest import Summary, ingest
 from worker.model import create_index_for, load_embedder
+from worker.origin import named_in, remember
 from worker.signals import StopSignals
 from worker.sources import LABEL_FROM, SPLITS, Source, open_source
 
@@ -254,6 +255,14 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
             index = opened.enter_context(new[1])
         else:
             embedder = load_embedder(index, settings)
+            own_name = source.origin and source.origin.name
+            source = named_in(index, source)
+            if source.origin is not None and source.origin.name != own_name:
+                print(
+                    f"the index has another source called {own_name}: ids of this one begin with "
+                    f"{source.origin.name}/"
+                )
+        remember(index, source)
         embedder.warm_up()
         started = time.monotonic()
         sampled = SampledSource(source)
@@ -282,6 +291,7 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
             source = source_to_search_for(index, arguments.split, settings)
         else:
             source = _open(arguments, settings, held_out=True)
+        source = named_in(index, source)
         _tell(source)
         folder = arguments.output or settings.data_dir / "evaluation"
         report.make_folder(folder)
@@ -314,6 +324,8 @@ def _report(
         f"index {settings.index}, namespace {settings.namespace}, {index.manifest.metric}, "
         f"{index.manifest.model}: {index.count():,} images"
     )
+    if summary.relabelled:
+        print(f"{summary.relabelled:,} images got another label or other metadata")
     if index.retries:
         print(f"{index.retries:,} requests to the store had to be sent again")
 

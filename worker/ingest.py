@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from os import cpu_count
 from queue import Empty, Full, Queue
@@ -54,6 +54,8 @@ class Summary:
 
     embedded: int = 0
     unchanged: int = 0
+    # With another label or other metadata than before, which costs no embedding.
+    relabelled: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
 
@@ -93,9 +95,10 @@ class _Ingestion:
         self._settings = settings
         self._stop = stop
         self._summary = Summary()
+        self._relabelled: set[str] = set()
         self._failed = threading.Event()
         self._errors: list[BaseException] = []
-        self._decoded: Queue[list[_Decoded] | None] = Queue(_QUEUED_BATCHES)
+        self._decoded: Queue[list[_Decoded | Record] | None] = Queue(_QUEUED_BATCHES)
         self._records: Queue[list[Record] | None] = Queue(_QUEUED_BATCHES)
 
     def run(self, source: Source, limit: int | None) -> Summary:
@@ -122,16 +125,16 @@ class _Ingestion:
     # --- stages ---
 
     def _read(self, source: Source, limit: int | None) -> None:
-        batch: list[_Decoded] = []
+        batch: list[_Decoded | Record] = []
         pool = ThreadPoolExecutor(cpu_count())
         is_new = self._index.count() == 0
         try:
             for chunk in _chunks(source.items(), limit):
-                present = {} if is_new else self._index.fetch([item.id for item in chunk])
+                present = {} if is_new else self._index.fetch(_ids(chunk))
                 for item, result in zip(chunk, self._decode_all(pool, chunk, present), strict=True):
                     if self._stop.is_set() or self._failed.is_set():
                         return
-                    if isinstance(result, _Decoded):
+                    if isinstance(result, _Decoded | Record):
                         batch.append(result)
                         if len(batch) == self._settings.batch_size:
                             self._put(self._decoded, batch)
@@ -149,21 +152,27 @@ class _Ingestion:
 
     def _decode_all(
         self, pool: ThreadPoolExecutor, chunk: list[Item], present: dict[str, Record]
-    ) -> Iterator["_Decoded | ImageError | None"]:
+    ) -> Iterator["_Decoded | Record | ImageError | None"]:
         # Small images are decoded faster than the pool hands them out one by one.
         slices = [chunk[start : start + _SLICE] for start in range(0, len(chunk), _SLICE)]
         return chain.from_iterable(
             pool.map(lambda items: [self._decode(item, present) for item in items], slices)
         )
 
-    def _decode(self, item: Item, present: dict[str, Record]) -> _Decoded | ImageError | None:
+    def _decode(
+        self, item: Item, present: dict[str, Record]
+    ) -> _Decoded | Record | ImageError | None:
         """None for an item that the index holds as it is."""
         if isinstance(item.content, ImageError):
             return item.content
         metadata = {**item.metadata, DIGEST_FIELD: digest(item.content)}
-        record = present.get(item.id)
-        if record is not None and (record.label, record.metadata) == (item.label, metadata):
-            return None
+        for id_ in (item.id, item.former_id):
+            record = present.get(id_ or "")
+            if record is None or record.metadata.get(DIGEST_FIELD) != metadata[DIGEST_FIELD]:
+                continue
+            if (record.label, record.metadata) == (item.label, metadata):
+                return None
+            return replace(record, label=item.label, metadata=metadata)
         try:
             image = open_image(item.content, self._embedder.model.input_size, self._settings)
         except ImageError as exc:
@@ -176,10 +185,13 @@ class _Ingestion:
             thumbnail=images.thumbnail(image),
         )
 
-    def _embed(self, batch: list[_Decoded]) -> list[Record]:
-        embeddings = self._embedder.embed([decoded.pixels for decoded in batch])
-        records = []
-        for decoded, embedding in zip(batch, embeddings, strict=True):
+    def _embed(self, batch: list[_Decoded | Record]) -> list[Record]:
+        """Records of what was decoded; those that need no embedding stay as they are."""
+        records = [one for one in batch if isinstance(one, Record)]
+        self._relabelled.update(record.id for record in records)
+        new = [one for one in batch if isinstance(one, _Decoded)]
+        embeddings = self._embedder.embed([decoded.pixels for decoded in new])
+        for decoded, embedding in zip(new, embeddings, strict=True):
             try:
                 check_embedding(embedding)
             except RecordError as exc:
@@ -206,7 +218,9 @@ class _Ingestion:
             enough = len(pending) >= RECORDS_PER_COMMIT or time.monotonic() >= due
             if pending and (last or enough):
                 self._index.upsert(pending)
-                self._summary.embedded += len(pending)
+                relabelled = sum(record.id in self._relabelled for record in pending)
+                self._summary.relabelled += relabelled
+                self._summary.embedded += len(pending) - relabelled
                 self._progress.update(len(pending))
                 pending = []
                 due = time.monotonic() + _SECONDS_PER_COMMIT
@@ -252,6 +266,11 @@ def open_image(content: bytes | Pixels, input_size: int, settings: Settings) -> 
     if isinstance(content, bytes):
         return decode(content, input_size, max_pixels=settings.max_pixels)
     return Image.fromarray(content)
+
+
+def _ids(chunk: list[Item]) -> list[str]:
+    """What the items may be found under in the index."""
+    return [id_ for item in chunk for id_ in (item.id, item.former_id) if id_ is not None]
 
 
 def _bytes(content: bytes | Pixels) -> bytes:

@@ -13,9 +13,18 @@ from PIL import Image
 from image_search import images
 from image_search.errors import ImageError, SourceError
 from worker.sources.labels import LabelFrom, Place, find_layout, split_of
-from worker.sources.names import composed, decoded, file_bytes, id_of, legacy_encoding, printable
+from worker.sources.names import (
+    as_text,
+    composed,
+    decoded,
+    file_bytes,
+    id_of,
+    is_text,
+    legacy_encoding,
+    printable,
+)
 from worker.sources.skipped import Kind, Skipped
-from worker.sources.source import DAMAGE, Item, Source, Split, damage_named
+from worker.sources.source import DAMAGE, Item, Origin, Source, Split, damage_named
 
 # A file this large is no photograph, and would not fit into a worker's memory beside others.
 _MAX_FILE_BYTES: Final = 256 * 1024 * 1024
@@ -81,7 +90,7 @@ class Chosen:
 
     def skip(self, kind: Kind, name: str) -> None:
         """Leave it out, and tell of it."""
-        self.skipped.add(kind, printable(_text(name, "cp1252")))
+        self.skipped.add(kind, printable(as_text(name)))
 
     def _kind(self, name: str) -> Kind | Literal["image"] | None:
         """What the suffix tells; None where it tells nothing, as in photo.jpg?size=large."""
@@ -133,88 +142,90 @@ def read_bounded(open_: Callable[[], BinaryIO], size: int = _MAX_FILE_BYTES) -> 
 
 def open_files(
     path: Path,
-    source_name: str,
+    own_name: str,
     chosen: Chosen,
     read: Callable[[set[str]], Iterator[tuple[str, bytes | ImageError]]],
     choice: Choice,
 ) -> Source:
-    """Image files by their names inside a folder or archive."""
-    title = printable(_text(str(path), "cp1252"))
+    """Image files by their names inside a folder or archive; ids begin with `own_name`."""
+    title = printable(as_text(str(path)))
     if not chosen.files:
         left_out = "".join(f"\n{line}" for line in chosen.skipped.lines())
         raise SourceError(
             f"{title} holds no images: expected files such as .jpg or .png, flat or in one "
             f"sub-folder a label{left_out}"
         )
-    entries = _entries(source_name, chosen)
+    entries = _entries(own_name, chosen)
     layout = find_layout(Counter(_folder(entry.text) for entry in entries), choice.label_from)
     splits = sorted({place.split for place in layout.places.values() if place.split})
     entries = _of_split(title, entries, layout.places, splits, choice)
-    by_key = {entry.key: entry for entry in entries}
-    title_of_source = _text(composed(source_name), "cp1252")
-
-    def some(positions: Collection[int]) -> Iterator[Item]:
-        return read_items({entries[number].key for number in positions if number < len(entries)})
-
-    def read_items(keys: set[str]) -> Iterator[Item]:
-        with damage_named(path):
-            for key, content in read(keys):
-                entry = by_key[key]
-                place = layout.places[_folder(entry.text)]
-                metadata = {"source": title_of_source, "path": entry.text}
-                if place.split:
-                    metadata["split"] = place.split
-                yield Item(entry.id, place.label, content, metadata, entry.former_id)
-
     counts = Counter(layout.places[_folder(entry.text)].label for entry in entries)
-    return Source(
-        title,
-        len(entries),
-        lambda: read_items(set(by_key)),
-        _about(layout.rule, counts, splits),
-        tuple(splits),
-        chosen.skipped,
-        some,
-    )
+    about = _about(layout.rule, counts, splits)
+    by_key = {entry.key: entry for entry in entries}
+    place = printable(as_text(str(path.resolve())))
+
+    def named(name: str) -> Source:
+        prefix, source_name = composed(name), composed(as_text(name))
+
+        def some(positions: Collection[int]) -> Iterator[Item]:
+            return items({entries[number].key for number in positions if number < len(entries)})
+
+        def items(keys: set[str]) -> Iterator[Item]:
+            with damage_named(path):
+                for key, content in read(keys):
+                    entry = by_key[key]
+                    found = layout.places[_folder(entry.text)]
+                    metadata = {"source": source_name, "path": entry.text}
+                    if found.split:
+                        metadata["split"] = found.split
+                    id_ = id_of(file_bytes(f"{prefix}/{entry.name}"))
+                    former = id_of(file_bytes(f"{own_name}/{entry.former_name}"))
+                    is_former = name == own_name and former != id_
+                    yield Item(id_, found.label, content, metadata, former if is_former else None)
+
+        return Source(
+            title,
+            len(entries),
+            lambda: items(set(by_key)),
+            about,
+            tuple(splits),
+            chosen.skipped,
+            some,
+            Origin(name, place, named),
+        )
+
+    return named(own_name)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """An image file: what it is read by, its path as people read it, and its ids."""
+    """An image file: what it is read by, its path in ids, and as people read it.
+
+    `former_name` is its path in the ids of versions before 0.2.
+    """
 
     key: str
+    name: str
     text: str
-    id: str
-    former_id: str | None
+    former_name: str
 
 
-def _entries(source_name: str, chosen: Chosen) -> list[_Entry]:
+def _entries(own_name: str, chosen: Chosen) -> list[_Entry]:
     """The files in the order of their keys; of names that are alike, one."""
     files = sorted(chosen.files, key=lambda file: file.key)
-    names = [_relative(composed(file.name)) for file in files]
-    names = _unwrapped(names, composed(source_name))
-    former = _unwrapped([_relative(file.key) for file in files], source_name)
-    prefix, former_prefix = composed(source_name), source_name
-    undecodable = [file_bytes(name) for name in names if not _is_text(name)]
+    names = _unwrapped([_relative(composed(file.name)) for file in files], composed(own_name))
+    former = _unwrapped([_relative(file.key) for file in files], own_name)
+    undecodable = [file_bytes(name) for name in names if not is_text(name)]
     encoding = legacy_encoding(undecodable) if undecodable else "cp1252"
     entries: dict[str, _Entry] = {}
     for file, name, former_name in zip(files, names, former, strict=True):
-        id_ = id_of(file_bytes(f"{prefix}/{name}"))
-        former_id = id_of(file_bytes(f"{former_prefix}/{former_name}"))
-        entry = _Entry(
-            file.key,
-            composed(_text(name, encoding)),
-            id_,
-            former_id if former_id != id_ else None,
-        )
-        other = entries.setdefault(id_, entry)
+        text = name if is_text(name) else composed(decoded(file_bytes(name), encoding))
+        entry = _Entry(file.key, name, text, former_name)
+        other = entries.setdefault(name, entry)
         if other is not entry:
             # Of two spellings the composed one is kept, whose id was always this.
-            kept, left = (
-                (entry, other) if other.former_id and not entry.former_id else (other, entry)
-            )
-            entries[id_] = kept
-            chosen.skip(Kind.SAME_NAME, left.text)
+            entries[name] = entry if former_name == name else other
+            chosen.skip(Kind.SAME_NAME, file.name)
     return list(entries.values())
 
 
@@ -271,12 +282,3 @@ def _about(rule: str, counts: Counter[str | None], splits: Iterable[str]) -> str
 
 def _folder(name: str) -> str:
     return name.rpartition("/")[0]
-
-
-def _is_text(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def _text(name: str, encoding: str) -> str:
-    """The name as it can be stored and shown."""
-    return name if name.isascii() or _is_text(name) else decoded(file_bytes(name), encoding)

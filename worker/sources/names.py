@@ -79,6 +79,19 @@ def printable(text: str) -> str:
     )
 
 
+def is_text(name: str) -> bool:
+    """Whether a name that the file system gave is text, and no bytes in disguise."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def as_text(name: str) -> str:
+    """A name that the file system gave, as it can be stored and shown."""
+    if is_text(name):
+        return name
+    raw = file_bytes(name)
+    return decoded(raw, legacy_encoding([raw]))
+
+
 def id_of(path: bytes) -> str:
     """A path as printable ASCII, percent-encoded where need be, cut to the length of an id."""
     encoded = quote(path, safe="/ !#$&'()+,;=@[]{}~^`")

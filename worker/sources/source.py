@@ -1,12 +1,13 @@
 """What every source is: a repeatable stream of items."""
 
 import lzma
+import random
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -63,6 +64,8 @@ class Source:
     skipped: Skipped = field(default_factory=Skipped)
     # The items at these positions, in the same order, where that costs less than all.
     some: Callable[[Collection[int]], Iterator[Item]] | None = field(default=None, repr=False)
+    # What its ids begin with, where it is, and how to name it otherwise, where that is free.
+    origin: "Origin | None" = None
 
     def pick(self, positions: Collection[int]) -> Iterator[Item]:
         """The items at these positions, in order."""
@@ -71,6 +74,32 @@ class Source:
         stop = max(positions, default=-1) + 1
         items = islice(self.items(), stop)
         return (item for number, item in enumerate(items) if number in positions)
+
+    def limited(self, count: int | None) -> "Source":
+        """So many of its items, drawn at random, and the same every time; all without a count.
+
+        A larger count draws the same items and others.
+        """
+        if count is None or count >= self.total:
+            return self
+        order = list(range(self.total))
+        random.Random(0).shuffle(order)
+        drawn = sorted(order[:count])
+
+        def some(positions: Collection[int]) -> Iterator[Item]:
+            return self.pick({drawn[number] for number in positions if number < count})
+
+        return replace(self, total=count, items=lambda: self.pick(set(drawn)), some=some)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a source is known by: `name`, with which its ids begin, and `place`, a path."""
+
+    name: str
+    place: str
+    # The same source with another name.
+    named: Callable[[str], Source] = field(repr=False, compare=False)
 
 
 @contextmanager

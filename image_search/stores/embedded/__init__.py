@@ -62,5 +62,6 @@ def create_index(
         else:
             # What an index of this name that was removed has left.
             files.remove_calibration()
+            files.remove_sources()
         files.sync()
         return EmbeddedIndex.of_table(created, files)

@@ -4,10 +4,12 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
+
+from pydantic import TypeAdapter
 
 from image_search.calibration import Calibration
 from image_search.recipe import Recipe
@@ -15,12 +17,14 @@ from image_search.settings import Settings
 
 _log = logging.getLogger(__name__)
 
+_SOURCES = TypeAdapter(dict[str, str])
+
 _TABLE_SUFFIX = ".lance"  # LanceDB's own
 
 
 @dataclass(frozen=True)
 class IndexFiles:
-    """The files of one namespace: its table and calibration, and recipes that all share."""
+    """The files of one namespace: its table, calibration, sources; recipes are of all."""
 
     folder: Path
     namespace: str
@@ -42,6 +46,10 @@ class IndexFiles:
     @property
     def _calibration(self) -> Path:
         return self.folder / f"{self.namespace}.calibration.json"
+
+    @property
+    def _sources(self) -> Path:
+        return self.folder / f"{self.namespace}.sources.json"
 
     def _recipe(self, fingerprint: str) -> Path:
         return self.folder / f"recipe-{fingerprint}.npz"
@@ -76,6 +84,19 @@ class IndexFiles:
     def remove_calibration(self) -> None:
         """Remove the calibration, if there is one."""
         self._calibration.unlink(missing_ok=True)
+
+    def read_sources(self) -> dict[str, str]:
+        """Where sources are, by name; raises ValueError if the file is damaged."""
+        path = self._sources
+        return _SOURCES.validate_json(path.read_bytes()) if path.exists() else {}
+
+    def write_sources(self, sources: Mapping[str, str]) -> None:
+        """Replace what `read_sources` gives."""
+        _write(self._sources, _SOURCES.dump_json(dict(sources)))
+
+    def remove_sources(self) -> None:
+        """Forget them."""
+        self._sources.unlink(missing_ok=True)
 
     def read_recipe(self, fingerprint: str) -> Recipe:
         """The recipe; raises OSError if it is missing, ValueError if it is damaged."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Self
 
@@ -63,6 +63,14 @@ class EmbeddedIndex(VectorIndex):
     def _save_calibration(self, calibration: Calibration) -> None:
         with self._errors():
             self._files.write_calibration(calibration)
+
+    def load_sources(self) -> dict[str, str]:
+        with self._errors():
+            return self._files.read_sources()
+
+    def save_sources(self, sources: Mapping[str, str]) -> None:
+        with self._errors():
+            self._files.write_sources(sources)
 
     def _load_recipe(self, fingerprint: str) -> Recipe:
         with self._errors():

@@ -9,7 +9,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from image_search.calibration import Calibration
 from image_search.errors import IndexMismatchError, StoreError
@@ -19,17 +19,19 @@ from image_search.stores.pinecone.records import ANY_VECTOR, parts
 from image_search.stores.pinecone.requests import FIRST_DELAY, Requests
 
 _NAMESPACE: Final = "__manifest__"
+_SOURCES: Final = TypeAdapter(dict[str, str])
 _PART: Final = 36_000  # characters of base64, which fit into a record's metadata
 
 
 class Facts:
-    """Manifest, calibration and recipe of one namespace of the index `name`."""
+    """Manifest, calibration, sources and recipe of one namespace of the index `name`."""
 
     def __init__(self, requests: Requests, name: str, namespace: str) -> None:
         self._requests = requests
         self._name = name
         self._manifest_id = namespace
         self._calibration_id = f"{namespace}/calibration"  # no namespace has a slash
+        self._sources_id = f"{namespace}/sources"
 
     def read(self) -> tuple[Manifest, Calibration | None] | None:
         """Manifest and calibration; None if there is no manifest.
@@ -60,6 +62,25 @@ class Facts:
     def write_calibration(self, calibration: Calibration) -> None:
         """Replace the calibration, and wait until it can be read."""
         self._write({self._calibration_id: {"calibration": calibration.model_dump_json()}})
+
+    def read_sources(self) -> dict[str, str]:
+        """Where sources are, by name; raises StoreError if that cannot be read."""
+        vectors = self._requests.run(lambda: self._requests.fetch([self._sources_id], _NAMESPACE))
+        vector = vectors.get(self._sources_id)
+        try:
+            return _SOURCES.validate_json(vector.metadata["sources"]) if vector else {}
+        except (KeyError, TypeError, ValidationError) as exc:
+            raise StoreError(
+                f"Pinecone's index {self._name!r} does not say in a form that this version reads "
+                "which sources it has: use another index"
+            ) from exc
+
+    def write_sources(self, sources: Mapping[str, str]) -> None:
+        """Replace what `read_sources` gives."""
+        text = _SOURCES.dump_json(dict(sources)).decode()
+        if len(text) > _PART:
+            raise StoreError("the index has too many sources: give their parent folder instead")
+        self._write({self._sources_id: {"sources": text}})
 
     def read_recipe(self, fingerprint: str) -> Recipe:
         """The recipe; raises StoreError if it or a part of it is missing."""

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -71,6 +71,12 @@ class PineconeIndex(VectorIndex):
 
     def _save_calibration(self, calibration: Calibration) -> None:
         self._facts.write_calibration(calibration)
+
+    def load_sources(self) -> dict[str, str]:
+        return self._facts.read_sources()
+
+    def save_sources(self, sources: Mapping[str, str]) -> None:
+        self._facts.write_sources(sources)
 
     def _load_recipe(self, fingerprint: str) -> Recipe:
         return self._facts.read_recipe(fingerprint)

@@ -1,0 +1,73 @@
+"""Which name a source has in an index: one of its own, and the same every time.
+
+An id begins with the name of its source, which is that of the folder or archive. The index keeps
+for each name where its source is, so that another of the same name gets another one.
+"""
+
+import hashlib
+from itertools import islice
+from typing import Final
+
+from image_search.errors import ImageError
+from image_search.index import VectorIndex
+from worker.ingest import DIGEST_FIELD, digest
+from worker.sources import Source
+from worker.sources.names import file_bytes, id_of
+
+# So many images are compared to tell whether a source that was somewhere else is the same.
+_COMPARED: Final = 64
+_DIGITS: Final = 8
+
+
+def named_in(index: VectorIndex, source: Source) -> Source:
+    """The source, under the name that its images have in the index or would get.
+
+    It is known by its place, or, if it was moved, unpacked or ingested by a version that did not
+    keep its place, by its images: at least half of its first 64 are there under their ids. Raises
+    StoreError, and what reading the source raises.
+    """
+    origin = source.origin
+    if origin is None:
+        return source
+    places = index.load_sources()
+    names = [name for name in places if name == origin.name or name.startswith(f"{origin.name}~")]
+    for name in names:
+        if places[name] == origin.place:
+            return origin.named(name)
+    if origin.name not in places:
+        prefix = id_of(file_bytes(f"{origin.name}/"))
+        if not index.list_ids(prefix=prefix, limit=1).ids:
+            return source
+        names.append(origin.name)
+    for name in names:
+        candidate = origin.named(name)
+        if _is_in(index, candidate):
+            return candidate
+    short = hashlib.sha256(origin.place.encode()).hexdigest()[:_DIGITS]
+    return origin.named(f"{origin.name}~{short}")
+
+
+def remember(index: VectorIndex, source: Source) -> None:
+    """Keep in the index where the source is; raises StoreError."""
+    if source.origin is None:
+        return
+    places = index.load_sources()
+    if places.get(source.origin.name) != source.origin.place:
+        index.save_sources({**places, source.origin.name: source.origin.place})
+
+
+def _is_in(index: VectorIndex, source: Source) -> bool:
+    items = list(islice(source.items(), _COMPARED))
+    ids = [id_ for item in items for id_ in (item.id, item.former_id) if id_]
+    records = index.fetch(ids)
+
+    def is_same(id_: str | None, found: str) -> bool:
+        record = records.get(id_ or "")
+        return record is not None and record.metadata.get(DIGEST_FIELD) == found
+
+    same = 0
+    for item in items:
+        if not isinstance(item.content, ImageError):
+            found = digest(item.content)
+            same += is_same(item.id, found) or is_same(item.former_id, found)
+    return 2 * same >= len(items)
