@@ -59,10 +59,6 @@ class Embedder:
         blocks = FITTED_BLOCKS if recipe else LAST_BLOCK
         self._forward = _compile(convolutions, input_size, activation_maxima, blocks)
 
-    def decode(self, content: bytes, *, max_pixels: int) -> Image.Image:
-        """Decode an image file, large enough for `pixels` and a thumbnail; see images.decode."""
-        return decode(content, self.model.input_size, max_pixels=max_pixels)
-
     def pixels(self, image: Image.Image) -> Pixels:
         """uint8 [input_size, input_size, 3] of an RGB image."""
         return to_pixels(image, self.model.input_size)
@@ -80,10 +76,9 @@ class Embedder:
         _release_memory()
 
 
-def decode(content: bytes, input_size: int, *, max_pixels: int) -> Image.Image:
-    """Decode an image file, large enough for `to_pixels` and a thumbnail; see images.decode."""
-    min_side = max(_REDUCING_GAP * input_size, 2 * images.THUMBNAIL_SIDE)
-    return images.decode(content, max_pixels=max_pixels, min_side=min_side)
+def min_side(input_size: int) -> int:
+    """The shorter side, in pixels, that decoding must leave for `to_pixels` and a thumbnail."""
+    return max(_REDUCING_GAP * input_size, 2 * images.THUMBNAIL_SIDE)
 
 
 def to_pixels(image: Image.Image, input_size: int) -> Pixels:

@@ -1,4 +1,7 @@
-"""Search in three stages beside each other: decode, embed, query. What waits shares a batch."""
+"""Search in three stages beside each other: decode, embed, query. What waits shares a batch.
+
+Images that may be costly to decode wait for others of their kind alone, and have limits.
+"""
 
 import asyncio
 import hashlib
@@ -14,7 +17,8 @@ import numpy as np
 
 from image_search import images
 from image_search.calibration import Calibration
-from image_search.embedding import Embedder
+from image_search.decoding import Decoder, is_plain
+from image_search.embedding import Embedder, min_side
 from image_search.errors import ImageSearchError, RecordError
 from image_search.filters import Filter
 from image_search.index import Match, VectorIndex, check_embedding
@@ -27,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 MAX_BATCH: Final = 32
 _DECODE_THREADS: Final = 2
+# Each has a process, so that two costly images take at most the memory that two may take.
+_COSTLY_DECODE_THREADS: Final = 2
 _STORE_THREADS: Final = 2
 
 
@@ -94,7 +100,7 @@ class _Job:
 
 
 class Pipeline:
-    """The threads that search: two that decode, one that embeds, two that query.
+    """The threads that search: two and two that decode, one that embeds, two that query.
 
     `engine_failed` is called with the engines of a batch that failed, before it is answered.
     """
@@ -102,11 +108,18 @@ class Pipeline:
     def __init__(
         self, max_pixels: int, metrics: Metrics, engine_failed: Callable[[set[Engine]], None]
     ) -> None:
-        self._max_pixels = max_pixels
+        self._decoder = Decoder(max_pixels, processes=_COSTLY_DECODE_THREADS)
         self._metrics = metrics
         self._engine_failed = engine_failed
         self._decoding = Stage(
             "decode", self._decode, self._fail, threads=_DECODE_THREADS, max_batch=1
+        )
+        self._costly_decoding = Stage(
+            "costly decode",
+            self._decode_costly,
+            self._fail,
+            threads=_COSTLY_DECODE_THREADS,
+            max_batch=1,
         )
         self._embedding = Stage(
             "engine", self._embed, self._fail_engine, threads=1, max_batch=MAX_BATCH
@@ -114,7 +127,12 @@ class Pipeline:
         self._querying = Stage(
             "query", self._query, self._fail, threads=_STORE_THREADS, max_batch=MAX_BATCH
         )
-        self._stages = (self._decoding, self._embedding, self._querying)
+        self._stages = (
+            self._decoding,
+            self._costly_decoding,
+            self._embedding,
+            self._querying,
+        )
 
     def start(self) -> None:
         """Start the threads, or those that have ended."""
@@ -122,7 +140,8 @@ class Pipeline:
             stage.start()
 
     def close(self) -> None:
-        """Finish what is in the stages, and end the threads."""
+        """Finish what is in the stages, but for costly decoding, and end the threads."""
+        self._decoder.close()
         for stage in self._stages:
             stage.close()
 
@@ -146,7 +165,7 @@ class Pipeline:
         """The `top_k` images of the index most similar to the image in `file`.
 
         A search that is cancelled costs nothing from the next stage on. Raises NotAnImageError,
-        ImageTooLargeError, RecordError, StoreError or EngineFailedError.
+        ImageTooLargeError, ImageTooCostlyError, RecordError, StoreError or EngineFailedError.
         """
         job = _Job(engine, Timing(), file, top_k=top_k, filter=filter)
         self._decoding.put([job])
@@ -186,17 +205,25 @@ class Pipeline:
     def _decode(self, jobs: list[_Job]) -> None:
         for job in _wanted(jobs):
             started = time.perf_counter()
-            embedder = job.engine.embedder
-            assert job.file is not None  # noqa: S101
-            # Read only now, so that no more uploads than threads are held as bytes.
-            content = job.file.read()
-            image = embedder.decode(content, max_pixels=self._max_pixels)
-            job.pixels = embedder.pixels(image)
-            if job.for_record:
-                job.sha256 = hashlib.sha256(content).hexdigest()
-                job.thumbnail = images.thumbnail(image)
-            job.timing.seconds["decode"] += time.perf_counter() - started
-            self._embedding.put([job])
+            content = _content(job)
+            if is_plain(content, _min_side(job)):
+                self._decode_to_pixels(job, content, started)
+            else:
+                self._costly_decoding.put([job])
+
+    def _decode_costly(self, jobs: list[_Job]) -> None:
+        for job in _wanted(jobs):
+            started = time.perf_counter()
+            self._decode_to_pixels(job, _content(job), started)
+
+    def _decode_to_pixels(self, job: _Job, content: bytes, started: float) -> None:
+        image = self._decoder.decode(content, min_side=_min_side(job))
+        job.pixels = job.engine.embedder.pixels(image)
+        if job.for_record:
+            job.sha256 = hashlib.sha256(content).hexdigest()
+            job.thumbnail = images.thumbnail(image)
+        job.timing.seconds["decode"] += time.perf_counter() - started
+        self._embedding.put([job])
 
     def _embed(self, jobs: list[_Job]) -> None:
         jobs = _wanted(jobs)
@@ -256,6 +283,17 @@ def _fail(jobs: list[_Job], error: Exception) -> None:
         known = isinstance(error, ImageSearchError)
         with suppress(InvalidStateError):
             job.future.set_exception(type(error)(*error.args) if known else error)
+
+
+def _content(job: _Job) -> bytes:
+    """Read only by who decodes it, so that no more uploads than threads are held as bytes."""
+    assert job.file is not None  # noqa: S101
+    job.file.seek(0)
+    return job.file.read()
+
+
+def _min_side(job: _Job) -> int:
+    return min_side(job.engine.embedder.model.input_size)
 
 
 def _wanted(jobs: list[_Job]) -> list[_Job]:

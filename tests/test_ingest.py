@@ -4,19 +4,23 @@ import io
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
+from image_search.decoding import Decoder, Limits
 from image_search.errors import ImageError, SourceError, StoreError
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index
 from image_search.values import DIMENSION, Embeddings, Pixels
-from tests.support.images import folder_of, png
+from tests.support.costly import qoi
+from tests.support.images import KINDS, draw, encode, folder_of, png
 from tests.support.indexes import FakeEmbedder, records, source_of
 from worker.ingest import ingest
 from worker.sources import Item, open_source
@@ -98,6 +102,27 @@ def test_unreadable_images_are_listed_and_do_not_stop_the_rest(
     assert "not an image" in reasons["text.jpg"]
     assert "damaged" in reasons["cut.png"]
     assert "pixels" in reasons["huge.png"]
+
+
+def test_images_that_cost_much_are_listed(
+    index: VectorIndex,
+    fake_embedder: FakeEmbedder,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = Limits(cpu_seconds=0.5, wall_seconds=60)
+    monkeypatch.setattr("worker.ingest.Decoder", partial(Decoder, limits=limits))
+
+    def items() -> Iterator[Item]:
+        yield Item("costly", None, qoi(1500), {})
+        yield Item("apart", None, encode(draw(KINDS[0], 1), "TIFF"), {})
+        yield Item("plain", None, encode(draw(KINDS[0], 2)), {})
+
+    summary = ingest(source_of(items, 3), index, fake_embedder, settings)
+    assert summary.unreadable.keys() == {"costly"}
+    assert "takes more than 0.5 s to decode" in summary.unreadable["costly"]
+    assert index.list_ids().ids == ["apart", "plain"]
+    assert not psutil.Process().children()
 
 
 def test_an_image_without_an_embedding_is_listed(

@@ -8,15 +8,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from image_search.decoding import Decoder, Limits
 from image_search.embedding import Embedder
 from image_search.filters import Condition, Filter
 from image_search.index import Match
@@ -24,12 +27,13 @@ from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from image_search.stores.embedded.index import EmbeddedIndex
 from image_search.values import LABEL_FIELD, Embeddings, Pixels
-from service import searcher, uploads
+from service import pipeline, searcher, uploads
 from service.batching import Stage
 from service.metrics import Metrics
 from service.pipeline import MAX_BATCH
 from service.searcher import Searcher
 from service.uploads import MAX_REQUESTS
+from tests.support.costly import qoi
 from tests.support.images import KINDS, PER_KIND, draw, encode
 from tests.support.indexes import FakeEmbedder, fill, serve_fakes
 from tests.support.servers import ServiceThread, assert_problem
@@ -60,7 +64,7 @@ class Gate:
 
 
 class GatedEmbedder(FakeEmbedder):
-    """A fake with gates before decoding and embedding; it raises `error` if there is one."""
+    """A fake with gates in decoding and before embedding; it raises `error` if there is one."""
 
     def __init__(self, gates: "dict[str, Gate]") -> None:
         super().__init__()
@@ -68,9 +72,9 @@ class GatedEmbedder(FakeEmbedder):
         self.error: BaseException | None = None
         self.zeros: Pixels | None = None
 
-    def decode(self, content: bytes, *, max_pixels: int) -> Image.Image:
+    def pixels(self, image: Image.Image) -> Pixels:
         self.gates["decode"].enter(1)
-        return super().decode(content, max_pixels=max_pixels)
+        return super().pixels(image)
 
     def embed(self, batch: Sequence[Pixels] | Pixels) -> Embeddings:
         self.gates["embed"].enter(len(batch))
@@ -437,6 +441,54 @@ def test_what_is_in_flight_is_finished_when_the_service_stops(server: Server) ->
     ended = {"decode", "engine", "query"}
     left = set(threading.enumerate()) - server.others
     assert not ended & {thread.name for thread in left}
+
+
+# --- images that cost much -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def tight_server(fake_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    limits = Limits(cpu_seconds=1, wall_seconds=60)
+    monkeypatch.setattr(pipeline, "Decoder", partial(Decoder, limits=limits))
+    monkeypatch.setattr(uploads, "DEADLINE_SECONDS", 60)
+    with serving(fake_settings, monkeypatch) as server:
+        yield server
+
+
+def post(server: Server, content: bytes) -> Any:
+    return server.client.post("/search", files={"image": content})
+
+
+def test_searches_go_on_beside_images_that_cost_much(tight_server: Server) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        costly = [pool.submit(post, tight_server, qoi(2000)) for _ in range(6)]
+        wait_until(lambda: bool(decoding_processes()))
+        done = 0
+        while not all(answer.done() for answer in costly):
+            assert best(tight_server.search(done % len(FILES))) == IMAGES[done % len(FILES)][0]
+            done += 1
+    for answer in costly:
+        assert_problem(answer.result(), 422, "image_too_costly")
+    assert done > 6
+
+
+def test_an_image_that_costs_much_does_not_keep_the_service_from_stopping(
+    fake_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(cpu_seconds=600, wall_seconds=600)
+    monkeypatch.setattr(pipeline, "Decoder", partial(Decoder, limits=limits))
+    monkeypatch.setattr(uploads, "DEADLINE_SECONDS", 0.5)
+    with serving(fake_settings, monkeypatch) as server:
+        # Its client is told, and it is still being decoded.
+        assert_problem(post(server, qoi(2200)), 503, "deadline_exceeded")
+        assert decoding_processes()
+        server.service.terminate()
+        server.service.join()
+        assert not decoding_processes()
+
+
+def decoding_processes() -> list[psutil.Process]:
+    return psutil.Process().children()
 
 
 # --- engines that fail ---------------------------------------------------------------------------

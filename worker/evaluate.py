@@ -48,7 +48,7 @@ from worker.figures import (
     Strip,
     rounded,
 )
-from worker.ingest import DIGEST_FIELD, digest, open_image
+from worker.ingest import DIGEST_FIELD, digest, make_decoder, open_image
 from worker.measures import Floats
 from worker.sources import Item, Source
 
@@ -172,13 +172,17 @@ def _read_queries(
         if isinstance(item.content, ImageError):
             return item.content
         try:
-            image = open_image(item.content, embedder.model.input_size, settings)
+            image = open_image(item.content, embedder.model.input_size, decoder)
         except ImageError as exc:
             return exc
         versions = [image, *(change(image) for change in CHANGES.values() if with_changes)]
         return [embedder.pixels(version) for version in versions], images.thumbnail(image)
 
-    with Progress("queries", len(chosen), "images") as progress, ThreadPoolExecutor() as pool:
+    with (
+        Progress("queries", len(chosen), "images") as progress,
+        make_decoder(settings) as decoder,
+        ThreadPoolExecutor() as pool,
+    ):
         while batch := list(itertools.islice(items, settings.batch_size)):
             prepared = list(pool.map(prepare, batch))
             versions = [pixels for one in prepared if isinstance(one, tuple) for pixels in one[0]]

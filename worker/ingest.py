@@ -22,7 +22,8 @@ from typing import Any, Final, TypeVar
 from PIL import Image
 
 from image_search import images
-from image_search.embedding import Embedder, decode
+from image_search.decoding import Decoder
+from image_search.embedding import Embedder, min_side
 from image_search.errors import ImageError, RecordError
 from image_search.index import Record, VectorIndex, check_embedding
 from image_search.progress import Progress
@@ -93,6 +94,7 @@ class _Ingestion:
         self._index = index
         self._embedder = embedder
         self._settings = settings
+        self._decoder = make_decoder(settings)
         self._stop = stop
         self._summary = Summary()
         self._relabelled: set[str] = set()
@@ -147,6 +149,7 @@ class _Ingestion:
                         self._progress.update(1)
         finally:
             pool.shutdown(cancel_futures=True)
+            self._decoder.close()
             if batch:
                 self._put(self._decoded, batch)
 
@@ -174,7 +177,7 @@ class _Ingestion:
                 return None
             return replace(record, label=item.label, metadata=metadata)
         try:
-            image = open_image(item.content, self._embedder.model.input_size, self._settings)
+            image = open_image(item.content, self._embedder.model.input_size, self._decoder)
         except ImageError as exc:
             return exc
         return _Decoded(
@@ -261,10 +264,15 @@ def digest(content: bytes | Pixels) -> str:
     return hashlib.sha256(_bytes(content)).hexdigest()
 
 
-def open_image(content: bytes | Pixels, input_size: int, settings: Settings) -> Image.Image:
+def make_decoder(settings: Settings) -> Decoder:
+    """What `open_image` needs, with a process for each core where files are costly to decode."""
+    return Decoder(settings.max_pixels, processes=cpu_count() or 1)
+
+
+def open_image(content: bytes | Pixels, input_size: int, decoder: Decoder) -> Image.Image:
     """An item's content as an upright RGB image; raises ImageError if it cannot be read."""
     if isinstance(content, bytes):
-        return decode(content, input_size, max_pixels=settings.max_pixels)
+        return decoder.decode(content, min_side=min_side(input_size))
     return Image.fromarray(content)
 
 

@@ -16,7 +16,7 @@ from image_search.settings import Settings
 from image_search.stores import create_index
 from image_search.values import AUTO, Pixels
 from image_search.weights import choose_weights
-from worker.ingest import open_image
+from worker.ingest import make_decoder, open_image
 from worker.recipes import fit_recipe
 from worker.sources import Source
 
@@ -79,12 +79,13 @@ def activation_sample(source: Source, settings: Settings, limit: int | None) -> 
     uint8 [n, input_size, input_size, 3].
     """
     pixels: list[Pixels] = []
-    for item in islice(source.items(), limit):
-        if isinstance(item.content, ImageError):
-            continue
-        with suppress(ImageError):  # ingest tells of it
-            image = open_image(item.content, settings.input_size, settings)
-            pixels.append(to_pixels(image, settings.input_size))
-        if len(pixels) == _ACTIVATION_IMAGES:
-            break
+    with make_decoder(settings) as decoder:
+        for item in islice(source.items(), limit):
+            if isinstance(item.content, ImageError):
+                continue
+            with suppress(ImageError):  # ingest tells of it
+                image = open_image(item.content, settings.input_size, decoder)
+                pixels.append(to_pixels(image, settings.input_size))
+            if len(pixels) == _ACTIVATION_IMAGES:
+                break
     return np.array(pixels)

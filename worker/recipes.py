@@ -10,13 +10,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from image_search.decoding import Decoder
 from image_search.embedding import measure_features, to_pixels
 from image_search.errors import ImageError
 from image_search.progress import Progress
 from image_search.recipe import CHANNELS, Recipe, compressed
 from image_search.settings import Settings
 from image_search.values import DIMENSION, Features, Pixels, RecipeName
-from worker.ingest import open_image
+from worker.ingest import make_decoder, open_image
 from worker.sources import Item, Source
 
 _log = logging.getLogger(__name__)
@@ -161,13 +162,13 @@ def _batches(
     total = source.total if limit is None else min(limit, source.total)
     chosen = set(random.Random(0).sample(range(total), min(count, total)))
     batch: list[Pixels] = []
-    with Progress("fitting", len(chosen), "images") as progress:
+    with Progress("fitting", len(chosen), "images") as progress, make_decoder(settings) as decoder:
         for item in source.pick(chosen):
             if stop.is_set():
                 return
             progress.update(1)
             with suppress(ImageError):  # ingest tells of it
-                batch.append(_pixels(item, settings))
+                batch.append(_pixels(item, settings, decoder))
                 labels.append(item.label)
             if len(batch) == _BATCH:
                 yield np.array(batch)
@@ -176,8 +177,8 @@ def _batches(
         yield np.array(batch)
 
 
-def _pixels(item: Item, settings: Settings) -> Pixels:
+def _pixels(item: Item, settings: Settings, decoder: Decoder) -> Pixels:
     if isinstance(item.content, ImageError):
         raise item.content
-    image = open_image(item.content, settings.input_size, settings)
+    image = open_image(item.content, settings.input_size, decoder)
     return to_pixels(image, settings.input_size)

@@ -30,6 +30,8 @@ from image_search.errors import (
     NotAnImageError,
 )
 
+__all__ = ["Decoder", "Limits", "is_plain"]
+
 _MIB: Final = 1024 * 1024
 # A process ends after so many images, and with it what its libraries do not give back.
 _MOST_TASKS: Final = 1000

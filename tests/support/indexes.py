@@ -31,7 +31,6 @@ class FakeEmbedder(Embedder):
 
     def __init__(self) -> None:
         self.model = MODEL
-        self._min_side = 96
         self.embedded = 0
 
     def embed(self, batch: Sequence[Pixels] | Pixels) -> Embeddings:
