@@ -5,9 +5,11 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCE ?= auto
+# A worker holds the network, and some of them TensorFlow: about a gigabyte each.
+PYTEST = $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 TSC := npx --yes --package typescript@5.9.3 tsc
 
-.PHONY: run test test-docker check bench setup clean
+.PHONY: run test quick test-docker check bench setup clean
 
 run: setup  ## ingest images and serve them on port 8000
 	@status=0; $(BIN)/python -m worker ingest $(SOURCE) || status=$$?; \
@@ -21,7 +23,10 @@ run: setup  ## ingest images and serve them on port 8000
 	@exec $(BIN)/python -m service
 
 test: setup  ## run all tests
-	$(BIN)/python -m pytest
+	$(PYTEST) --durations=15
+
+quick: setup  ## run the tests that need a second or less each
+	$(PYTEST) -m "not docker and not slow"
 
 test-docker: setup  ## build the images and test them on a Docker engine
 	$(BIN)/python -m pytest -m docker

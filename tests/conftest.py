@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from pydantic import SecretStr
 
 from image_search.embedding import Embedder
@@ -51,13 +52,17 @@ def embedder() -> Embedder:
 
 
 @pytest.fixture(scope="session")
-def cifar10_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real CIFAR-10 in its official binary layout."""
+def cifar10_archive(request: pytest.FixtureRequest) -> Path:
+    """Real CIFAR-10 in its official binary layout, made once and kept in pytest's cache."""
     tool = SHARED / "tools" / "cifar10-archive"
     if not tool.exists():
         pytest.skip("real CIFAR-10 is not at hand")
-    archive = tmp_path_factory.mktemp("cifar10") / "cifar-10-binary.tar.gz"
-    subprocess.run([sys.executable, tool, archive], check=True, stdout=subprocess.DEVNULL)
+    archive = request.config.cache.mkdir("cifar10") / "cifar-10-binary.tar.gz"
+    with FileLock(f"{archive}.lock"):
+        if not archive.exists() or archive.stat().st_mtime < tool.stat().st_mtime:
+            part = archive.with_suffix(".part")
+            subprocess.run([sys.executable, tool, part], check=True, stdout=subprocess.DEVNULL)
+            part.replace(archive)
     return archive
 
 

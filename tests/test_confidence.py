@@ -51,6 +51,7 @@ def calibrated(index: VectorIndex, count: int) -> Calibration | None:
     return calibrate(index, [f"{number:04d}" for number in range(count)], threading.Event())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("top_k", [1, 10, 50])
 def test_confidences_of_held_out_queries_are_right(
@@ -104,6 +105,7 @@ def test_too_few_labels_give_no_calibration(settings: Settings, labels: list[str
     assert calibrated(fill(settings, "cosine", rows, labels), 200) is None
 
 
+@pytest.mark.slow
 def test_random_labels_have_the_confidence_of_chance(settings: Settings) -> None:
     rng = np.random.default_rng(3)
     rows = rng.standard_normal((1000, DIMENSION)).astype(np.float32)

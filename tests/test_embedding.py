@@ -69,6 +69,7 @@ def cosines(one: Embeddings, other: Embeddings) -> Any:
     return products / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_keras(embedder: Embedder) -> None:
     images = pictures(20)
     embeddings = embedder.embed(images)
@@ -77,6 +78,7 @@ def test_embeddings_are_those_of_keras(embedder: Embedder) -> None:
     np.testing.assert_allclose(embeddings, keras_embeddings(images), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_larger_inputs_are_averaged_over_the_last_feature_map() -> None:
     images = pictures(2, size=64)
     embeddings = Embedder("bundled", 64).embed(images)
@@ -117,6 +119,7 @@ def test_similar_pictures_have_similar_embeddings(embedder: Embedder) -> None:
     assert cosines(first[None], second[None]) > cosines(first[None], third[None])
 
 
+@pytest.mark.slow
 @needs_original
 @pytest.mark.parametrize(("size", "count"), [(32, 500), (96, 24)])
 def test_bundled_weights_embed_as_their_original(real_images: Any, size: int, count: int) -> None:
@@ -177,6 +180,7 @@ class Gpu:
         self.memory_grows = enable
 
 
+@pytest.mark.slow
 def test_on_a_gpu_with_tensor_cores_tensorflow_computes_in_float16(
     embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +197,7 @@ def test_on_a_gpu_with_tensor_cores_tensorflow_computes_in_float16(
     assert import_keras().config.dtype_policy().name == "float32"
 
 
+@pytest.mark.slow
 def test_on_an_older_gpu_tensorflow_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(3)
     expected = keras_embeddings(images)
@@ -226,11 +231,13 @@ def test_a_gpu_that_is_missing_is_told_in_one_line(
 # --- engines and precisions -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_engines_agree_on_real_images(embedder: Embedder, real_images: Any) -> None:
     reference = tensorflow.compile_forward(load_weights("bundled")[1], 32, LAST_BLOCK)
     assert cosines(embedder.embed(real_images), reference(real_images)).min() >= 0.9999
 
 
+@pytest.mark.slow
 def test_engines_agree_on_the_features_of_recipes(real_images: Any) -> None:
     batches = [real_images[:100], real_images[100:300]]
     features = measure_features("bundled", 32, (), batches)
@@ -242,6 +249,7 @@ def test_engines_agree_on_the_features_of_recipes(real_images: Any) -> None:
         assert cosines(features[:, start:end], expected[:, start:end]).min() >= 0.9999
 
 
+@pytest.mark.slow
 def test_int8_keeps_embeddings_and_neighbours_of_real_images(
     embedder: Embedder, real_images: Any
 ) -> None:
@@ -262,6 +270,7 @@ def test_int8_keeps_embeddings_and_neighbours_of_real_images(
     assert np.mean(overlap) > 9
 
 
+@pytest.mark.slow
 def test_features_of_recipes_are_averages_of_keras_blocks() -> None:
     images = pictures(6)
     keras = import_keras()
@@ -275,6 +284,7 @@ def test_features_of_recipes_are_averages_of_keras_blocks() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_activation_maxima_are_those_of_keras() -> None:
     images = pictures(40)
     keras = import_keras()

@@ -31,6 +31,8 @@ from tests.support.servers import find_free_port
 from tests.support.waiting import wait_until
 from worker.sources import open_source, sample
 
+pytestmark = pytest.mark.slow
+
 QUERY = ROOT / "examples" / "boat.png"
 
 
@@ -169,18 +171,19 @@ def test_a_write_that_fails_is_explained(settings: Settings) -> None:
 
 def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
     data = tmp_path / "data"
+    command = ("worker", "ingest", "sample", "--limit", "20")
     with mounted(data, "ro"):
-        code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_DATA_DIR=str(data))
+        code, _, err = run(*command, IMAGE_SEARCH_DATA_DIR=str(data))
         assert (code, "cannot be written" in err) == (1, True)
     file = tmp_path / "file"
     file.write_text("")
-    code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_DATA_DIR=str(file))
+    code, _, err = run(*command, IMAGE_SEARCH_DATA_DIR=str(file))
     assert (code, str(file) in err) == (1, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_worker_in_order(settings: Settings, number: signal.Signals) -> None:
-    process = start("worker", "ingest", "sample")
+    process = start("worker", "ingest", "sample", IMAGE_SEARCH_RECIPE="none")
     wait_until(lambda: count(settings) > 0)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -193,36 +196,49 @@ def test_a_signal_ends_the_worker_in_order(settings: Settings, number: signal.Si
 # --- kill -9 --------------------------------------------------------------------------------------
 
 
+# Commits far more often than users want, so that few images make many moments to kill at.
+OFTEN = """
+import sys
+from worker import __main__, ingest
+ingest._SECONDS_PER_COMMIT = 0.1
+sys.exit(__main__.main())
+"""
+
+
 def test_kill_9_of_the_worker_loses_and_breaks_nothing(settings: Settings, tmp_path: Path) -> None:
-    source = tmp_path / "sample"
-    for kind in sample.KINDS:
-        (source / kind).mkdir(parents=True)
-        for seed in range(400):
-            draw(kind, seed).save(source / kind / f"{seed:03d}.jpg")
+    source = str(folder_of(tmp_path / "noise", 1500))
     undisturbed = load_settings(data_dir=tmp_path / "undisturbed")
-    code, _, err = run(
-        "worker", "ingest", str(source), IMAGE_SEARCH_DATA_DIR=str(undisturbed.data_dir)
-    )
+    code, _, err = run("worker", "ingest", source, IMAGE_SEARCH_DATA_DIR=str(undisturbed.data_dir))
     assert code == 0, err
     expected = open_index(undisturbed)
+
+    def files() -> set[Path]:
+        return set(settings.data_dir.rglob("*"))
 
     moments = random.Random(9)
     seen = 0
     for kill in range(10):
-        process = start("worker", "ingest", str(source), "--batch-size", "32")
-        # Half of the kills hit at once, when a run begins, half after it has committed more.
-        if kill % 2:
-            wait_until(lambda: count(settings) > seen or process.poll() is not None)  # noqa: B023
-            time.sleep(moments.uniform(0, 0.5))
-        else:
-            time.sleep(moments.uniform(0, 8))
+        before = files()
+        process = subprocess.Popen(
+            [sys.executable, "-c", OFTEN, "ingest", source, "--batch-size", "32"],
+            env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+        # Half of the kills hit as soon as anything is written, half after more is committed.
+        def is_time(odd: int = kill % 2, seen: int = seen, before: set[Path] = before) -> bool:
+            return count(settings) > seen if odd else files() != before
+
+        wait_until(lambda: is_time() or process.poll() is not None)  # noqa: B023
+        time.sleep(moments.uniform(0, 0.2))
         process.kill()
-        process.communicate()
+        process.wait()
         now = count(settings)
         assert now >= seen, "an acknowledged batch was lost"
         seen = now
-    assert seen > 0
-    code, out, _ = run("worker", "ingest", str(source))
+    assert 0 < seen < 1500
+    code, out, _ = run("worker", "ingest", source)
     assert code == 0
     assert f"{seen:,} unchanged" in out
     assert_same_records(expected, open_index(settings))

@@ -102,6 +102,7 @@ def means(figures: Figures) -> dict[str, float]:
 # --- figures --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_noise_is_found_at_chance_level(index_of: IndexOf) -> None:
     index = index_of(noise_images("indexed", 240))
     figures = evaluation_of(noise_images("asked", 150, first=1000), index).figures
@@ -128,6 +129,7 @@ def test_duplicates_are_found_perfectly(index_of: IndexOf) -> None:
     assert "precision@100" not in means(figures)  # of 36 images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "dotproduct"])
 def test_figures_are_scikit_learns(index_of: IndexOf, store: str, metric: Metric) -> None:  # noqa: ARG001
     index = index_of(noise_images("indexed", 120), metric)
@@ -437,6 +439,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return command_line.main()
 
 
+@pytest.mark.slow
 def test_evaluate_as_users_run_it(settings: Settings, tmp_path: Path) -> None:
     folder = tmp_path / "drawn"
     for kind in sample.KINDS:

@@ -242,6 +242,7 @@ def test_batches_are_bounded(server: Server) -> None:
     assert server.gates["embed"].entered == [1, MAX_BATCH, 42 - MAX_BATCH]
 
 
+@pytest.mark.slow
 def test_the_real_network_answers_each_its_own(
     embedder: Embedder, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,8 +277,11 @@ def test_queries_that_ask_alike_share_a_call(server: Server, fake_settings: Sett
         server.until_queued(depth + 1)
     server.gates["embed"].open()
     blocker.result()
+    responses = [answer.result() for answer in answers]
+    # The blocker, and then three pairs and singles.
+    assert Counter(server.gates["query"].entered) == Counter([1, 2, 1, 2, 1])
     index = open_index(fake_settings)
-    for (number, parameters), answer in zip(asked, answers, strict=True):
+    for (number, parameters), response in zip(asked, responses, strict=True):
         embedder = FakeEmbedder()
         [embedding] = embedder.embed([embedder.pixels(IMAGES[number][1])])
         labels = parameters.get("label")
@@ -286,11 +290,8 @@ def test_queries_that_ask_alike_share_a_call(server: Server, fake_settings: Sett
             parameters["top_k"],
             Condition(LABEL_FIELD, "$in", tuple(labels)) if labels else None,
         )
-        matches = answer.result().json()["matches"]
+        matches = response.json()["matches"]
         assert [match["id"] for match in matches] == [match.id for match in expected]
-    # The blocker, and then three pairs and singles; query() above goes through query_many, too.
-    calls = server.gates["query"].entered[: -len(asked)]
-    assert Counter(calls) == Counter([1, 2, 1, 2, 1])
 
 
 def test_one_bad_image_fails_alone(server: Server) -> None:
@@ -494,6 +495,7 @@ def decoding_processes() -> list[psutil.Process]:
 # --- engines that fail ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("boom"), SystemExit("boom")])
 def test_an_engine_that_fails_is_told_and_recovers(
     server: Server, error: BaseException, caplog: pytest.LogCaptureFixture
@@ -522,6 +524,7 @@ def test_an_engine_that_fails_is_told_and_recovers(
     assert server.embedders[-1].embedded == 2, "once to warm up"
 
 
+@pytest.mark.slow
 def test_health_sees_a_thread_that_has_ended_without_a_word(
     fake_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("store", "phases"),
     [("embedded", "examples,coverage,fuzzing"), ("pinecone", "examples,fuzzing,stateful")],

@@ -38,6 +38,8 @@ from tests.support.pinecone import API_KEY, PineconeEmulator
 from tests.support.servers import ServiceThread, assert_problem
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOP_K = 24
 expect.set_options(timeout=10_000)

@@ -99,6 +99,7 @@ def test_an_index_is_created_serverless_with_the_settings(
     assert (created.dimension, created.metric) == (DIMENSION, "euclidean")
 
 
+@pytest.mark.slow
 def test_creation_waits_until_the_index_is_ready(emulator: PineconeEmulator) -> None:
     emulator.describes_until_ready = 1
     index = create()
@@ -143,6 +144,7 @@ def test_a_missing_key_is_explained(
 # --- upserts ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_while_one_request_in_ten_fails_in_any_way(
     emulator: PineconeEmulator, index: VectorIndex
 ) -> None:
@@ -165,6 +167,7 @@ def test_each_fault_is_survived(
     assert_stored(emulator, expected)
 
 
+@pytest.mark.slow
 def test_a_permanent_outage_is_an_error_and_the_next_run_goes_on(
     emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +241,7 @@ def test_flush_of_an_empty_index_waits_for_nothing(
     index.close()
 
 
+@pytest.mark.slow
 def test_flush_says_so_when_the_index_stays_behind(
     emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -252,22 +256,24 @@ def test_flush_says_so_when_the_index_stays_behind(
     index.close()
 
 
+@pytest.mark.slow
 def test_the_worker_ingests_while_requests_fail_and_tells_the_retries(
     emulator: PineconeEmulator,
 ) -> None:
     emulator.put_index("images")
     emulator.fail_randomly(0.1, FAULTS, route="/vectors")
     emulator.fail(Fault(503), route="/vectors/upsert")
-    code, out, err = run("worker", "ingest", "sample")
+    code, out, err = run("worker", "ingest", "sample", "--limit", "300")
     emulator.fail_randomly(0, [])
     assert code == 0, err
-    assert len(emulator.records("images", "__default__")) == 1000
+    assert len(emulator.records("images", "__default__")) == 300
     assert "requests to the store had to be sent again" in out
-    code, out, _ = run("worker", "ingest", "sample")
+    code, out, _ = run("worker", "ingest", "sample", "--limit", "300")
     assert code == 0
-    assert "0 images embedded, 1,000 unchanged" in out
+    assert "0 images embedded, 300 unchanged" in out
 
 
+@pytest.mark.slow
 def test_a_permanent_outage_ends_the_worker_with_a_clear_message(
     emulator: PineconeEmulator,
 ) -> None:
@@ -293,6 +299,7 @@ def client(emulator: PineconeEmulator, embedder: Embedder) -> Iterator[TestClien
         yield client
 
 
+@pytest.mark.slow
 def test_the_service_answers_as_on_the_embedded_store(
     client: TestClient, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +332,7 @@ def throttling(emulator: PineconeEmulator) -> Callable[[], None]:
     return lambda: emulator.fail_randomly(0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", [stop, slow, throttling])
 def test_the_service_answers_503_in_time_and_recovers(
     client: TestClient,

@@ -59,6 +59,7 @@ def test_whitened_embeddings_are_of_unit_length(whitening: Recipe) -> None:
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_directions_of_whitening_are_those_of_scikit_learn() -> None:
     features = random_features(600)
     recipe = fit_whitening(features)
@@ -86,6 +87,7 @@ def shrinkage_unit(rows: Any) -> float:
     return float(PCA(DIMENSION).fit(rows).explained_variance_.mean())
 
 
+@pytest.mark.slow
 def test_a_discriminant_finds_what_tells_labels_apart() -> None:
     features, labels = labelled_features(1200, 4)
     known, held_out = features[:600], features[600:]
@@ -107,6 +109,7 @@ def test_a_discriminant_finds_what_tells_labels_apart() -> None:
     )
 
 
+@pytest.mark.slow
 def test_images_without_a_label_and_rare_labels_are_left_out() -> None:
     features, labels = labelled_features(700, 2)
     expected = fit_discriminant(features[:600], labels[:600])
@@ -134,6 +137,7 @@ def test_a_recipe_is_read_as_it_was_written(whitening: Recipe) -> None:
     np.testing.assert_array_equal(again.apply(features), whitening.apply(features))
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_of_what_was_fitted(whitening: Recipe) -> None:
     assert fit_whitening(random_features(150)).fingerprint == whitening.fingerprint
     assert fit_whitening(random_features(150, seed=1)).fingerprint != whitening.fingerprint
@@ -167,6 +171,7 @@ def drawn(count: int, reads: list[int] | None = None) -> Source:
     return Source("drawn", count, items)
 
 
+@pytest.mark.slow
 def test_embeddings_with_a_recipe_are_its_own(embedder: Embedder) -> None:
     source = drawn(120)
     recipe = fit(source)
@@ -200,6 +205,7 @@ def test_plain_embeddings_need_no_image_to_be_read() -> None:
     assert reads == []
 
 
+@pytest.mark.slow
 def test_unreadable_images_and_those_beyond_the_limit_do_not_count(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -291,6 +291,7 @@ def test_weights_that_cannot_be_had_are_reported(
     assert "mine.h5" in wait_for(new_client, 503, "model_unavailable")["detail"]
 
 
+@pytest.mark.slow
 def test_a_broken_store_is_reported_and_recovers(
     new_client: TestClient, settings: Settings, embedder: Embedder, tmp_path: Path
 ) -> None:

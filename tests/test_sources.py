@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from image_search.errors import DownloadError, ImageError, SourceError
+from tests.support.images import draw
 from worker.sources import Item, Source, Split, open_source, sample
 from worker.sources.skipped import Kind
 
@@ -318,6 +319,7 @@ def test_damaged_header_in_the_middle_of_a_tar(big: Path) -> None:
         opened(archive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_damage_anywhere_is_an_error_of_the_source(big: Path, kind: str) -> None:
     archive = pack(big, kind)
@@ -380,7 +382,9 @@ def test_archive_that_vanishes(big: Path, kind: str) -> None:
 # --- the sample ---
 
 
-def test_sample() -> None:
+@pytest.mark.slow
+def test_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "draw", draw)
     items = by_id(opened("sample"))
     assert len(items) == 1000
     labels = [item.label for item in items.values()]
@@ -398,7 +402,9 @@ def test_sample() -> None:
     assert "sample-castle-042" in items
 
 
-def test_the_samples_test_images_are_others() -> None:
+@pytest.mark.slow
+def test_the_samples_test_images_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "draw", draw)
     train = {
         item.id: item for item in open_source("sample", split="train", data_dir=Path()).items()
     }

@@ -16,12 +16,8 @@ KINDS: Final = sample.KINDS[:4]
 PER_KIND: Final = 12
 
 
-@cache
-def draw(kind: str, seed: int) -> Image.Image:
-    """A drawing of the sample. It is drawn once, so nobody may change it."""
-    return sample.draw(kind, seed)
-
-
+# A drawing of the sample by kind and seed. It is drawn once, so nobody may change it.
+draw: Final = cache(sample.draw)
 # A drawing that no index of the tests holds.
 QUERY: Final = draw(KINDS[1], 1000)
 
