@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from image_search.errors import (
 )
 from tests.support.costly import many_entries, png, qoi, repeated_scans, strips, turned
 from tests.support.images import encode
+from tests.support.waiting import wait_until
 
 MIB: Final = 1024 * 1024
 SIDE: Final = 256
@@ -257,7 +257,7 @@ def test_a_process_that_ended_idle_costs_no_image() -> None:
         decoder.decode(encode(SMALL, "QOI"), min_side=SIDE)
         [process] = children()
         process.kill()
-        wait_for(lambda: process.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
         assert decoder.decode(encode(SMALL, "QOI"), min_side=SIDE).size == (32, 32)
         assert process not in children()
 
@@ -282,7 +282,7 @@ def test_closing_ends_a_decoding_at_once() -> None:
     threads = [threading.Thread(target=decode) for _ in range(3)]
     for thread in threads:
         thread.start()
-    wait_for(lambda: bool(children()))
+    wait_until(lambda: bool(children()))
     decoder.close()
     for thread in threads:
         thread.join(30)
@@ -311,7 +311,7 @@ def test_it_ends_with_the_program_that_started_it() -> None:
         program.stdout.readline()
         [process] = psutil.Process(program.pid).children()
         program.kill()
-    wait_for(lambda: not process.is_running())
+    wait_until(lambda: not process.is_running())
 
 
 def test_a_process_is_light_and_knows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,13 +324,6 @@ def test_a_process_is_light_and_knows_no_secrets(monkeypatch: pytest.MonkeyPatch
         assert process.memory_info().rss < 100 * MIB
         if sys.platform == "linux":
             assert Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip() == "1000"
-
-
-def wait_for(done: Any) -> None:
-    give_up = time.monotonic() + 30
-    while not done():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 # --- odd files ---

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +23,7 @@ from tests.support.images import KINDS, PER_KIND, draw, encode
 from tests.support.indexes import FakeEmbedder, fill, serve_fakes
 from tests.support.pinecone import API_KEY, PineconeEmulator
 from tests.support.servers import assert_problem, serve, wait_for
+from tests.support.waiting import wait_until
 
 KEY = "secret-1"
 HEADERS = {"X-API-Key": KEY}
@@ -264,14 +264,16 @@ def test_confidence_follows_the_calibration_of_the_index_without_a_restart(
         for least in (0.2, 0.4):
             calibration = Calibration(scores=(worst, best), confidences=(least, 0.9))
             index.save_calibration(calibration)
-            deadline = time.monotonic() + 20
-            while (matches := ask(client, image=text(PICTURE)).json()["matches"])[-1][
-                "confidence"
-            ] != pytest.approx(least, abs=1e-3):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+
+            def matches() -> Any:
+                return ask(client, image=text(PICTURE)).json()["matches"]
+
+            def is_seen(least: float = least) -> bool:
+                return bool(matches()[-1]["confidence"] == pytest.approx(least, abs=1e-3))
+
+            wait_until(is_seen)
             expected = np.interp([match["score"] for match in plain], [worst, best], [least, 0.9])
-            found = [match["confidence"] for match in matches]
+            found = [match["confidence"] for match in matches()]
             np.testing.assert_allclose(found, expected, atol=1e-3)
         for bound, count in ((0.0, 10), (0.39, 10), (0.6, sum(expected >= 0.6)), (1.0, 0)):
             for response in both(client, min_confidence=bound):
