@@ -11,14 +11,17 @@ TSC := npx --yes --package typescript@5.9.3 tsc
 
 .PHONY: run test quick test-docker check bench setup clean
 
+# The shell takes the name from here as it is, with spaces, quotes and all.
+run: export WORKER_SOURCE := $(value SOURCE)
 run: setup  ## ingest images and serve them on port 8000
-	@status=0; $(BIN)/python -m worker ingest $(SOURCE) || status=$$?; \
+	@$(BIN)/python -m service --check
+	@status=0; $(BIN)/python -m worker ingest "$$WORKER_SOURCE" || status=$$?; \
 	  [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status
 	@echo
 	@echo "Open http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000} in a browser, or try, in another terminal:"
 	@echo "  curl -F image=@examples/flower.png 'http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000}/search?top_k=3&thumbnails=false'"
 	@echo "  curl http://127.0.0.1:$${IMAGE_SEARCH_PORT:-8000}/health"
-	@echo "Your own images: make run SOURCE=path/to/folder"
+	@echo "Your own images, in an index of their own: make run SOURCE=path/to/folder IMAGE_SEARCH_INDEX=photos"
 	@echo
 	@exec $(BIN)/python -m service
 

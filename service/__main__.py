@@ -28,15 +28,22 @@ Settings are environment variables, IMAGE_SEARCH_*; the README lists them.
 
 def main() -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m service",
         description="Answer image searches over HTTP.",
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only see whether the settings and the port are usable"
+    )
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         settings = load_settings()
+        if arguments.check:
+            _listen(settings).close()
+            return 0
         app = create_app(settings)
         listener = _listen(settings)
     except SettingsError as exc:

@@ -75,14 +75,14 @@ def test_changed_and_relabelled_and_new_images_are_embedded_again(
     assert index.count() == 11
 
 
-def test_limit_takes_the_first_images(
+def test_a_larger_limit_goes_on_where_a_smaller_one_ended(
     index: VectorIndex, fake_embedder: FakeEmbedder, settings: Settings, tmp_path: Path
 ) -> None:
-    source = open_source(str(folder_of(tmp_path / "p", 10)), split="train", data_dir=tmp_path)
-    assert ingest(source, index, fake_embedder, settings, limit=4).embedded == 4
-    assert index.list_ids().ids == [
-        f"p/label0/{n:04d}.png" for n in (0, 3, 6, 9)
-    ]  # sorted by path, as the source is
+    source = open_source(str(folder_of(tmp_path / "p", 10)), data_dir=tmp_path)
+    assert ingest(source.limited(4), index, fake_embedder, settings).embedded == 4
+    summary = ingest(source.limited(6), index, fake_embedder, settings)
+    assert (summary.embedded, summary.unchanged) == (2, 4)
+    assert index.count() == 6
 
 
 def test_unreadable_images_are_listed_and_do_not_stop_the_rest(
@@ -203,7 +203,7 @@ def test_an_error_of_the_store_is_raised(
             yield Item(f"i{number:04d}", None, np.full((4, 4, 3), number % 256, np.uint8), {})
 
     # In an index that is new there is nothing to look up.
-    ingest(source_of(items, 5000), index, fake_embedder, settings, limit=1)
+    ingest(source_of(items, 5000).limited(1), index, fake_embedder, settings)
     monkeypatch.setattr(index, method, fail)
     with pytest.raises(StoreError, match="disk is full"):
         ingest(source_of(items, 5000), index, fake_embedder, settings)

@@ -453,3 +453,41 @@ def test_pick_stops_at_the_last_position() -> None:
     assert [item.id for item in source.pick({7, 2})] == ["2", "7"]
     assert made == list(range(8))
     assert list(source.pick(set())) == []
+
+
+# --- a limit ---
+
+
+def counted(total: int) -> Source:
+    items = [Item(f"{number:03d}", None, b"", {}) for number in range(total)]
+    return Source("counted", total, lambda: iter(items))
+
+
+def ids(source: Source) -> list[str]:
+    return [item.id for item in source.items()]
+
+
+def test_a_limit_draws_at_random_the_same_every_time() -> None:
+    drawn = ids(counted(1000).limited(100))
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == 100
+    assert drawn == ids(counted(1000).limited(100))
+    # From all parts of the source, which is ordered by label.
+    parts = [sum(f"{part}00" <= id_ < f"{part + 1}00" for id_ in drawn) for part in range(9)]
+    assert min(parts) > 2
+    assert set(drawn) < set(ids(counted(1000).limited(150)))
+
+
+def test_a_limit_that_is_none() -> None:
+    for limit in (None, 10, 11):
+        limited = counted(10).limited(limit)
+        assert (limited.total, ids(limited)) == (10, ids(counted(10)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_picking_from_what_a_limit_left(tmp_path: Path, kind: str) -> None:
+    folder = write(tmp_path / "pics", *(f"{number}.png" for number in range(20)))
+    source = opened(folder if kind == "folder" else pack(folder, kind)).limited(7)
+    everything = ids(source)
+    assert len(everything) == source.total == 7
+    assert [item.id for item in source.pick({1, 4, 99})] == [everything[1], everything[4]]

@@ -14,7 +14,7 @@ from image_search.errors import ImageSearchError, IndexNotFoundError, SettingsEr
 from image_search.index import VectorIndex
 from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
-from worker.auto import source_to_ingest, source_to_search_for
+from worker.auto import refuse_mixture, source_to_ingest, source_to_search_for
 from worker.confidence import SampledSource, recalibrate
 from worker.ingest import Summary, ingest
 from worker.model import create_index_for, load_embedder
@@ -110,7 +110,10 @@ def _parser() -> argparse.ArgumentParser:
         ingest_parser, "default: train of CIFAR-10 and the sample, all of a folder or archive"
     )
     ingest_parser.add_argument(
-        "--limit", type=_positive, metavar="N", help="only the first N images"
+        "--limit",
+        type=_positive,
+        metavar="N",
+        help="only N images, drawn at random, the same in every run",
     )
     ingest_parser.add_argument(
         "--metric",
@@ -193,6 +196,16 @@ def _open(arguments: argparse.Namespace, settings: Settings, *, held_out: bool) 
     return source
 
 
+def _named_in(index: VectorIndex, source: Source) -> Source:
+    named = named_in(index, source)
+    if source.origin is not None and named.origin is not None and named.origin != source.origin:
+        print(
+            f"the index has another source called {source.origin.name}: ids of this one begin with "
+            f"{named.origin.name}/"
+        )
+    return named
+
+
 def _tell(source: Source) -> None:
     """Before anything begins: what the source holds, and what it leaves out."""
     print(f"{source.name}: {source.total:,} images; {source.about}", flush=True)
@@ -246,29 +259,24 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
             source = chosen
         else:
             source = _open(arguments, settings, held_out=False)
+        if index is not None:
+            refuse_mixture(index, source, settings)
+            source = _named_in(index, source)
+        source = source.limited(arguments.limit)
         _tell(source)
         if index is None:
-            new = create_index_for(source, settings, limit=arguments.limit, stop=stop.event)
+            new = create_index_for(source, settings, limit=None, stop=stop.event)
             if new is None:
                 return stop.exit_code
             embedder = new[0]
             index = opened.enter_context(new[1])
         else:
             embedder = load_embedder(index, settings)
-            own_name = source.origin and source.origin.name
-            source = named_in(index, source)
-            if source.origin is not None and source.origin.name != own_name:
-                print(
-                    f"the index has another source called {own_name}: ids of this one begin with "
-                    f"{source.origin.name}/"
-                )
         remember(index, source)
         embedder.warm_up()
         started = time.monotonic()
         sampled = SampledSource(source)
-        summary = ingest(
-            sampled.source, index, embedder, settings, limit=arguments.limit, stop=stop.event
-        )
+        summary = ingest(sampled.source, index, embedder, settings, stop=stop.event)
         index.flush()
         if summary.embedded or index.calibration is None:
             recalibrate(index, sampled.ids, stop.event)
@@ -326,6 +334,11 @@ def _report(
     )
     if summary.relabelled:
         print(f"{summary.relabelled:,} images got another label or other metadata")
+    if source.name == "sample":
+        print(
+            "these pictures are drawn, for trying; your own need an index of their own: "
+            "--index photos, or make run SOURCE=path/to/folder IMAGE_SEARCH_INDEX=photos"
+        )
     if index.retries:
         print(f"{index.retries:,} requests to the store had to be sent again")
 

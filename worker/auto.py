@@ -1,13 +1,20 @@
-"""Which source the word `auto` stands for."""
+"""Which source the word `auto` stands for, and that the drawn sample stays by itself."""
 
 import logging
+import re
+from typing import Final
 
-from image_search.errors import DownloadError, SourceError
+from image_search.errors import DownloadError, SettingsError, SourceError
 from image_search.index import VectorIndex
 from image_search.settings import Settings
 from worker.sources import Source, Split, open_source
+from worker.sources.sample import KINDS
 
 _log = logging.getLogger(__name__)
+
+_SAMPLES: Final = ("sample", "sample (test)")
+_ID_OF_SAMPLE: Final = re.compile(rf"sample-({'|'.join(KINDS)})-\d{{3}}")
+_MOST_IDS: Final = 10_000
 
 
 def source_to_ingest(
@@ -40,8 +47,35 @@ def source_to_search_for(index: VectorIndex, split: Split | None, settings: Sett
     return open_source(held, split=split, held_out=True, data_dir=settings.data_dir)
 
 
+def refuse_mixture(index: VectorIndex, source: Source, settings: Settings) -> None:
+    """Raise SettingsError where the drawn sample would get among other images.
+
+    An index that has both already goes on.
+    """
+    of_sample = len(_ids_of_sample(index))
+    others = index.count() - of_sample
+    is_sample = source.name in _SAMPLES
+    if of_sample and not others and not is_sample:
+        raise SettingsError(
+            f"the index {settings.index} holds the drawn sample, whose pictures would come up "
+            "among your images. Give them an index of their own: add --index photos here, and set "
+            "IMAGE_SEARCH_INDEX=photos for the service. With make: "
+            "make run SOURCE=path/to/folder IMAGE_SEARCH_INDEX=photos"
+        )
+    if others and not of_sample and is_sample:
+        raise SettingsError(
+            f"the index {settings.index} holds other images, and the pictures of the drawn sample "
+            "would come up among them. Give the sample an index of its own: add --index sample"
+        )
+
+
 def _dataset_in(index: VectorIndex) -> str | None:
-    for name in ("cifar10", "sample"):
-        if index.list_ids(prefix=f"{name}-", limit=1).ids:
-            return name
-    return None
+    if index.list_ids(prefix="cifar10-", limit=1).ids:
+        return "cifar10"
+    return "sample" if _ids_of_sample(index) else None
+
+
+def _ids_of_sample(index: VectorIndex) -> list[str]:
+    """Its images in the index; a folder called sample-something has others."""
+    ids = index.list_ids(prefix="sample-", limit=_MOST_IDS).ids
+    return [id_ for id_ in ids if _ID_OF_SAMPLE.fullmatch(id_)]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain
 from os import cpu_count
 from queue import Empty, Full, Queue
 from typing import Any, Final, TypeVar
@@ -76,15 +76,14 @@ def ingest(
     embedder: Embedder,
     settings: Settings,
     *,
-    limit: int | None = None,
     stop: threading.Event | None = None,
 ) -> Summary:
-    """Bring the first `limit` images of `source` into the index; resumable and idempotent.
+    """Bring the images of `source` into the index; resumable and idempotent.
 
     `stop` ends it early: the batches in flight are finished and committed. Errors of the source
     and of the store are raised once what was embedded before them is committed, if it can be.
     """
-    return _Ingestion(index, embedder, settings, stop or threading.Event()).run(source, limit)
+    return _Ingestion(index, embedder, settings, stop or threading.Event()).run(source)
 
 
 class _Ingestion:
@@ -103,11 +102,10 @@ class _Ingestion:
         self._decoded: Queue[list[_Decoded | Record] | None] = Queue(_QUEUED_BATCHES)
         self._records: Queue[list[Record] | None] = Queue(_QUEUED_BATCHES)
 
-    def run(self, source: Source, limit: int | None) -> Summary:
-        total = source.total if limit is None else min(limit, source.total)
-        with Progress("ingesting", total, "images") as progress:
+    def run(self, source: Source) -> Summary:
+        with Progress("ingesting", source.total, "images") as progress:
             self._progress = progress
-            reader = self._start(lambda: self._read(source, limit), self._decoded)
+            reader = self._start(lambda: self._read(source), self._decoded)
             upserter = self._start(self._upsert, None)
             try:
                 while (batch := self._take(self._decoded)) is not None:
@@ -126,12 +124,12 @@ class _Ingestion:
 
     # --- stages ---
 
-    def _read(self, source: Source, limit: int | None) -> None:
+    def _read(self, source: Source) -> None:
         batch: list[_Decoded | Record] = []
         pool = ThreadPoolExecutor(cpu_count())
         is_new = self._index.count() == 0
         try:
-            for chunk in _chunks(source.items(), limit):
+            for chunk in _chunks(source.items()):
                 present = {} if is_new else self._index.fetch(_ids(chunk))
                 for item, result in zip(chunk, self._decode_all(pool, chunk, present), strict=True):
                     if self._stop.is_set() or self._failed.is_set():
@@ -285,11 +283,11 @@ def _bytes(content: bytes | Pixels) -> bytes:
     return content if isinstance(content, bytes) else content.tobytes()
 
 
-def _chunks(items: Iterator[Item], limit: int | None) -> Iterator[list[Item]]:
+def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
     chunk: list[Item] = []
     held = 0
     try:
-        for item in islice(items, limit):
+        for item in items:
             chunk.append(item)
             held += 0 if isinstance(item.content, ImageError) else len(_bytes(item.content))
             if len(chunk) == _CHUNK_ITEMS or held >= _CHUNK_BYTES:
