@@ -117,7 +117,9 @@ def _decoded(value: Any) -> Any:
     if comma and not (head.startswith("data:") and head.endswith(";base64")):
         raise ValueError("a data URI looks like data:image/png;base64,…")
     try:
-        return binascii.a2b_base64(body if comma else value, strict_mode=True)
+        # Programs such as base64 and openssl break its lines.
+        characters = (body if comma else value).encode("ascii").translate(None, b" \t\r\n")
+        return binascii.a2b_base64(characters, strict_mode=True)
     except (ValueError, binascii.Error) as exc:
         raise ValueError(f"it is not base64: {exc}") from exc
 
@@ -203,7 +205,10 @@ class Example(BaseModel):
         bytes | None,
         BeforeValidator(_decoded),
         WithJsonSchema({"type": "string", "minLength": 1, "format": "base64-image"}),
-        Field(description="An image file in base64, or as a data URI.", examples=[EXAMPLE_IMAGE]),
+        Field(
+            description="An image file in base64, or as a data URI; its lines may be broken.",
+            examples=[EXAMPLE_IMAGE],
+        ),
     ] = None
     embedding: Annotated[
         Embedding | SkipJsonSchema[None],

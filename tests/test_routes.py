@@ -102,6 +102,11 @@ def test_one_picture_is_found_alike_by_every_way_of_asking(
     assert ids(ask(client, embedding=embedded["embedding"])) == expected
     assert ids(ask(client, image=text(PICTURE))) == expected
     assert ids(ask(client, image="data:image/png;base64," + text(PICTURE))) == expected
+    lines = base64.encodebytes(PICTURE).decode()
+    assert ids(ask(client, image=lines)) == expected
+    assert (
+        ids(ask(client, image="data:image/png;base64," + lines.replace("\n", "\r\n  "))) == expected
+    )
     assert ids(ask(client, positive=[{"image": text(PICTURE)}])) == expected
     # Named by its id it is left out, and there is one more.
     by_id = ids(ask(client, id=ID))
@@ -143,6 +148,7 @@ OPPOSITE = [{"embedding": [1.0] * DIMENSION}, {"embedding": [-1.0] * DIMENSION}]
         ({"embedding": [0.0] * DIMENSION}, "invalid_parameters", "zero"),
         ({"embedding": [1e308] * DIMENSION}, "invalid_parameters", "embedding"),
         ({"image": "no base64!"}, "invalid_parameters", "base64"),
+        ({"image": "iVBORé"}, "invalid_parameters", "base64"),
         ({"image": text(b"no picture")}, "not_an_image", "image"),
         ({"id": ID, "filter": {"label": {"$like": "x"}}}, "invalid_filter", "$like"),
         ({"id": ID, "filter": []}, "invalid_parameters", "filter"),
