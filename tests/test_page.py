@@ -26,13 +26,14 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from image_search.calibration import PAIR_LEVELS, Calibration, PairScores
 from image_search.embedding import Embedder
 from image_search.index import Record, VectorIndex
 from image_search.settings import Settings, load_settings
 from image_search.values import Embeddings
 from service.app import create_app
 from tests.support import ROOT
-from tests.support.images import KINDS, PER_KIND, QUERY, encode
+from tests.support.images import KINDS, PER_KIND, QUERY, draw, encode
 from tests.support.indexes import fill
 from tests.support.pinecone import API_KEY, PineconeEmulator
 from tests.support.servers import ServiceThread, assert_problem
@@ -44,6 +45,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOP_K = 24
 expect.set_options(timeout=10_000)
 KEY = "open sesame"
+OTHER = draw(KINDS[2], 999)
 NASTY = "<img src=x onerror=alert(1)>"
 DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
@@ -637,6 +639,74 @@ def test_large_thumbnails_get_room_and_no_label_is_cut(
         expect(page.locator(".match strong").first).to_have_text(label)
 
 
+def test_two_pictures_are_compared(
+    open_page: Callable[..., Page], settings: Settings, embedder: Embedder
+) -> None:
+    index = fill(settings, embedder)
+    levels = np.array(PAIR_LEVELS)
+    pairs = PairScores(same_kind=tuple(levels), different_kinds=tuple(levels / 2))
+    index.save_calibration(Calibration(scores=(0,), confidences=(0,), pairs=pairs))
+    one, other = (unit(embedder.embed([embedder.pixels(each)])[0]) for each in (QUERY, OTHER))
+    score = float(one @ other)
+    assert 0.01 < score < 0.49
+    with ServiceThread(settings, seconds_to_end=1) as service:
+        service.wait_until_ready()
+        url = f"{service.url}/"
+        page = open_page(url)
+        page.get_by_role("link", name="Compare two pictures").click()
+        expect(page.locator("#comparison-title")).to_be_focused()
+        expect(page.locator("#start")).to_be_hidden()
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Choose a picture, the second").click()
+        picture = {"name": "b.png", "mimeType": "image/png", "buffer": encode(OTHER)}
+        chooser.value.set_files(picture)  # type: ignore[arg-type]
+        expect(page.locator("#b-name")).to_have_text("Your picture")
+        expect(page.locator("#verdict")).to_be_hidden()
+        upload(page, encode(QUERY))  # for the side that is empty
+        expect(page.locator("#score")).to_have_text(f"score {score:.3f}")
+        expect(page.locator("#same-share")).to_have_text(f"{100 * (1 - score):.0f} %")
+        expect(page.locator("#different-share")).to_have_text(f"{100 * (1 - 2 * score):.0f} %")
+        expect(page.locator("#announcement")).to_contain_text(f"score {score:.3f}. More alike are")
+        for side in ("a", "b"):
+            assert is_loaded(page.locator(f"#{side}-picture"))
+        link = open_page(page.url)
+        expect(link.locator("#score")).to_have_text(f"score {score:.3f}")
+        assert is_loaded(link.locator("#a-picture"))
+
+        drop = base64.b64encode(b"no picture").decode()
+        page.evaluate(DROP, ["drop", drop])
+        expect(page.get_by_role("alert")).to_contain_text("could not be compared")
+        page.get_by_role("link", name="Image search").click()
+        expect(page.locator("#start")).to_be_visible()
+        page.go_back()
+        expect(page.locator("#score")).to_have_text(f"score {score:.3f}")
+        page.goto(f"{url}#id={KINDS[0]}-00")
+        first = shown(page)
+        page.locator(".match").first.hover()
+        page.get_by_role("button", name=re.compile("^Select ")).first.click()
+        page.get_by_role("button", name="Compare", exact=True).click()  # with the query
+        expect(page.locator("#a-picture")).to_have_attribute("title", f"{KINDS[0]}-00")
+        expect(page.locator("#b-picture")).to_have_attribute("title", first[0])
+        found = index.query(index.fetch([f"{KINDS[0]}-00"])[f"{KINDS[0]}-00"].embedding, 2)[1]
+        expect(page.locator("#score")).to_have_text(f"score {found.score:.3f}")
+        page.go_back()
+        assert shown(page) == first
+
+
+def test_an_index_without_labels_says_that_it_cannot_tell(
+    open_page: Callable[..., Page], url: str
+) -> None:
+    page = open_page(f"{url}#compare&a.id={KINDS[0]}-00&b.id={KINDS[1]}-00")
+    expect(page.locator("#score")).to_have_text(re.compile(r"score -?0\.\d{3}"))
+    expect(page.locator("#meaning")).to_be_hidden()
+    expect(page.locator("#meaningless")).to_contain_text("too few labels")
+    page = open_page(f"{url}#compare&a.id={KINDS[0]}-00&b.id=gone")
+    expect(page.get_by_role("alert")).to_contain_text("'gone'")
+    page = open_page(f"{url}#compare&a.embedding=AAAA")
+    expect(page.get_by_role("alert")).to_contain_text("The link is damaged")
+    expect(page.locator("#start")).to_be_visible()
+
+
 # --- links ----------------------------------------------------------------------------------------
 
 
@@ -717,7 +787,9 @@ def test_ids_are_shown_as_names(
 def test_errors_are_told_in_words(page: Page) -> None:
     upload(page, b"no picture", "notes.png")
     expect(page.get_by_role("alert")).to_contain_text("“notes.png” could not be searched for")
-    expect(page.get_by_role("alert")).to_contain_text("Not an image in a format that can be read.")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "Not an image in a format that can be read: send it as JPEG or PNG."
+    )
     upload(page, bytes(3_000_000), "raw.bin", "application/octet-stream")
     expect(page.get_by_role("alert")).to_contain_text("more than 2,000,000 bytes")
     page.get_by_role("button", name="Close this message").click()
@@ -875,6 +947,15 @@ def test_every_view_is_accessible_and_fits(
     page.get_by_role("checkbox", name=KINDS[0]).check()
     shown(page, PER_KIND)
     check("found")
+    for button in page.get_by_role("button", name=re.compile("^Select ")).all()[:2]:
+        button.click()
+    check("selected")
+    page.get_by_role("button", name="Part of it").click()
+    check("part")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator("#verdict")).to_be_visible()
+    check("compared")
 
 
 def test_the_page_works_below_a_prefix(open_page: Callable[..., Page], url: str) -> None:

@@ -3,13 +3,15 @@
  * The address holds the search: whatever is done changes the address, and what is shown follows
  * from it, so that links, reloads and the browser's back button need nothing more.
  *
- * @import { Search } from "./search.js"
+ * @import { Pair, Search } from "./search.js"
  */
 
 import { get } from "./dom.js";
 import { notify } from "./notice.js";
-import { LinkError, emptySearch, fromFragment, toFragment } from "./search.js";
-import { search } from "./state.js";
+import {
+  LinkError, emptySearch, fromFragment, pairFromFragment, pairToFragment, toFragment,
+} from "./search.js";
+import { pair, search } from "./state.js";
 
 /** How many searches of this tab lie behind this one. */
 let depth = Number(history.state?.depth ?? 0);
@@ -23,9 +25,31 @@ let prepared = null;
  * @param {{replace: boolean}} [step] whether it takes the place of this one in the history
  */
 export function go(next, step = { replace: false }) {
-  if (prepared) record(search.value, prepared);
-  record(next, step);
-  search.set(next);
+  if (prepared) record(toFragment(search.value), prepared);
+  record(toFragment(next), step);
+  show(next, null);
+}
+
+/**
+ * Show a comparison.
+ *
+ * @param {Pair} next
+ */
+export function compare(next) {
+  if (prepared) record(toFragment(search.value), prepared);
+  record(pairToFragment(next), { replace: false });
+  show(emptySearch(), next);
+}
+
+/**
+ * @param {Search} nextSearch
+ * @param {Pair | null} nextPair
+ */
+function show(nextSearch, nextPair) {
+  // First without listeners: those of the search need to know whether there is a pair.
+  pair.prepare(nextPair);
+  search.set(nextSearch);
+  pair.set(nextPair);
 }
 
 /**
@@ -43,17 +67,17 @@ export function prepare(next, step) {
 /** Show the search that is prepared. */
 export function settle() {
   if (!prepared) return;
-  record(search.value, prepared);
+  record(toFragment(search.value), prepared);
   search.set(search.value);
 }
 
 /**
- * @param {Search} next
+ * @param {string} fragment
  * @param {{replace: boolean}} step
  */
-function record(next, { replace }) {
+function record(fragment, { replace }) {
   prepared = null;
-  const address = toFragment(next) || location.pathname + location.search;
+  const address = fragment || location.pathname + location.search;
   if (!replace) depth += 1;
   if (replace) history.replaceState({ depth }, "", address);
   else history.pushState({ depth }, "", address);
@@ -63,10 +87,11 @@ function showAddress() {
   prepared = null;
   depth = Number(history.state?.depth ?? 0);
   try {
-    search.set(fromFragment(location.hash));
+    const found = pairFromFragment(location.hash);
+    show(found ? emptySearch() : fromFragment(location.hash), found);
   } catch (error) {
     if (!(error instanceof LinkError)) throw error;
-    search.set(emptySearch());
+    show(emptySearch(), null);
     notify("This link cannot be opened", error.message);
   }
 }

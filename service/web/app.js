@@ -2,6 +2,7 @@
 /** Puts the page together. What is shown follows from the search: see `address.js`. */
 
 import { followAddress } from "./address.js";
+import { compareFile, installComparison } from "./comparison.js";
 import { installCrop } from "./crop.js";
 import { takePictures } from "./handover.js";
 import { giveUp, installNotice, notify } from "./notice.js";
@@ -10,7 +11,7 @@ import { installQuery, searchFile } from "./query.js";
 import { installResults } from "./results.js";
 import { installSelection } from "./selection.js";
 import { installStart, needIndex } from "./start.js";
-import { search } from "./state.js";
+import { pair, search } from "./state.js";
 import { installStatus, waitForService } from "./status.js";
 import { stop } from "./task.js";
 
@@ -24,6 +25,7 @@ installCrop();
 installResults();
 installSelection();
 installStart();
-takePictures((picture) => void searchFile(picture), notify);
+installComparison();
+takePictures((picture) => void (pair.value ? compareFile(picture) : searchFile(picture)), notify);
 followAddress();
 installStatus();

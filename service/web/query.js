@@ -1,49 +1,23 @@
 // @ts-check
-/**
- * The query panel: the picture that is searched with, and the examples beside it.
- *
- * @import { IndexedImage } from "./api.js"
- */
+/** The query panel: the picture that is searched with, and the examples beside it. */
 
-import { request } from "./api.js";
 import { go } from "./address.js";
 import { chooseAPart } from "./crop.js";
 import { element, get, input, setPicture, thumbnail } from "./dom.js";
-import { prepare } from "./pictures.js";
-import { encodeEmbedding, isEmpty, modelKey, withQuery } from "./search.js";
+import { isEmpty, withQuery } from "./search.js";
 import { known, learn, search } from "./state.js";
 import { runAlone } from "./task.js";
-import { nameOf, readable, titleOf } from "./words.js";
-
-/**
- * The addresses of the pictures that were uploaded, by embedding: what was searched with, and the
- * whole picture that it is a part of, or itself.
- *
- * @type {Map<string, {searched: string, whole: string}>}
- */
-const uploaded = new Map();
+import { nameOfFile, upload, uploaded } from "./uploads.js";
+import { nameOf, readable, titleOf, unlabelled } from "./words.js";
 
 /**
  * @param {Blob} file
  * @param {string | null} [whole] address of the picture that it is a part of
  */
 export function searchFile(file, whole = null) {
-  const name = file instanceof File && file.name ? `“${file.name}”` : "The picture";
   return runAlone(
-    async (signal) => {
-      const { upload, preview } = await prepare(file);
-      signal.throwIfAborted();
-      const form = new FormData();
-      form.append("image", upload, "picture");
-      const answer = await request("embeddings", { form, signal });
-      const embedding = encodeEmbedding(answer.embedding);
-      if (preview) {
-        const searched = URL.createObjectURL(upload);
-        uploaded.set(embedding, { searched, whole: whole ?? URL.createObjectURL(file) });
-      }
-      go(withQuery({ embedding, model: modelKey(answer.model), preview }, search.value));
-    },
-    `${name} could not be searched for`,
+    async (signal) => go(withQuery(await upload(file, signal, whole), search.value)),
+    `${nameOfFile(file)} could not be searched for`,
     () => void searchFile(file, whole),
   );
 }
@@ -58,7 +32,7 @@ function showQuery() {
   const picture = /** @type {HTMLImageElement} */ (get("query-picture"));
   get("crop-open").hidden = wholePicture() === null;
   if (query && "embedding" in query) {
-    setPicture(picture, uploaded.get(query.embedding)?.searched ?? query.preview);
+    setPicture(picture, uploaded.get(query.embedding)?.sent ?? query.preview);
     nameQuery("Your picture", "");
   } else if (query) {
     const image = known.get(query.id);
@@ -110,16 +84,6 @@ function showExamples(sign, ids) {
     });
     return element("li", {}, remove);
   }));
-}
-
-/**
- * An image of which only the id is known yet.
- *
- * @param {string} id
- * @returns {IndexedImage}
- */
-function unlabelled(id) {
-  return { id, label: null, thumbnail: null };
 }
 
 export function installQuery() {

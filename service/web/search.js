@@ -1,7 +1,8 @@
 // @ts-check
 /**
- * What is searched for, and how the address tells it. Everything is in the fragment, which is never
- * sent to the server: `#id=…` or `#embedding=…&model=…&preview=…`, then examples and options.
+ * What is searched for or compared, and how the address tells it. Everything is in the fragment,
+ * which is never sent to the server: `#id=…` or `#embedding=…&model=…&preview=…`, then examples and
+ * options; for a comparison `#compare&a.id=…&b.id=…`, or the others with `a.` and `b.`.
  *
  * @typedef {{id: string}} Indexed An image of the index.
  * @typedef {{embedding: string, model: string, preview: string | null}} Uploaded A picture that was
@@ -10,6 +11,7 @@
  * @typedef {{topK: number, labels: string[], minConfidence: number, deduplicate: boolean}} Options
  * @typedef {{query: Indexed | Uploaded | null, positive: string[], negative: string[]} & Options}
  *   Search
+ * @typedef {{a: Indexed | Uploaded | null, b: Indexed | Uploaded | null}} Pair Two to compare.
  */
 
 export const MAX_EXAMPLES = 16;
@@ -51,13 +53,7 @@ export function withQuery(query, old) {
 export function toFragment(search) {
   if (isEmpty(search)) return "";
   const fields = new URLSearchParams();
-  if (search.query && "id" in search.query) fields.append("id", search.query.id);
-  if (search.query && "embedding" in search.query) {
-    fields.append("embedding", search.query.embedding);
-    fields.append("model", search.query.model);
-    const preview = PREVIEW.exec(search.query.preview ?? "");
-    if (preview) fields.append("preview", `${preview[1]}.${toUrlAlphabet(preview[2])}`);
-  }
+  if (search.query) append(fields, "", search.query);
   for (const id of search.positive) fields.append("positive", id);
   for (const id of search.negative) fields.append("negative", id);
   const usual = defaultOptions();
@@ -75,17 +71,9 @@ export function toFragment(search) {
  */
 export function fromFragment(fragment) {
   const fields = new URLSearchParams(fragment.replace(/^#/, ""));
-  const id = fields.get("id");
-  const embedding = fields.get("embedding");
-  if (embedding !== null) decodeEmbedding(embedding);
-  const preview = /^(webp|jpeg)\.([\w-]+)$/.exec(fields.get("preview") ?? "");
   const usual = defaultOptions();
   return {
-    query: id !== null ? { id } : embedding === null ? null : {
-      embedding,
-      model: fields.get("model") ?? "",
-      preview: preview && `data:image/${preview[1]};base64,${fromUrlAlphabet(preview[2])}`,
-    },
+    query: read(fields, ""),
     positive: fields.getAll("positive").slice(0, MAX_EXAMPLES),
     negative: fields.getAll("negative").slice(0, MAX_EXAMPLES),
     topK: Math.round(within(fields.get("top_k"), 1, MAX_TOP_K, usual.topK)),
@@ -95,6 +83,72 @@ export function fromFragment(fragment) {
   };
 }
 
+/** @param {Pair} pair */
+export function pairToFragment({ a, b }) {
+  const fields = new URLSearchParams();
+  if (a) append(fields, "a.", a);
+  if (b) append(fields, "b.", b);
+  return `#compare&${fields}`.replace(/&$/, "");
+}
+
+/**
+ * The pair of a fragment; null if it holds a search.
+ *
+ * @param {string} fragment
+ * @returns {Pair | null}
+ * @throws {LinkError}
+ */
+export function pairFromFragment(fragment) {
+  if (!/^#compare(&|$)/.test(fragment)) return null;
+  const fields = new URLSearchParams(fragment.slice(1));
+  return { a: read(fields, "a."), b: read(fields, "b.") };
+}
+
+/**
+ * @param {URLSearchParams} fields
+ * @param {string} prefix
+ * @param {Indexed | Uploaded} image
+ */
+function append(fields, prefix, image) {
+  if ("id" in image) {
+    fields.append(`${prefix}id`, image.id);
+    return;
+  }
+  fields.append(`${prefix}embedding`, image.embedding);
+  fields.append(`${prefix}model`, image.model);
+  const preview = PREVIEW.exec(image.preview ?? "");
+  if (preview) fields.append(`${prefix}preview`, `${preview[1]}.${toUrlAlphabet(preview[2])}`);
+}
+
+/**
+ * @param {URLSearchParams} fields
+ * @param {string} prefix
+ * @returns {Indexed | Uploaded | null}
+ * @throws {LinkError}
+ */
+function read(fields, prefix) {
+  const id = fields.get(`${prefix}id`);
+  if (id !== null) return { id };
+  const embedding = fields.get(`${prefix}embedding`);
+  if (embedding === null) return null;
+  decodeEmbedding(embedding);
+  const preview = /^(webp|jpeg)\.([\w-]+)$/.exec(fields.get(`${prefix}preview`) ?? "");
+  return {
+    embedding,
+    model: fields.get(`${prefix}model`) ?? "",
+    preview: preview && `data:image/${preview[1]};base64,${fromUrlAlphabet(preview[2])}`,
+  };
+}
+
+/**
+ * An image as an example of `POST /query` and `POST /compare`.
+ *
+ * @param {Indexed | Uploaded} image
+ */
+export function toExample(image) {
+  return "id" in image ? { id: image.id } : { embedding: decodeEmbedding(image.embedding) };
+}
+
 /**
  * The body of `POST /query`.
  *
@@ -102,11 +156,8 @@ export function fromFragment(fragment) {
  * @returns {Record<string, unknown>}
  */
 export function toBody(search) {
-  const { query } = search;
   /** @type {Record<string, unknown>} */
-  const body = { top_k: search.topK };
-  if (query && "id" in query) body.id = query.id;
-  if (query && "embedding" in query) body.embedding = decodeEmbedding(query.embedding);
+  const body = { ...(search.query && toExample(search.query)), top_k: search.topK };
   if (search.positive.length) body.positive = search.positive.map((id) => ({ id }));
   if (search.negative.length) body.negative = search.negative.map((id) => ({ id }));
   if (search.labels.length) body.labels = search.labels;

@@ -5,7 +5,9 @@
  * @import { Match } from "./api.js"
  */
 
+import { compare } from "./address.js";
 import { announce, element, get } from "./dom.js";
+import { search } from "./state.js";
 import { nameOf, readable } from "./words.js";
 
 /** @type {Map<string, Match>} In the order in which they were selected. */
@@ -35,8 +37,17 @@ function showSelection() {
   }
   get("matches").classList.toggle("selecting", selected.size > 0);
   get("selection").hidden = selected.size === 0;
+  get("selection-compare").hidden = toCompare() === null;
   get("selection-count").textContent = `${selected.size} selected`;
   announce(`${selected.size} selected`);
+}
+
+/** Two that are selected; or one, and the picture that was searched with. */
+function toCompare() {
+  const [first, second, ...others] = [...selected.keys()].map((id) => ({ id }));
+  const { query } = search.value;
+  if (first && second && others.length === 0) return { a: first, b: second };
+  return first && !second && query ? { a: query, b: first } : null;
 }
 
 /** @param {Match} match */
@@ -81,6 +92,11 @@ function save(name, content, type) {
 }
 
 export function installSelection() {
+  search.listen(() => { if (selected.size) get("selection-compare").hidden = toCompare() === null; });
+  get("selection-compare").addEventListener("click", () => {
+    const pair = toCompare();
+    if (pair) compare(pair);
+  });
   get("selection-csv").addEventListener("click", () => save("matches.csv", toCsv(), "text/csv"));
   get("selection-json").addEventListener("click", () => save("matches.json", toJson(), "application/json"));
   get("selection-clear").addEventListener("click", () => {

@@ -10,14 +10,14 @@ import { go } from "./address.js";
 import { element, get, keepFocus, onPlainClick, thumbnail } from "./dom.js";
 import { fail } from "./notice.js";
 import { emptySearch, isEmpty, randomEmbedding, toFragment, withQuery } from "./search.js";
-import { health, known, labels, search } from "./state.js";
+import { health, known, labels, pair, search } from "./state.js";
 import { nameOf, titleOf } from "./words.js";
 
 const IMAGES_TO_START_WITH = 10;
 
 function showStart() {
-  get("start").hidden = !isEmpty(search.value);
-  if (isEmpty(search.value)) keepFocus("start-title");
+  get("start").hidden = !isEmpty(search.value) || pair.value !== null;
+  if (!get("start").hidden) keepFocus("start-title");
 }
 
 /** Fetch the labels of the index and some of its images, unless they are at hand. */
@@ -79,6 +79,6 @@ export function installStart() {
   health.listen(needIndex);
   get("shuffle").addEventListener("click", () => void loadIndex());
   onPlainClick(get("home"), () => {
-    if (!isEmpty(search.value)) go(emptySearch());
+    if (get("start").hidden) go(emptySearch());
   });
 }

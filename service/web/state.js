@@ -3,6 +3,7 @@
  * What the page knows. Whoever shows a value listens to it; nobody has to be told by name.
  *
  * @import { Health, IndexedImage, Label } from "./api.js"
+ * @import { Pair } from "./search.js"
  */
 
 import { ProblemError, imagePath, request } from "./api.js";
@@ -56,6 +57,9 @@ class Observable {
 
 /** The search that the address holds. */
 export const search = new Observable(emptySearch());
+
+/** The pair of images that is compared; null while searching. */
+export const pair = new Observable(/** @type {Pair | null} */ (null));
 
 /** The last answer of `/health`. */
 export const health = new Observable(/** @type {Health | null} */ (null));

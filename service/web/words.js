@@ -24,6 +24,16 @@ export function readable(id) {
   });
 }
 
+/**
+ * An image of which only the id is known yet.
+ *
+ * @param {string} id
+ * @returns {import("./api.js").IndexedImage}
+ */
+export function unlabelled(id) {
+  return { id, label: null, thumbnail: null };
+}
+
 /** @param {{id: string, label: string | null}} image */
 export function titleOf({ id, label }) {
   return label ?? readable(id);
@@ -39,6 +49,18 @@ export function percent(share) {
   // An estimate is never certain.
   if (share > 0.99) return "> 99 %";
   return share < 0.01 ? "< 1 %" : `${Math.round(100 * share)} %`;
+}
+
+/**
+ * A share that is counted, of which small ones and large ones matter.
+ *
+ * @param {number} part 0 to 1
+ */
+export function share(part) {
+  if (part < 0.0001) return "< 0.01 %";
+  if (part > 0.9999) return "> 99.99 %";
+  const digits = Math.min(part, 1 - part) < 0.01 ? 2 : Math.min(part, 1 - part) < 0.1 ? 1 : 0;
+  return `${(100 * part).toFixed(digits)} %`;
 }
 
 /** @param {string} text */
