@@ -9,7 +9,7 @@ SOURCE ?= auto
 PYTEST = $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 TSC := npx --yes --package typescript@5.9.3 tsc
 
-.PHONY: run test quick test-docker check bench setup clean
+.PHONY: run test quick matrix lock test-docker check bench setup clean
 
 # The shell takes the name from here as it is, with spaces, quotes and all.
 run: export WORKER_SOURCE := $(value SOURCE)
@@ -30,6 +30,14 @@ test: setup  ## run all tests
 
 quick: setup  ## run the tests that need a second or less each
 	$(PYTEST) -m "not docker and not slow"
+
+matrix: setup  ## run the quick tests with each supported Python that is installed
+	$(BIN)/nox -- -m "not docker and not slow"
+
+lock: setup  ## write the lock file anew, with what pyproject.toml asks for and the versions it had
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --extra dev --extra gpu --extra bench \
+	  pyproject.toml client/pyproject.toml --output-file requirements.lock
 
 test-docker: setup  ## build the images and test them on a Docker engine
 	$(BIN)/python -m pytest -m docker
@@ -52,7 +60,7 @@ bench: setup  ## measure speed and memory, as ratios of one run
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.lock pyproject.toml client/pyproject.toml
+$(VENV)/.installed: requirements.lock pyproject.toml client/pyproject.toml VERSION
 	@$(or $(PYTHON),false) -c '$(SUPPORTED)' || \
 	  { echo "error: Python 3.11, 3.12 or 3.13 is needed; set PYTHON=path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

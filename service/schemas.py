@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
+from image_search import __version__
 from image_search.manifest import ModelSpec
 from image_search.values import DIMENSION, MAX_ID_LENGTH, MetadataValue, Metric
 from service.problems import Problem
@@ -539,8 +540,10 @@ class HealthResponse(BaseModel):
         datetime,
         Field(description="When the index was created.", examples=["2026-11-23T21:33:42Z"]),
     ]
-    created_by: Annotated[str, Field(description="By what.", examples=["image-search 0.1.0"])]
-    version: Annotated[str, Field(description="Version of this service.", examples=["0.1.0"])]
+    created_by: Annotated[
+        str, Field(description="By what.", examples=[f"image-search {__version__}"])
+    ]
+    version: Annotated[str, Field(description="Version of this service.", examples=[__version__])]
 
 
 QUERY_EXAMPLES: Final[dict[str, Any]] = {

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 import yaml
 
+from image_search import __version__
 from tests.support import ROOT
 from tests.support.pinecone import API_KEY, PineconeEmulator
 from tests.support.servers import find_free_port
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.docker
 LIMIT = 6000
 ARCHIVE = "/import/cifar-10-binary.tar.gz"
 QUERY = (ROOT / "examples" / "boat.png").read_bytes()
-API, WORKER = "image-search-api:0.1.0", "image-search-worker:0.1.0"
+API, WORKER = f"image-search-api:{__version__}", f"image-search-worker:{__version__}"
 SERVICES = ("api", "worker", "gateway")
 
 

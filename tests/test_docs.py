@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import yaml
@@ -43,6 +44,16 @@ def test_compose_hands_all_settings_on_but_those_of_the_container_itself() -> No
     settings = [variable(name) for name in Settings.model_fields if name not in own]
     for service in ("api", "worker"):
         assert services[service]["environment"] == [*settings, "PINECONE_API_KEY"]
+
+
+def test_all_name_the_one_version() -> None:
+    [stated] = (ROOT / "VERSION").read_text().split()
+    for distribution in ("image-search", "image-search-client"):
+        assert version(distribution) == stated
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for service in services.values():
+        assert service["image"].endswith(f":{stated}")
+    assert set(re.findall(r"image-search (\d+\.\d+\.\d+)", README)) == {stated}
 
 
 def test_every_setting_has_a_default_that_is_valid() -> None:

@@ -1,0 +1,14 @@
+"""The tests with each supported Python that is installed: make matrix."""
+
+import nox
+
+# Those that are not installed are named, and skipped.
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_existing_virtualenvs = True
+
+
+@nox.session(python=["3.11", "3.12", "3.13"], venv_backend="venv")
+def tests(session: nox.Session) -> None:
+    """Run pytest; options after -- are its."""
+    session.install("-c", "requirements.lock", "-e", ".[dev]", "-e", "./client")
+    session.run("python", "-m", "pytest", *session.posargs)
