@@ -195,3 +195,16 @@ def test_another_label_costs_no_embedding(
         assert record.label == before[id_].label
         assert record.thumbnail == before[id_].thumbnail
         assert (record.embedding == before[id_].embedding).all()
+
+
+def test_one_image_goes_to_the_others_of_its_folder(run: Run, tmp_path: Path) -> None:
+    first = album(tmp_path / "2023" / "holiday", 1, 2, 3)
+    second = album(tmp_path / "2024" / "holiday", 1)
+    assert run(first).embedded == 3
+    assert run(first / "IMG_1.png").unchanged == 1
+    # The same picture in another folder is another image.
+    assert run(second / "IMG_0.png").embedded == 1
+    album(second, 5, 6, start=1)
+    assert (run(second).embedded, run(second).unchanged) == (2, 3)
+    assert run(first).unchanged == 3
+    assert len(run.ids()) == 6

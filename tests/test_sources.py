@@ -1,23 +1,29 @@
 """Sources of images: CIFAR-10's binary layout, folders, archives, the sample."""
 
 import hashlib
+import io
 import os
+import pickle
+import random
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from image_search.errors import DownloadError, ImageError, SourceError
 from tests.support.images import draw
+from worker.ingest import digest
 from worker.sources import Item, Source, Split, open_source, sample
 from worker.sources.skipped import Kind
 
@@ -144,6 +150,160 @@ def test_cifar10_that_cannot_be_downloaded(tmp_path: Path) -> None:
         open_source("cifar10", split="train", data_dir=tmp_path)
 
 
+class Python2Pickler(pickle._Pickler):
+    """Writes strings as Python 2 does, in which the dataset was made."""
+
+    dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, value: bytes) -> None:
+        if len(value) < 256:
+            self.write(pickle.SHORT_BINSTRING + bytes([len(value)]) + value)  # type: ignore[attr-defined]
+        else:
+            self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)  # type: ignore[attr-defined]
+        self.memoize(value)  # type: ignore[attr-defined]
+
+    dispatch[bytes] = save_bytes
+
+
+def python2(value: object) -> bytes:
+    out = io.BytesIO()
+    Python2Pickler(out, 2).dump(value)
+    return out.getvalue()
+
+
+PICKLERS: Final[dict[str, Callable[[object], bytes]]] = {
+    "Python 2": python2,
+    **{f"protocol {n}": partial(pickle.dumps, protocol=n) for n in (2, 3, 4, 5)},
+}
+
+
+def python_version(
+    folder: Path, records: list[tuple[int, np.ndarray]], dumps: Callable[[object], bytes]
+) -> Path:
+    """The same records as in the binary version."""
+    folder.mkdir(parents=True)
+    (folder / "batches.meta").write_bytes(
+        dumps({b"label_names": [label.encode() for label in LABELS], b"num_vis": 3072})
+    )
+    for n, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        part = records[2 * n : 2 * n + 2]
+        planes = np.array([np.frombuffer(record(*r)[1:], np.uint8) for r in part])
+        batch = {
+            b"batch_label": b"a batch",
+            b"labels": [label for label, _ in part],
+            b"data": planes,
+            b"filenames": [b"a.png", b"b.png"],
+        }
+        (folder / name).write_bytes(dumps(batch))
+    (folder / "readme.html").write_text("<html>")
+    return folder
+
+
+@pytest.mark.parametrize("pickler", PICKLERS)
+@pytest.mark.parametrize("kind", ["folder", "tar.gz", "folder around"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_cifar10_of_python_is_the_same(
+    cifar10: tuple[Path, Any], tmp_path: Path, pickler: str, kind: str, split: Split
+) -> None:
+    binary, records = cifar10
+    around = tmp_path / "datasets"
+    path = python_version(around / "cifar-10-batches-py", records, PICKLERS[pickler])
+    if kind == "tar.gz":
+        path = pack(path, "tar.gz", wrapped=True)
+    elif kind == "folder around":
+        path = around
+    source, expected = opened(path, split), opened(binary, split)
+    assert (source.name, source.total) == (expected.name, expected.total)
+    for item, other in zip(source.items(), expected.items(), strict=True):
+        assert (item.id, item.label, item.metadata) == (other.id, other.label, other.metadata)
+        assert isinstance(item.content, np.ndarray)
+        assert isinstance(other.content, np.ndarray)
+        assert digest(item.content) == digest(other.content)
+
+
+class Hostile:
+    def __init__(self, call: Callable[..., object], *arguments: object) -> None:
+        self._reduced = call, arguments
+
+    def __reduce__(self) -> Any:
+        return self._reduced
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_runs_nothing(cifar10: tuple[Path, Any], tmp_path: Path, protocol: int) -> None:
+    path = python_version(tmp_path / "cifar-10-batches-py", cifar10[1], python2)
+    proof = tmp_path / "it ran"
+    for hostile in (
+        Hostile(os.system, f"touch '{proof}'"),
+        Hostile(eval, f"open({str(proof)!r}, 'w')"),
+        Hostile(np.load, str(proof)),
+        Hostile(getattr, "text", "upper"),
+        np.array([Hostile(os.mkdir, str(proof))], object),
+        np.float64(1),
+    ):
+        batch = {b"labels": [0, 0], b"data": hostile}
+        (path / "data_batch_1").write_bytes(pickle.dumps(batch, protocol))
+        with pytest.raises(SourceError, match="data_batch_1 is no batch"):
+            opened(path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        b"",
+        b"no pickle",
+        python2([]),
+        python2({b"labels": [1]}),
+        python2({b"labels": [1], b"data": b"bytes"}),
+        python2({b"labels": [1], b"data": np.zeros((1, 3072), np.float32)}),
+        python2({b"labels": [1], b"data": np.zeros((2, 3072), np.uint8)}),
+        python2({b"labels": [1], b"data": np.zeros((1, 3071), np.uint8)}),
+        python2({b"labels": [], b"data": np.zeros((0, 3072), np.uint8)}),
+        python2({b"labels": [999], b"data": np.zeros((1, 3072), np.uint8)}),
+        python2({b"labels": [77], b"data": np.zeros((1, 3072), np.uint8)}),
+    ],
+)
+def test_damaged_cifar10_of_python(cifar10: tuple[Path, Any], tmp_path: Path, batch: bytes) -> None:
+    path = python_version(tmp_path / "py", cifar10[1], python2)
+    (path / "data_batch_2").write_bytes(batch)
+    with pytest.raises(SourceError, match=r"data_batch_2 is no batch|label has no name"):
+        opened(path)
+    (path / "data_batch_2").unlink()
+    with pytest.raises(SourceError, match="Python layout: data_batch_2 missing"):
+        opened(path)
+
+
+def test_cut_pickles(cifar10: tuple[Path, Any], tmp_path: Path) -> None:
+    path = python_version(tmp_path / "py", cifar10[1], python2)
+    whole = (path / "data_batch_1").read_bytes()
+    rng = random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(whole[: rng.randrange(len(whole))])
+        for _ in range(rng.randrange(3)):
+            damaged[rng.randrange(len(damaged) + 1) : 0] = rng.randbytes(1)
+        (path / "data_batch_1").write_bytes(damaged)
+        with suppress(SourceError):
+            assert opened(path).total == 10
+
+
+# --- one image ---
+
+
+@pytest.mark.parametrize("name", ["a.png", "without suffix", "photo.jpg?size=large"])
+def test_one_image_has_the_id_that_it_has_in_its_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "pics"
+    folder.mkdir()
+    Image.new("L", (3, 3)).save(folder / name, "PNG")
+    expected = by_id(opened(folder))
+    assert by_id(opened(folder / name)) == expected
+    (tmp_path / "link").symlink_to(folder / name)
+    assert by_id(opened(tmp_path / "link")) == expected
+    source = opened(folder / name)
+    assert source.name == str(folder / name)
+    assert source.origin == opened(folder).origin
+
+
 # --- folders and archives ---
 
 # What a folder holds: by file, the id and the label.
@@ -263,7 +423,7 @@ def test_source_that_does_not_exist(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("pics.png", b"\x89PNG", "neither a folder nor"),
+        ("pics.pdf", b"%PDF", "neither a folder nor"),
         ("pics.rar", b"Rar!", "neither a folder nor"),
         ("pics.zip", b"not a zip", "damaged"),
         ("pics.zip", b"", "damaged"),

@@ -102,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         default="auto",
         metavar="SOURCE",
-        help="cifar10 (downloaded), sample (drawn), a folder, zip or tar of images, flat or with "
-        "one sub-folder a label, or CIFAR-10's binary archive; auto, the default, is cifar10 "
+        help="cifar10 (downloaded), sample (drawn), an image, a folder, zip or tar of images, flat "
+        "or with one sub-folder a label, or CIFAR-10 in any version; auto, the default, is cifar10 "
         "where it can be had and sample otherwise; docs/sources.md lists them",
     )
     _add_source_options(

@@ -5,7 +5,9 @@ for each name where its source is, so that another of the same name gets another
 """
 
 import hashlib
+import os
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
 from image_search.errors import ImageError
@@ -41,7 +43,7 @@ def named_in(index: VectorIndex, source: Source) -> Source:
         names.append(origin.name)
     for name in names:
         candidate = origin.named(name)
-        if _is_in(index, candidate):
+        if not _are_two(places.get(name, ""), origin.place) and _is_in(index, candidate):
             return candidate
     short = hashlib.sha256(origin.place.encode()).hexdigest()[:_DIGITS]
     return origin.named(f"{origin.name}~{short}")
@@ -54,6 +56,12 @@ def remember(index: VectorIndex, source: Source) -> None:
     places = index.load_sources()
     if places.get(source.origin.name) != source.origin.place:
         index.save_sources({**places, source.origin.name: source.origin.place})
+
+
+def _are_two(place: str, other: str) -> bool:
+    """Whether both are there, of one kind, so that neither is what became of the other."""
+    kinds = [Path(one).suffix if os.path.isfile(one) else "" for one in (place, other)]
+    return os.path.exists(place) and kinds[0] == kinds[1]
 
 
 def _is_in(index: VectorIndex, source: Source) -> bool:

@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR-10, a folder, a zip or tar archive, or the drawn sample.
+"""Where images come from: CIFAR-10, files, folders, archives, or the drawn sample.
 
 A source yields its items in the same order and with the same ids every time.
 """
@@ -8,14 +8,9 @@ from pathlib import Path
 
 from image_search.errors import SourceError
 from worker.sources.archive import TAR_SUFFIXES, ZIP_SUFFIXES, open_tar, open_zip
-from worker.sources.cifar10 import (
-    download_cifar10,
-    is_cifar10_archive,
-    is_cifar10_folder,
-    open_cifar10,
-)
+from worker.sources.cifar10 import download_cifar10, find_cifar10, open_cifar10
 from worker.sources.files import Choice
-from worker.sources.folder import open_folder
+from worker.sources.folder import is_image, open_folder, open_image_file
 from worker.sources.labels import LABEL_FROM, LabelFrom
 from worker.sources.names import printable
 from worker.sources.sample import open_sample
@@ -55,13 +50,17 @@ def open_source(
                 "zip or tar"
             )
         if path.is_dir():
-            if is_cifar10_folder(path):
-                return open_cifar10(path, dataset_split)
+            if (cifar10 := find_cifar10(path)) is not None:
+                return open_cifar10(cifar10, dataset_split)
             return open_folder(path, choice)
         if path.name.lower().endswith(ZIP_SUFFIXES):
             return open_zip(path, choice)
         if path.name.lower().endswith(TAR_SUFFIXES):
-            if is_cifar10_archive(path):
+            if find_cifar10(path) is not None:
                 return open_cifar10(path, dataset_split)
             return open_tar(path, choice)
-    raise SourceError(f"{printable(source)} is neither a folder nor a zip or tar archive")
+        if path.is_file() and is_image(path):
+            return open_image_file(path, choice)
+    raise SourceError(
+        f"{printable(source)} is neither a folder nor a zip or tar archive, and no image"
+    )

@@ -146,9 +146,10 @@ def open_files(
     chosen: Chosen,
     read: Callable[[set[str]], Iterator[tuple[str, bytes | ImageError]]],
     choice: Choice,
+    title: str = "",
 ) -> Source:
     """Image files by their names inside a folder or archive; ids begin with `own_name`."""
-    title = printable(as_text(str(path)))
+    title = title or printable(as_text(str(path)))
     if not chosen.files:
         left_out = "".join(f"\n{line}" for line in chosen.skipped.lines())
         raise SourceError(

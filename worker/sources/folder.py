@@ -17,6 +17,7 @@ from worker.sources.files import (
     open_files,
     read_bounded,
 )
+from worker.sources.names import as_text, printable
 from worker.sources.skipped import Kind
 from worker.sources.source import Source
 
@@ -33,6 +34,27 @@ def open_folder(path: Path, choice: Choice) -> Source:
             yield key, read_bounded(partial(_open, path / key))
 
     return open_files(path, path.resolve().name, chosen, read, choice)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image, by its name or its content."""
+    chosen = Chosen()
+    chosen.add(File(path.name, path.name.lstrip(".")), partial(_start, path))
+    return bool(chosen.files)
+
+
+def open_image_file(path: Path, choice: Choice) -> Source:
+    """One image file: it has the id that it has in its folder, and no label."""
+    file = path.resolve()
+    chosen = Chosen()
+    chosen.files.append(File(file.name, file.name))
+
+    def read(keys: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
+        for key in keys:
+            yield key, read_bounded(partial(_open, file.parent / key))
+
+    title = printable(as_text(str(path)))
+    return open_files(file.parent, file.parent.name, chosen, read, choice, title)
 
 
 class _Walk:
