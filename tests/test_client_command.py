@@ -150,6 +150,19 @@ def test_ids_are_printed_as_names(
     assert Run(capsys, "delete", id_).code == 0
 
 
+def test_a_label_that_no_image_has_is_named(
+    picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(capsys, "query", picture, "--label", KIND.upper()[:-1], "--label", "zebra")
+    assert (run.code, run.out) == (0, "no matches\n")
+    assert run.err.splitlines() == [
+        f"image-search: no image has the label {KIND.upper()[:-1]!r}: did you mean {KIND!r}?",
+        "image-search: no image has the label 'zebra'",
+    ]
+    run = Run(capsys, "query", picture, "--label", KIND, "--min-score", "2")
+    assert (run.code, run.out, run.err) == (0, "no matches\n", "")
+
+
 def test_two_pictures_are_compared(
     picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

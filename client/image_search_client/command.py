@@ -5,9 +5,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
 from image_search_client import terminal, threads
@@ -227,8 +228,10 @@ def _query(client: Client, arguments: Arguments) -> int:
             return exc
 
     status = 0
+    nothing = False
     outcomes = threads.map_ordered(outcome, asked, _CONCURRENCY)
     for number, (query, found) in enumerate(zip(asked, outcomes, strict=True)):
+        nothing = nothing or (isinstance(found, SearchResult) and not found)
         if not isinstance(found, SearchResult):
             status = _fail(f"{query.name}: {_reason(found)}", EXIT_INCOMPLETE)
         if arguments.json:
@@ -237,7 +240,21 @@ def _query(client: Client, arguments: Arguments) -> int:
             if len(asked) > 1:
                 print(("\n" if number else "") + terminal.printable(query.name))
             _print_matches(found, protocol)
+    if nothing and arguments.label:
+        _name_unknown(arguments.label, client.labels())
     return status
+
+
+def _name_unknown(wanted: Sequence[str], labels: Iterable[str]) -> None:
+    """Labels that no image has are no error: there may be some tomorrow."""
+    known = {label.casefold(): label for label in labels}
+    for label in wanted:
+        if label in known.values():
+            continue
+        meant = get_close_matches(label.casefold(), known, n=1)
+        question = f": did you mean {known[meant[0]]!r}?" if meant else ""
+        message = f"image-search: no image has the label {label!r}{question}"
+        print(terminal.printable(message), file=sys.stderr)
 
 
 def _print_matches(result: SearchResult, protocol: terminal.Protocol | None) -> None:
