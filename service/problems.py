@@ -126,6 +126,11 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
         HTTPStatus.SERVICE_UNAVAILABLE,
         "the model could not be run: try again in a few seconds",
     ),
+    # The gateway answers with this one, when none of its services does.
+    "service_unavailable": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "no service is up: try again in a few seconds",
+    ),
 }
 _CODE_OF: Final[dict[type[ImageSearchError], str]] = {
     NotAnImageError: "not_an_image",

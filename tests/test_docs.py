@@ -65,6 +65,16 @@ def test_every_code_of_a_problem_is_named() -> None:
         assert f"`{code}`" in README
 
 
+def test_the_gateway_answers_with_a_code_that_is_known() -> None:
+    config = (ROOT / "gateway" / "haproxy.cfg").read_text()
+    answers = re.findall(r"^    http-error status (\d+) .* string (\".*\")$", config, re.MULTILINE)
+    assert len(answers) >= 3
+    for status, text in answers:
+        problem = json.loads(json.loads(text))
+        assert problems.Problem(**problem).status == int(status)
+        assert problem["code"] in problems.CODES
+
+
 def test_every_route_is_named() -> None:
     app = create_app(load_settings())
     for path in app.openapi()["paths"]:
