@@ -1,18 +1,115 @@
-"""Answers as JSON, without the time that their validation would take."""
+"""Answers as JSON, without the time that their validation would take; schemas.py declares them."""
 
 import base64
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import orjson
 from fastapi import Response
 
+from image_search.calibration import Calibration
+from image_search.errors import ImageSearchError
+from image_search.index import Match, Record
+from image_search.values import Embeddings
+from service import problems
+from service.loaded_index import LoadedIndex
+from service.pipeline import SearchResult, Timing
 
-def json_response(answer: Any, status: int = 200) -> Response:
+
+def search(loaded: LoadedIndex, result: SearchResult, *, thumbnails: bool) -> Response:
+    """A `SearchResponse`."""
+    return _made_with(
+        loaded,
+        result.timing,
+        {"matches": _matches(loaded.calibration, result.matches, thumbnails=thumbnails)},
+    )
+
+
+def batch(
+    loaded: LoadedIndex,
+    results: Sequence[tuple[str | None, SearchResult | ImageSearchError]],
+    timing: Timing,
+    *,
+    thumbnails: bool,
+) -> Response:
+    """A `BatchResponse`, of file names and what each image found; `timing` of the slowest."""
+
+    def one(filename: str | None, found: SearchResult | ImageSearchError) -> dict[str, Any]:
+        if isinstance(found, SearchResult):
+            matches = _matches(loaded.calibration, found.matches, thumbnails=thumbnails)
+            return {"filename": filename, "matches": matches, "problem": None}
+        problem = problems.problem_of(found).model_dump()
+        return {"filename": filename, "matches": [], "problem": problem}
+
+    return _made_with(loaded, timing, {"results": [one(*result) for result in results]})
+
+
+def embedding(loaded: LoadedIndex, embedding: Embeddings, timing: Timing) -> Response:
+    """An `EmbeddingResponse` for float32 [512]."""
+    return _made_with(loaded, timing, {"embedding": embedding})
+
+
+def comparison(loaded: LoadedIndex, score: float, timing: Timing) -> Response:
+    """A `ComparisonResponse`."""
+    pairs = loaded.calibration.pairs if loaded.calibration else None
+    return _made_with(
+        loaded,
+        timing,
+        {
+            "score": score,
+            "share_of_same_kind_above": pairs and pairs.share_of_same_kind_above(score),
+            "share_of_different_kinds_above": pairs and pairs.share_of_different_kinds_above(score),
+        },
+    )
+
+
+def image(record: Record, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    """An `ImageResponse`."""
+    return _json({**_listed(record), "thumbnail": _data_uri(record.thumbnail)}, status)
+
+
+def page(records: Iterable[Record], cursor: str) -> Response:
+    """A `PageResponse`."""
+    return _json({"images": list(map(_listed, records)), "cursor": cursor or None})
+
+
+def labels(counts: Mapping[str, int | None]) -> Response:
+    """A `LabelsResponse`."""
+    return _json({"labels": [{"label": label, "count": counts[label]} for label in counts]})
+
+
+def _made_with(loaded: LoadedIndex, timing: Timing, answer: dict[str, Any]) -> Response:
+    """An answer with the model that it was made with, and where the time went."""
+    model = loaded.index.manifest.model.model_dump()
+    return _json({**answer, "model": model, "took_ms": timing.milliseconds()})
+
+
+def _matches(
+    calibration: Calibration | None, matches: Iterable[Match], *, thumbnails: bool
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": match.id,
+            "label": match.label,
+            "score": match.score,
+            "confidence": calibration.confidence(match.score) if calibration else None,
+            "thumbnail": _data_uri(match.thumbnail) if thumbnails else None,
+            "metadata": dict(match.metadata),
+        }
+        for match in matches
+    ]
+
+
+def _listed(record: Record) -> dict[str, Any]:
+    return {"id": record.id, "label": record.label, "metadata": dict(record.metadata)}
+
+
+def _data_uri(jpeg: bytes) -> str | None:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else None
+
+
+def _json(answer: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
     """NumPy arrays become lists."""
     content = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(content, status, media_type="application/json")
-
-
-def data_uri(jpeg: bytes) -> str | None:
-    """A JPEG as a data URI; None for none."""
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else None

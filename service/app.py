@@ -9,12 +9,12 @@ from fastapi_offline import FastAPIOffline
 from image_search import __version__
 from image_search.settings import Settings
 from service import openapi, page, problems
+from service.admission import MAX_REQUESTS, Admission
+from service.follower import IndexFollower
 from service.keys import Keys
 from service.metrics import CountRequests, Metrics
 from service.routes import images, operation, search
-from service.searcher import Searcher
 from service.state import State
-from service.uploads import MAX_REQUESTS, Admission
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -27,18 +27,18 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        searcher = app.state.searcher = Searcher(settings, counters)
-        searcher.start()
+        follower = app.state.follower = IndexFollower(settings, counters)
+        follower.start()
         try:
             yield State(
-                searcher=searcher,
+                follower=follower,
                 settings=settings,
                 metrics=counters,
                 admission=Admission(MAX_REQUESTS),
                 keys=keys,
             )
         finally:
-            searcher.close()
+            follower.close()
 
     app: FastAPI = FastAPIOffline(
         redoc_url=None,

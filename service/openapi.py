@@ -7,9 +7,9 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from image_search.errors import ImageSearchError
+from service.follower import IndexFollower
 from service.keys import HEADER, Keys
 from service.schemas import EXAMPLE_ID
-from service.searcher import Searcher
 
 DESCRIPTION: Final = (
     "Upload a picture, or name one of the index, and get the most similar images.\n\n"
@@ -88,11 +88,11 @@ def _fill_in(document: dict[str, Any]) -> None:
 
 
 def _first_id(app: FastAPI) -> str | None:
-    searcher: Searcher | None = getattr(app.state, "searcher", None)
-    if searcher is None:  # the application does not run
+    follower: IndexFollower | None = getattr(app.state, "follower", None)
+    if follower is None:  # the application does not run
         return None
     try:
-        ids = searcher.engine().index.list_ids(limit=1).ids
+        ids = follower.loaded().index.list_ids(limit=1).ids
     except ImageSearchError:
         return None
     return ids[0] if ids else None

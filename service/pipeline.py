@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,16 +16,16 @@ from typing import Any, BinaryIO, Final, TypeVar
 import numpy as np
 
 from image_search import images
-from image_search.calibration import Calibration
 from image_search.decoding import Decoder, is_plain
-from image_search.embedding import Embedder, min_side
+from image_search.embedding import min_side
 from image_search.errors import ImageSearchError, RecordError
-from image_search.filters import Filter
-from image_search.index import Match, VectorIndex, check_embedding
+from image_search.index import Match, check_embedding
 from image_search.values import Embeddings, Pixels
 from service.batching import Stage
 from service.errors import EngineFailedError
+from service.loaded_index import LoadedIndex
 from service.metrics import STAGES, Metrics
+from service.selection import Selection
 
 _log = logging.getLogger(__name__)
 
@@ -34,15 +34,6 @@ _DECODE_THREADS: Final = 2
 # Each has a process, so that two costly images take at most the memory that two may take.
 _COSTLY_DECODE_THREADS: Final = 2
 _STORE_THREADS: Final = 2
-
-
-@dataclass(frozen=True, eq=False)
-class Engine:
-    """A model, the index that was built with it, and what makes confidences of its scores."""
-
-    index: VectorIndex
-    embedder: Embedder
-    calibration: Calibration | None
 
 
 class Timing:
@@ -76,37 +67,59 @@ class EmbeddedImage:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Matches, best first, and the embedding, float32 [512], that they are similar to."""
+    """Matches, best first."""
 
     matches: list[Match]
-    embedding: Embeddings
     timing: Timing
 
 
 @dataclass(eq=False)
-class _Job:
-    engine: Engine
-    timing: Timing
-    file: BinaryIO | None = None
+class _ImageJob:
+    """An image that is to be embedded; unless more is asked for, its embedding is the answer."""
+
+    loaded: LoadedIndex
+    file: BinaryIO
+    # Whether its hash and thumbnail are wanted.
     for_record: bool = False
-    top_k: int = 0  # 0: the embedding is all that is asked for
-    filter: Filter | None = None
     # Cancelled when nobody waits for it any more.
     future: "Future[Any]" = field(default_factory=Future)
+    timing: Timing = field(default_factory=Timing)
     sha256: str = ""
     thumbnail: bytes = b""
     pixels: Pixels = field(init=False)
     embedding: Embeddings = field(init=False)
 
 
+@dataclass(eq=False, kw_only=True)
+class _SearchJob(_ImageJob):
+    """An image whose matches are the answer."""
+
+    selection: Selection
+
+
+@dataclass(eq=False)
+class _QueryJob:
+    """An embedding, float32 [512], whose matches are the answer."""
+
+    loaded: LoadedIndex
+    embedding: Embeddings
+    selection: Selection
+    timing: Timing
+    future: "Future[Any]" = field(default_factory=Future)
+
+
+_Job = _ImageJob | _QueryJob
+Job = TypeVar("Job", bound=_Job)
+
+
 class Pipeline:
     """The threads that search: two and two that decode, one that embeds, two that query.
 
-    `engine_failed` is called with the engines of a batch that failed, before it is answered.
+    `engine_failed` is called with the indexes whose model failed, before that is answered.
     """
 
     def __init__(
-        self, max_pixels: int, metrics: Metrics, engine_failed: Callable[[set[Engine]], None]
+        self, max_pixels: int, metrics: Metrics, engine_failed: Callable[[set[LoadedIndex]], None]
     ) -> None:
         self._decoder = Decoder(max_pixels, processes=_COSTLY_DECODE_THREADS)
         self._metrics = metrics
@@ -156,53 +169,43 @@ class Pipeline:
         return len(self._embedding)
 
     async def search(
-        self,
-        engine: Engine,
-        file: BinaryIO,
-        top_k: int,
-        filter: Filter | None,  # noqa: A002
+        self, loaded: LoadedIndex, file: BinaryIO, selection: Selection
     ) -> SearchResult:
-        """The `top_k` images of the index most similar to the image in `file`.
+        """The images of the index that are similar to the image in `file`, as `selection` asks.
 
         A search that is cancelled costs nothing from the next stage on. Raises NotAnImageError,
         ImageTooLargeError, ImageTooCostlyError, RecordError, StoreError or EngineFailedError.
         """
-        job = _Job(engine, Timing(), file, top_k=top_k, filter=filter)
+        job = _SearchJob(loaded, file, selection=selection)
         self._decoding.put([job])
         result: SearchResult = await asyncio.wrap_future(job.future)
         return result
 
     async def embed(
-        self, engine: Engine, file: BinaryIO, *, for_record: bool = False
+        self, loaded: LoadedIndex, file: BinaryIO, *, for_record: bool = False
     ) -> EmbeddedImage:
         """The embedding of the image in `file`; `for_record` its hash and thumbnail, too.
 
         Raises what `search` raises.
         """
-        job = _Job(engine, Timing(), file, for_record=for_record)
+        job = _ImageJob(loaded, file, for_record)
         self._decoding.put([job])
         embedded: EmbeddedImage = await asyncio.wrap_future(job.future)
         return embedded
 
     async def query(
-        self,
-        engine: Engine,
-        embedding: Embeddings,
-        top_k: int,
-        filter: Filter | None,  # noqa: A002
-        timing: Timing,
+        self, loaded: LoadedIndex, embedding: Embeddings, selection: Selection, timing: Timing
     ) -> SearchResult:
-        """The `top_k` images of the index most similar to float32 [512]; goes on with `timing`.
+        """The images of the index that are similar to float32 [512]; goes on with `timing`.
 
         Raises RecordError or StoreError.
         """
-        job = _Job(engine, timing, top_k=top_k, filter=filter)
-        job.embedding = embedding
+        job = _QueryJob(loaded, embedding, selection, timing)
         self._querying.put([job])
         result: SearchResult = await asyncio.wrap_future(job.future)
         return result
 
-    def _decode(self, jobs: list[_Job]) -> None:
+    def _decode(self, jobs: list[_ImageJob]) -> None:
         for job in _wanted(jobs):
             started = time.perf_counter()
             content = _content(job)
@@ -211,53 +214,69 @@ class Pipeline:
             else:
                 self._costly_decoding.put([job])
 
-    def _decode_costly(self, jobs: list[_Job]) -> None:
+    def _decode_costly(self, jobs: list[_ImageJob]) -> None:
         for job in _wanted(jobs):
             started = time.perf_counter()
             self._decode_to_pixels(job, _content(job), started)
 
-    def _decode_to_pixels(self, job: _Job, content: bytes, started: float) -> None:
+    def _decode_to_pixels(self, job: _ImageJob, content: bytes, started: float) -> None:
         image = self._decoder.decode(content, min_side=_min_side(job))
-        job.pixels = job.engine.embedder.pixels(image)
+        job.pixels = job.loaded.embedder.pixels(image)
         if job.for_record:
             job.sha256 = hashlib.sha256(content).hexdigest()
             job.thumbnail = images.thumbnail(image)
         job.timing.seconds["decode"] += time.perf_counter() - started
         self._embedding.put([job])
 
-    def _embed(self, jobs: list[_Job]) -> None:
+    def _embed(self, jobs: list[_ImageJob]) -> None:
         jobs = _wanted(jobs)
         # While the service changes to another index, a batch can hold queries to both.
-        for engine, group in _grouped(jobs, lambda job: job.engine).items():
+        for loaded, group in _grouped(jobs, lambda job: job.loaded).items():
             started = time.perf_counter()
-            embeddings = engine.embedder.embed([job.pixels for job in group])
+            embeddings = loaded.embedder.embed([job.pixels for job in group])
             seconds = time.perf_counter() - started
             self._metrics.batch_size.observe(len(group))
             for job, embedding in zip(group, embeddings, strict=True):
                 job.embedding = embedding
                 job.timing.seconds["embed"] += seconds
-        valid = _valid(jobs)
-        for job in valid:
-            if not job.top_k:
+        queries = []
+        for job in _valid(jobs):
+            if isinstance(job, _SearchJob):
+                queries.append(
+                    _QueryJob(job.loaded, job.embedding, job.selection, job.timing, job.future)
+                )
+            else:
                 self._answer(
                     job, EmbeddedImage(job.embedding, job.sha256, job.thumbnail, job.timing)
                 )
-        self._querying.put([job for job in valid if job.top_k])
+        self._querying.put(queries)
 
-    def _query(self, jobs: list[_Job]) -> None:
-        groups = _grouped(_wanted(jobs), lambda job: (job.engine, job.top_k, job.filter))
-        for (engine, top_k, filter_), group in groups.items():
+    def _query(self, jobs: list[_QueryJob]) -> None:
+        groups = _grouped(
+            _wanted(jobs), lambda job: (job.loaded, job.selection.candidates, job.selection.filter)
+        )
+        for (loaded, candidates, filter_), group in groups.items():
             started = time.perf_counter()
             embeddings = np.stack([job.embedding for job in group])
             try:
-                results = engine.index.query_many(embeddings, top_k, filter_)
+                results = loaded.index.query_many(embeddings, candidates, filter_)
             except ImageSearchError as exc:
                 _fail(group, exc)
                 continue
             seconds = time.perf_counter() - started
             for job, matches in zip(group, results, strict=True):
                 job.timing.seconds["search"] += seconds
-                self._answer(job, SearchResult(matches, job.embedding, job.timing))
+                self._choose(job, matches)
+
+    def _choose(self, job: _QueryJob, matches: list[Match]) -> None:
+        started = time.perf_counter()
+        try:
+            chosen = job.selection.choose(job.loaded, job.embedding, matches)
+        except ImageSearchError as exc:
+            _fail([job], exc)
+            return
+        job.timing.seconds["search"] += time.perf_counter() - started
+        self._answer(job, SearchResult(chosen, job.timing))
 
     def _answer(self, job: _Job, result: EmbeddedImage | SearchResult) -> None:
         job.timing.stop()
@@ -265,19 +284,19 @@ class Pipeline:
         with suppress(InvalidStateError):
             job.future.set_result(result)
 
-    def _fail(self, jobs: list[_Job], error: BaseException) -> None:
+    def _fail(self, jobs: Sequence[_Job], error: BaseException) -> None:
         if isinstance(error, Exception):
             _fail(jobs, error)
         else:
             self._fail_engine(jobs, error)  # the thread ends: start again
 
-    def _fail_engine(self, jobs: list[_Job], error: BaseException) -> None:
+    def _fail_engine(self, jobs: Sequence[_Job], error: BaseException) -> None:
         _log.error("the model could not be run", exc_info=error)
-        self._engine_failed({job.engine for job in jobs})
+        self._engine_failed({job.loaded for job in jobs})
         _fail(jobs, EngineFailedError("the model could not be run: try again in a few seconds"))
 
 
-def _fail(jobs: list[_Job], error: Exception) -> None:
+def _fail(jobs: Sequence[_Job], error: Exception) -> None:
     for job in jobs:
         # A new error each time: one that is raised twice collects both tracebacks.
         known = isinstance(error, ImageSearchError)
@@ -285,22 +304,21 @@ def _fail(jobs: list[_Job], error: Exception) -> None:
             job.future.set_exception(type(error)(*error.args) if known else error)
 
 
-def _content(job: _Job) -> bytes:
+def _content(job: _ImageJob) -> bytes:
     """Read only by who decodes it, so that no more uploads than threads are held as bytes."""
-    assert job.file is not None  # noqa: S101
     job.file.seek(0)
     return job.file.read()
 
 
-def _min_side(job: _Job) -> int:
-    return min_side(job.engine.embedder.model.input_size)
+def _min_side(job: _ImageJob) -> int:
+    return min_side(job.loaded.embedder.model.input_size)
 
 
-def _wanted(jobs: list[_Job]) -> list[_Job]:
+def _wanted(jobs: list[Job]) -> list[Job]:
     return [job for job in jobs if not job.future.cancelled()]
 
 
-def _valid(jobs: list[_Job]) -> list[_Job]:
+def _valid(jobs: list[_ImageJob]) -> list[_ImageJob]:
     """Those that can be searched for; an image whose embedding is zero fails alone."""
     valid = []
     for job in jobs:
@@ -316,8 +334,8 @@ def _valid(jobs: list[_Job]) -> list[_Job]:
 Key = TypeVar("Key", bound=Hashable)
 
 
-def _grouped(jobs: Iterable[_Job], key: Callable[[_Job], Key]) -> dict[Key, list[_Job]]:
-    groups: dict[Key, list[_Job]] = {}
+def _grouped(jobs: Iterable[Job], key: Callable[[Job], Key]) -> dict[Key, list[Job]]:
+    groups: dict[Key, list[Job]] = {}
     for job in jobs:
         groups.setdefault(key(job), []).append(job)
     return groups

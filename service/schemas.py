@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from image_search import __version__
+from image_search.filters import FILTER_SCHEMA, JUNCTIONS, OPERATORS
 from image_search.manifest import ModelSpec
 from image_search.values import DIMENSION, MAX_ID_LENGTH, MetadataValue, Metric
 from service.problems import Problem
@@ -51,46 +52,54 @@ Id = Annotated[
 ]
 Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
 TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="How many matches.", examples=[5])]
-MinScore = Annotated[
-    float | None,
-    Field(
-        allow_inf_nan=False,
-        description="Only matches at least this similar; with the metric euclidean, at most this "
-        "far away.",
-        examples=[0.1],
-    ),
-]
-MinConfidence = Annotated[
-    float | None,
-    Field(
-        ge=0,
-        le=1,
-        description="Only matches with at least this confidence; those without one do not pass.",
-        examples=[0],
-    ),
-]
-Thumbnails = Annotated[
-    bool, Field(description="Whether matches carry their thumbnails.", examples=[True])
-]
-Deduplicate = Annotated[
-    bool,
-    Field(
-        description="Leave out matches that are almost the same picture as the query, or as a "
-        "better match.",
-        examples=[False],
-    ),
-]
+_OPERATORS: Final = f"{', '.join((*OPERATORS, JUNCTIONS[0]))} and {JUNCTIONS[1]}"
 
 
-class SearchParameters(BaseModel):
+class SearchOptions(BaseModel):
+    """What uploads and JSON alike can ask for."""
+
+    top_k: TopK = 10
+    min_score: Annotated[
+        float | None,
+        Field(
+            allow_inf_nan=False,
+            description="Only matches at least this similar; with the metric euclidean, at most "
+            "this far away.",
+            examples=[0.1],
+        ),
+    ] = None
+    min_confidence: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Only matches with at least this confidence; those without one do not "
+            "pass.",
+            examples=[0],
+        ),
+    ] = None
+    thumbnails: Annotated[
+        bool, Field(description="Whether matches carry their thumbnails.", examples=[True])
+    ] = True
+    deduplicate: Annotated[
+        bool,
+        Field(
+            description="Leave out matches that are almost the same picture as the query, or as a "
+            "better match.",
+            examples=[False],
+        ),
+    ] = False
+
+
+class SearchParameters(SearchOptions):
     """The query string of a search with uploads."""
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: TopK = 10
-    label: Annotated[
+    labels: Annotated[
         list[Label],
         Field(
+            alias="label",
             max_length=MAX_LABELS,
             description="Only images with this label; repeat it to allow several.",
         ),
@@ -99,16 +108,11 @@ class SearchParameters(BaseModel):
         str | None,
         Field(
             description="Only images whose metadata passes this filter: a JSON object in "
-            "Pinecone's grammar, with the operators $eq, $ne, $gt, $gte, $lt, $lte, $in, $nin, "
-            "$exists, $and and $or. With `label`, both must hold.",
+            f"Pinecone's grammar, with the operators {_OPERATORS}. With `label`, both must hold.",
             examples=['{"label": {"$exists": true}}'],
             json_schema_extra={"format": "json-filter"},
         ),
     ] = None
-    min_score: MinScore = None
-    min_confidence: MinConfidence = None
-    thumbnails: Thumbnails = True
-    deduplicate: Deduplicate = False
 
 
 def _decoded(value: Any) -> Any:
@@ -125,42 +129,6 @@ def _decoded(value: Any) -> Any:
         raise ValueError(f"it is not base64: {exc}") from exc
 
 
-# The grammar of image_search.filters for readers of the document; $and and $or may hold themselves.
-_SCALAR: Final = {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]}
-_NUMBER: Final = {"type": "number"}
-_VALUES: Final = {
-    "type": "array",
-    "minItems": 1,
-    "items": {"anyOf": [{"type": "string"}, {"type": "number"}]},
-}
-_CONDITIONS: Final = {
-    "anyOf": [
-        *_SCALAR["anyOf"],
-        {
-            "type": "object",
-            "minProperties": 1,
-            "additionalProperties": False,
-            "properties": {
-                **dict.fromkeys(("$eq", "$ne"), _SCALAR),
-                **dict.fromkeys(("$gt", "$gte", "$lt", "$lte"), _NUMBER),
-                **dict.fromkeys(("$in", "$nin"), _VALUES),
-                "$exists": {"type": "boolean"},
-            },
-        },
-    ]
-}
-_FIELDS: Final = {
-    "type": "object",
-    "propertyNames": {"pattern": "^[^$]"},
-    "additionalProperties": _CONDITIONS,
-}
-_GROUP: Final = {"type": "array", "minItems": 1, "items": {**_FIELDS, "minProperties": 1}}
-_FILTER: Final = {
-    "type": "object",
-    "propertyNames": {"pattern": "^([^$]|[$](and|or)$)"},
-    "properties": {"$and": _GROUP, "$or": _GROUP},
-    "additionalProperties": _CONDITIONS,
-}
 _FORMS: Final = ("id", "image", "embedding", "url")
 _QUERY: Final[dict[str, Any]] = {
     "anyOf": [
@@ -244,7 +212,7 @@ class Example(BaseModel):
         return sum(getattr(self, name) is not None for name in _FORMS)
 
 
-class Query(Example):
+class Query(Example, SearchOptions):
     """An image or examples to search with, and which matches are wanted."""
 
     model_config = ConfigDict(
@@ -267,7 +235,6 @@ class Query(Example):
             examples=[[]],
         ),
     ] = []
-    top_k: TopK = 10
     labels: Annotated[
         list[Label],
         Field(
@@ -278,18 +245,13 @@ class Query(Example):
     ] = []
     filter: Annotated[
         dict[str, Any] | None,
-        WithJsonSchema({"anyOf": [_FILTER, {"type": "null"}]}),
+        WithJsonSchema({"anyOf": [FILTER_SCHEMA, {"type": "null"}]}),
         Field(
             description="Only images whose metadata passes this filter, in Pinecone's grammar: "
-            "the operators $eq, $ne, $gt, $gte, $lt, $lte, $in, $nin, $exists, $and and $or. "
-            "With `labels`, both must hold.",
+            f"the operators {_OPERATORS}. With `labels`, both must hold.",
             examples=[{"label": {"$exists": True}}],
         ),
     ] = None
-    min_score: MinScore = None
-    min_confidence: MinConfidence = None
-    thumbnails: Thumbnails = True
-    deduplicate: Deduplicate = False
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

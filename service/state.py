@@ -3,16 +3,16 @@
 from typing import TypedDict
 
 from image_search.settings import Settings
+from service.admission import Admission
+from service.follower import IndexFollower
 from service.keys import Keys
 from service.metrics import Metrics
-from service.searcher import Searcher
-from service.uploads import Admission
 
 
 class State(TypedDict):
     """The parts of one application."""
 
-    searcher: Searcher
+    follower: IndexFollower
     settings: Settings
     metrics: Metrics
     admission: Admission

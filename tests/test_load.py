@@ -27,12 +27,12 @@ from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from image_search.stores.embedded.index import EmbeddedIndex
 from image_search.values import LABEL_FIELD, Embeddings, Pixels
-from service import pipeline, searcher, uploads
+from service import admission, follower, pipeline
+from service.admission import MAX_REQUESTS
 from service.batching import Stage
+from service.follower import IndexFollower
 from service.metrics import Metrics
 from service.pipeline import MAX_BATCH
-from service.searcher import Searcher
-from service.uploads import MAX_REQUESTS
 from tests.support.costly import qoi
 from tests.support.images import KINDS, PER_KIND, draw, encode
 from tests.support.indexes import FakeEmbedder, fill, serve_fakes
@@ -400,7 +400,7 @@ def test_what_waits_too_long_is_answered_and_costs_nothing_more(
 ) -> None:
     with busy(server, stage):
         with monkeypatch.context() as patch:
-            patch.setattr(uploads, "DEADLINE_SECONDS", 0.3)
+            patch.setattr(admission, "DEADLINE_SECONDS", 0.3)
             response = server.search(20)
         assert_problem(response, 503, "deadline_exceeded")
         assert response.headers["Retry-After"]
@@ -410,7 +410,7 @@ def test_what_waits_too_long_is_answered_and_costs_nothing_more(
 def test_uploads_that_do_not_end_give_their_place_back(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "DEADLINE_SECONDS", 0.3)
+    monkeypatch.setattr(admission, "DEADLINE_SECONDS", 0.3)
     with ExitStack() as stack:
         connections = [stack.enter_context(server.send(0, cut=1)) for _ in range(MAX_REQUESTS)]
         for connection in connections:
@@ -419,7 +419,7 @@ def test_uploads_that_do_not_end_give_their_place_back(
                 answer += connection.recv(65536)
             assert answer.startswith(b"HTTP/1.1 503 ")
             assert b"deadline_exceeded" in answer
-    monkeypatch.setattr(uploads, "DEADLINE_SECONDS", 60)
+    monkeypatch.setattr(admission, "DEADLINE_SECONDS", 60)
     with server.send(0, cut=1):
         pass
     wait_until(lambda: server.metrics()["image_search_rejections_total disconnected"] == 1)
@@ -451,7 +451,7 @@ def test_what_is_in_flight_is_finished_when_the_service_stops(server: Server) ->
 def tight_server(fake_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     limits = Limits(cpu_seconds=1, wall_seconds=60)
     monkeypatch.setattr(pipeline, "Decoder", partial(Decoder, limits=limits))
-    monkeypatch.setattr(uploads, "DEADLINE_SECONDS", 60)
+    monkeypatch.setattr(admission, "DEADLINE_SECONDS", 60)
     with serving(fake_settings, monkeypatch) as server:
         yield server
 
@@ -478,7 +478,7 @@ def test_an_image_that_costs_much_does_not_keep_the_service_from_stopping(
 ) -> None:
     limits = Limits(cpu_seconds=600, wall_seconds=600)
     monkeypatch.setattr(pipeline, "Decoder", partial(Decoder, limits=limits))
-    monkeypatch.setattr(uploads, "DEADLINE_SECONDS", 0.5)
+    monkeypatch.setattr(admission, "DEADLINE_SECONDS", 0.5)
     with serving(fake_settings, monkeypatch) as server:
         # Its client is told, and it is still being decoded.
         assert_problem(post(server, qoi(2200)), 503, "deadline_exceeded")
@@ -528,8 +528,8 @@ def test_an_engine_that_fails_is_told_and_recovers(
 def test_health_sees_a_thread_that_has_ended_without_a_word(
     fake_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Searcher, "_engines_failed", lambda *_: None)
-    monkeypatch.setattr(searcher, "_SECONDS_BETWEEN_CHECKS", {"embedded": 2.0})
+    monkeypatch.setattr(IndexFollower, "_engine_failed", lambda *_: None)
+    monkeypatch.setattr(follower, "_SECONDS_BETWEEN_CHECKS", {"embedded": 2.0})
     with serving(fake_settings, monkeypatch) as server:
         [embedder] = server.embedders
         embedder.error = SystemExit("boom")
@@ -545,7 +545,7 @@ def test_the_pauses_between_restarts_grow(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    failing = Searcher(settings, Metrics())
+    failing = IndexFollower(settings, Metrics())
 
     def pause() -> float:
         failing._count_failure()

@@ -18,7 +18,7 @@ from image_search.index import Record, VectorIndex
 from image_search.settings import load_settings
 from image_search.stores import open_index
 from image_search.values import DIMENSION
-from service import searcher
+from service import follower
 from tests.support.images import KINDS, PER_KIND, draw, encode
 from tests.support.indexes import FakeEmbedder, fill, serve_fakes
 from tests.support.pinecone import API_KEY, PineconeEmulator
@@ -259,7 +259,7 @@ def test_scores_and_confidence_can_be_bounded(client: TestClient) -> None:
 def test_confidence_follows_the_calibration_of_the_index_without_a_restart(
     store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(searcher._SECONDS_BETWEEN_CHECKS, "pinecone", 0.1)
+    monkeypatch.setitem(follower._SECONDS_BETWEEN_CHECKS, "pinecone", 0.1)
     settings = load_settings(**store, namespace="calibrated")
     index = fill(settings, FakeEmbedder())
     with serve(settings) as client:

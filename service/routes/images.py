@@ -11,11 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from image_search.errors import RecordError
 from image_search.index import Record, VectorIndex
 from image_search.values import MAX_ID_LENGTH
-from service import problems, schemas
-from service.answers import data_uri, json_response
+from service import answers, problems, schemas
+from service.admission import AdmittedRoute
 from service.problems import ProblemError, image_not_found
 from service.schemas import EXAMPLE_ID, Label
-from service.uploads import AdmittedRoute
 
 _SOURCE: Final = "api"
 # Thumbnails can change with a PUT: browsers may show the old one for so long without asking.
@@ -106,8 +105,7 @@ def list_images(request: Request, parameters: Annotated[PageParameters, Query()]
         prefix=parameters.prefix, limit=parameters.limit, cursor=parameters.cursor
     )
     records = index.fetch(page.ids)
-    images = [_listed(records[id_]) for id_ in page.ids if id_ in records]
-    return json_response({"images": images, "cursor": page.cursor or None})
+    return answers.page([records[id_] for id_ in page.ids if id_ in records], page.cursor)
 
 
 @router.get(
@@ -119,7 +117,7 @@ def list_images(request: Request, parameters: Annotated[PageParameters, Query()]
 )
 def get_image(request: Request, id: ImageId) -> Response:  # noqa: A002
     """Its label, metadata and thumbnail."""
-    return json_response(_image(_fetch(_index(request), id)))
+    return answers.image(_fetch(_index(request), id))
 
 
 @router.put(
@@ -154,9 +152,9 @@ async def put_image(
 ) -> Response:
     """It is embedded with the index's model. When this is answered, it is stored durably."""
     metadata = _metadata(parameters.metadata)
-    searcher = request.state.searcher
-    engine = searcher.engine()
-    embedded = await searcher.pipeline.embed(engine, image.file, for_record=True)
+    follower = request.state.follower
+    loaded = follower.loaded()
+    embedded = await follower.pipeline.embed(loaded, image.file, for_record=True)
     record = Record(
         id=id,
         embedding=embedded.embedding,
@@ -164,8 +162,8 @@ async def put_image(
         metadata={"source": _SOURCE, **metadata, "sha256": embedded.sha256},
         thumbnail=embedded.thumbnail,
     )
-    is_new = await searcher.writer.upsert(engine.index, record)
-    return json_response(_image(record), HTTPStatus.CREATED if is_new else HTTPStatus.OK)
+    is_new = await follower.writer.upsert(loaded.index, record)
+    return answers.image(record, HTTPStatus.CREATED if is_new else HTTPStatus.OK)
 
 
 @router.delete(
@@ -178,8 +176,8 @@ async def put_image(
 )
 async def delete_image(request: Request, id: NewImageId) -> Response:  # noqa: A002
     """When this is answered, it is gone."""
-    searcher = request.state.searcher
-    if not await searcher.writer.delete(searcher.engine().index, id):
+    follower = request.state.follower
+    if not await follower.writer.delete(follower.loaded().index, id):
         raise image_not_found(id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
@@ -233,14 +231,11 @@ def get_thumbnail(
 )
 def list_labels(request: Request) -> Response:
     """In order, with the number of images of each where the store can count them."""
-    labels = _index(request).labels()
-    return json_response(
-        {"labels": [{"label": label, "count": count} for label, count in labels.items()]}
-    )
+    return answers.labels(_index(request).labels())
 
 
 def _index(request: Request) -> VectorIndex:
-    index: VectorIndex = request.state.searcher.engine().index
+    index: VectorIndex = request.state.follower.loaded().index
     return index
 
 
@@ -249,14 +244,6 @@ def _fetch(index: VectorIndex, id_: str) -> Record:
     if record is None:
         raise image_not_found(id_)
     return record
-
-
-def _listed(record: Record) -> dict[str, Any]:
-    return {"id": record.id, "label": record.label, "metadata": dict(record.metadata)}
-
-
-def _image(record: Record) -> dict[str, Any]:
-    return {**_listed(record), "thumbnail": data_uri(record.thumbnail)}
 
 
 def _metadata(source: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ _UNAVAILABLE: Final = (
 )
 def health(request: Request) -> HealthResponse:
     """200 when a search would succeed, 503 with the reason when not."""
-    manifest, count = request.state.searcher.check()
+    manifest, count = request.state.follower.check()
     settings = request.state.settings
     return HealthResponse(
         status="ok",

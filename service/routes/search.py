@@ -4,7 +4,7 @@ import asyncio
 import io
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, BinaryIO, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast
 
 import numpy as np
 import orjson
@@ -18,14 +18,15 @@ from image_search.filters import Condition, Filter, Group, parse_filter
 from image_search.index import Record, check_embedding
 from image_search.similarity import pair_scores
 from image_search.values import LABEL_FIELD, Embeddings
-from service import problems, schemas
-from service.answers import data_uri, json_response
+from service import answers, problems, schemas
+from service.admission import AdmittedRoute
+from service.bodies import MAX_IMAGES, PAIR_FIELDS, is_form
 from service.fetching import fetch_image
-from service.pipeline import Engine, Pipeline, SearchResult, Timing
+from service.loaded_index import LoadedIndex
+from service.pipeline import Pipeline, SearchResult, Timing
 from service.problems import ProblemError, image_not_found
 from service.schemas import Example, SearchParameters
-from service.selection import Selection, select
-from service.uploads import MAX_IMAGES, PAIR_FIELDS, AdmittedRoute, is_form
+from service.selection import Selection
 
 router = APIRouter(route_class=AdmittedRoute, tags=["search"])
 
@@ -53,10 +54,10 @@ async def search(
     parameters: Annotated[SearchParameters, Query()],
 ) -> Response:
     """The `top_k` images of the index whose VGG16 embeddings are most similar, best first."""
-    selection = _selection(parameters)
-    pipeline, engine = _parts(request)
-    result = await _search(pipeline, engine, image.file, selection)
-    return _search_response(engine, result, thumbnails=parameters.thumbnails)
+    selection = _selection(parameters, _filter_source(parameters.filter))
+    pipeline, loaded = _parts(request)
+    result = await pipeline.search(loaded, image.file, selection)
+    return answers.search(loaded, result, thumbnails=parameters.thumbnails)
 
 
 @router.post(
@@ -75,34 +76,24 @@ async def search_batch(
     parameters: Annotated[SearchParameters, Query()],
 ) -> Response:
     """One result for each image, in their order; one that is bad does not fail the others."""
-    selection = _selection(parameters)
-    pipeline, engine = _parts(request)
-    timing = Timing()
+    selection = _selection(parameters, _filter_source(parameters.filter))
+    pipeline, loaded = _parts(request)
 
     async def one(image: UploadFile) -> SearchResult | ImageError | RecordError:
         try:
-            return await _search(pipeline, engine, image.file, selection)
+            return await pipeline.search(loaded, image.file, selection)
         except (ImageError, RecordError) as exc:
             return exc
 
     with request.state.admission.take(len(images) - 1):
         found = await _together([one(image) for image in images])
-    results: list[dict[str, Any]] = []
-    for image, result in zip(images, found, strict=True):
-        matches: list[dict[str, Any]] = []
-        problem = None
-        if isinstance(result, SearchResult):
-            matches = _matches(engine, result, thumbnails=parameters.thumbnails)
-            timing = max(timing, result.timing, key=lambda each: each.seconds["total"])
-        else:
-            problem = problems.problem_of(result).model_dump()
-        results.append({"filename": image.filename, "matches": matches, "problem": problem})
-    return json_response(
-        {
-            "results": results,
-            "model": engine.index.manifest.model.model_dump(),
-            "took_ms": timing.milliseconds(),
-        }
+    timings = [result.timing for result in found if isinstance(result, SearchResult)]
+    names = [image.filename for image in images]
+    return answers.batch(
+        loaded,
+        list(zip(names, found, strict=True)),
+        max(timings, key=lambda timing: timing.seconds["total"], default=Timing()),
+        thumbnails=parameters.thumbnails,
     )
 
 
@@ -129,17 +120,14 @@ async def query(
     Of the embeddings at unit length, half the mean of the negative ones is taken from the mean of
     the others; a query alone is itself. Images that are named by their id are left out.
     """
-    selection = _selection(body)
-    pipeline, engine = _parts(request)
+    selection = _selection(body, body.filter, [body, *body.positive, *body.negative])
+    pipeline, loaded = _parts(request)
     positive = [body, *body.positive] if body.given else body.positive
     timing = Timing()
-    embeddings = await _embeddings(request, engine, [*positive, *body.negative], timing)
+    embeddings = await _embeddings(request, loaded, [*positive, *body.negative], timing)
     embedding = combine(embeddings[: len(positive)], embeddings[len(positive) :])
-    result = await pipeline.query(
-        engine, embedding, selection.first_top_k, selection.filter, timing
-    )
-    result = await select(pipeline, engine, result, selection)
-    return _search_response(engine, result, thumbnails=body.thumbnails)
+    result = await pipeline.query(loaded, embedding, selection, timing)
+    return answers.search(loaded, result, thumbnails=body.thumbnails)
 
 
 @router.post(
@@ -154,15 +142,9 @@ async def embed(
     image: Annotated[UploadFile, File(description="Any image that Pillow reads.")],
 ) -> Response:
     """The embedding that the index's model gives an image, for POST /query or for your own use."""
-    pipeline, engine = _parts(request)
-    embedded = await pipeline.embed(engine, image.file)
-    return json_response(
-        {
-            "embedding": embedded.embedding,
-            "model": engine.index.manifest.model.model_dump(),
-            "took_ms": embedded.timing.milliseconds(),
-        }
-    )
+    pipeline, loaded = _parts(request)
+    embedded = await pipeline.embed(loaded, image.file)
+    return answers.embedding(loaded, embedded.embedding, embedded.timing)
 
 
 @router.post(
@@ -182,12 +164,12 @@ async def compare(request: Request) -> Response:
     pairs of images that were drawn from the index at the end of an ingest.
     """
     pair = await _pair(request)
-    _, engine = _parts(request)
+    _, loaded = _parts(request)
 
     async def one(name: str, example: Example) -> tuple[Embeddings, Timing]:
         timing = Timing()
         try:
-            [embedding] = await _embeddings(request, engine, [example], timing)
+            [embedding] = await _embeddings(request, loaded, [example], timing)
             check_embedding(embedding)
         except (ImageError, RecordError) as exc:
             raise type(exc)(f"{name}: {exc}") from exc
@@ -198,17 +180,8 @@ async def compare(request: Request) -> Response:
         found = await _together([one("a", pair.a), one("b", pair.b)])
     timing = max((timing for _, timing in found), key=lambda each: each.seconds["total"])
     a, b = (embedding[np.newaxis] for embedding, _ in found)
-    score = float(pair_scores(a, b, engine.index.manifest.metric)[0, 0])
-    pairs = engine.calibration.pairs if engine.calibration else None
-    return json_response(
-        {
-            "score": score,
-            "share_of_same_kind_above": pairs and pairs.share_of_same_kind_above(score),
-            "share_of_different_kinds_above": pairs and pairs.share_of_different_kinds_above(score),
-            "model": engine.index.manifest.model.model_dump(),
-            "took_ms": timing.milliseconds(),
-        }
-    )
+    score = float(pair_scores(a, b, loaded.index.manifest.metric)[0, 0])
+    return answers.comparison(loaded, score, timing)
 
 
 async def _pair(request: Request) -> schemas.Pair:
@@ -228,25 +201,21 @@ async def _pair(request: Request) -> schemas.Pair:
         raise RequestValidationError(problems_) from exc
 
 
-def _parts(request: Request) -> tuple[Pipeline, Engine]:
-    searcher = request.state.searcher
-    return searcher.pipeline, searcher.engine()
+def _parts(request: Request) -> tuple[Pipeline, LoadedIndex]:
+    follower = request.state.follower
+    return follower.pipeline, follower.loaded()
 
 
-def _selection(options: SearchParameters | schemas.Query) -> Selection:
-    if isinstance(options, schemas.Query):
-        labels, source = options.labels, options.filter
-        named = [options, *options.positive, *options.negative]
-    else:
-        labels, named = options.label, []
-        try:
-            source = None if options.filter is None else orjson.loads(options.filter)
-        except orjson.JSONDecodeError as exc:
-            raise FilterError(f"the filter is not JSON: {exc}") from exc
-        if source is None and options.filter is not None:
-            raise FilterError("the filter is null: leave it out, or send an object")
-    filters: list[Filter] = [] if not labels else [Condition(LABEL_FIELD, "$in", tuple(labels))]
-    if source is not None and (parsed := parse_filter(source)):
+def _selection(
+    options: SearchParameters | schemas.Query,
+    filter_source: Any,
+    named: Sequence[Example] = (),
+) -> Selection:
+    """What the options ask for; images that are `named` by their id are left out."""
+    filters: list[Filter] = []
+    if options.labels:
+        filters.append(Condition(LABEL_FIELD, "$in", tuple(options.labels)))
+    if filter_source is not None and (parsed := parse_filter(filter_source)):
         filters.append(parsed)
     filter_: Filter | None = None
     if filters:
@@ -261,15 +230,21 @@ def _selection(options: SearchParameters | schemas.Query) -> Selection:
     )
 
 
-async def _search(
-    pipeline: Pipeline, engine: Engine, file: BinaryIO, selection: Selection
-) -> SearchResult:
-    result = await pipeline.search(engine, file, selection.first_top_k, selection.filter)
-    return await select(pipeline, engine, result, selection)
+def _filter_source(text: str | None) -> Any:
+    """The filter of a query string, which is JSON; None for none."""
+    if text is None:
+        return None
+    try:
+        source = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise FilterError(f"the filter is not JSON: {exc}") from exc
+    if source is None:
+        raise FilterError("the filter is null: leave it out, or send an object")
+    return source
 
 
 async def _embeddings(
-    request: Request, engine: Engine, examples: Sequence[Example], timing: Timing
+    request: Request, loaded: LoadedIndex, examples: Sequence[Example], timing: Timing
 ) -> list[Embeddings]:
     """float32 [512] for each; adds the time of the slowest image to `timing`."""
     urls = [example.url for example in examples if example.url is not None]
@@ -278,7 +253,7 @@ async def _embeddings(
     ids = sorted({example.id for example in examples if example.id is not None})
     images = sum(example.image is not None or example.url is not None for example in examples)
     with request.state.admission.take(max(0, images - 1)):
-        records = await _records(engine, ids, timing) if ids else {}
+        records = await _records(loaded, ids, timing) if ids else {}
 
         async def one(example: Example) -> tuple[Embeddings, Timing | None]:
             if example.id is not None:
@@ -290,7 +265,7 @@ async def _embeddings(
                 assert example.url is not None  # noqa: S101
                 limit = request.state.settings.max_upload_bytes
                 content = await fetch_image(example.url, max_bytes=limit)
-            embedded = await request.state.searcher.pipeline.embed(engine, io.BytesIO(content))
+            embedded = await request.state.follower.pipeline.embed(loaded, io.BytesIO(content))
             return embedded.embedding, embedded.timing
 
         found = await _together([one(example) for example in examples])
@@ -302,9 +277,9 @@ async def _embeddings(
     return [embedding for embedding, _ in found]
 
 
-async def _records(engine: Engine, ids: list[str], timing: Timing) -> dict[str, Record]:
+async def _records(loaded: LoadedIndex, ids: list[str], timing: Timing) -> dict[str, Record]:
     started = time.perf_counter()
-    records = await asyncio.to_thread(engine.index.fetch, ids)
+    records = await asyncio.to_thread(loaded.index.fetch, ids)
     timing.seconds["search"] += time.perf_counter() - started
     for id_ in ids:
         if id_ not in records:
@@ -320,28 +295,3 @@ async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     except ExceptionGroup as group_error:
         raise group_error.exceptions[0] from None
     return [task.result() for task in tasks]
-
-
-def _search_response(engine: Engine, result: SearchResult, *, thumbnails: bool) -> Response:
-    return json_response(
-        {
-            "matches": _matches(engine, result, thumbnails=thumbnails),
-            "model": engine.index.manifest.model.model_dump(),
-            "took_ms": result.timing.milliseconds(),
-        }
-    )
-
-
-def _matches(engine: Engine, result: SearchResult, *, thumbnails: bool) -> list[dict[str, Any]]:
-    calibration = engine.calibration
-    return [
-        {
-            "id": match.id,
-            "label": match.label,
-            "score": match.score,
-            "confidence": calibration.confidence(match.score) if calibration else None,
-            "thumbnail": data_uri(match.thumbnail) if thumbnails else None,
-            "metadata": dict(match.metadata),
-        }
-        for match in result.matches
-    ]

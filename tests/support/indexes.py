@@ -15,7 +15,7 @@ from image_search.manifest import Manifest, ModelSpec
 from image_search.settings import Settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION, Embeddings, Pixels
-from service import searcher
+from service import follower
 from tests.support.images import KINDS, PER_KIND, drawn
 from tests.support.pinecone import API_KEY, PineconeEmulator
 from worker.ingest import ingest
@@ -45,7 +45,7 @@ def serve_fakes(
     patch: pytest.MonkeyPatch, make: Callable[..., Embedder] = lambda *_: FakeEmbedder()
 ) -> None:
     """Let services make their embedders so."""
-    patch.setattr(searcher, "Embedder", make)
+    patch.setattr(follower, "Embedder", make)
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from image_search.settings import Settings
 from image_search.stores import open_index
 from image_search.values import AUTO, BUNDLED, IMAGENET, Store
 from service.errors import EngineFailedError, StartingError
+from service.loaded_index import LoadedIndex
 from service.metrics import Metrics
-from service.pipeline import Engine, Pipeline
+from service.pipeline import Pipeline
 from service.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -31,44 +32,44 @@ _SECONDS_UNTIL_FORGIVEN: Final = 120.0
 _ENGINE_FAILED: Final = "the model could not be run: the service loads it again by itself"
 
 
-class Searcher:
+class IndexFollower:
     """Opens the index, loads the model that its manifest names, and follows changes of both.
 
-    Until that has worked, and whenever it no longer does, `engine` and `check` raise the reason.
+    Until that has worked, and whenever it no longer does, `loaded` and `check` raise the reason.
     A model that could not be run is loaded again.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
-        self._state: Engine | ImageSearchError = StartingError(
+        self._state: LoadedIndex | ImageSearchError = StartingError(
             "the service is starting: try again in a few seconds"
         )
-        # The follower and the pipeline's threads both change the state.
+        # This thread and the pipeline's change the state.
         self._state_lock = threading.Lock()
         self._failures = 0
         self._failed_at = self._restart_at = -math.inf
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._follower = threading.Thread(target=self._follow, name="index follower", daemon=True)
-        self.pipeline = Pipeline(settings.max_pixels, metrics, self._engines_failed)
+        self._thread = threading.Thread(target=self._follow, name="index follower", daemon=True)
+        self.pipeline = Pipeline(settings.max_pixels, metrics, self._engine_failed)
         self.writer = Writer()
-        metrics.watch(lambda: self.pipeline.queue_depth, lambda: self.engine().index.count())
+        metrics.watch(lambda: self.pipeline.queue_depth, lambda: self.loaded().index.count())
 
     def start(self) -> None:
         """Begin to follow the index, in a thread."""
-        self._follower.start()
+        self._thread.start()
 
     def close(self) -> None:
         """Finish what is in flight, and stop following."""
         self._closing.set()
         self._wake.set()
-        self._follower.join()
+        self._thread.join()
         self.pipeline.close()
         self.writer.close()
-        if isinstance(self._state, Engine):
+        if isinstance(self._state, LoadedIndex):
             self._state.index.close()
 
-    def engine(self) -> Engine:
+    def loaded(self) -> LoadedIndex:
         """The index and its model; raises what `check` raises, but for the store's own errors."""
         state = self._state
         if isinstance(state, ImageSearchError):
@@ -82,7 +83,7 @@ class Searcher:
         Raises StartingError, IndexNotFoundError, StoreError, WeightsError, IndexMismatchError or
         EngineFailedError.
         """
-        index = self.engine().index
+        index = self.loaded().index
         if not (self.pipeline.alive and self.writer.alive):
             raise EngineFailedError(_ENGINE_FAILED)
         return index.manifest, index.count()
@@ -101,16 +102,16 @@ class Searcher:
             except Exception:
                 _log.exception("the index could not be opened")
                 self._fail(StoreError("the index could not be opened: see the service's log"))
-            ready = isinstance(self._state, Engine)
+            ready = isinstance(self._state, LoadedIndex)
             self._wake.wait(
                 _SECONDS_BETWEEN_CHECKS[self._settings.store] if ready else _SECONDS_UNTIL_READY
             )
             self._wake.clear()
             self._closing.wait(max(0, self._restart_at - time.monotonic()))
 
-    def _engines_failed(self, engines: set[Engine]) -> None:
+    def _engine_failed(self, failed: set[LoadedIndex]) -> None:
         with self._state_lock:
-            if self._state in engines:  # else another has taken its place already
+            if self._state in failed:  # else another has taken its place already
                 self._state = EngineFailedError(_ENGINE_FAILED)
                 self._count_failure()
         self._wake.set()
@@ -132,7 +133,7 @@ class Searcher:
     def _refresh(self) -> None:
         state = self._state
         index = open_index(self._settings)
-        if isinstance(state, Engine) and state.index.manifest == index.manifest:
+        if isinstance(state, LoadedIndex) and state.index.manifest == index.manifest:
             # Searches in flight use the index that was opened before, so that one stays.
             index.close()
             if state.calibration != index.calibration:
@@ -140,21 +141,21 @@ class Searcher:
             return
         with ExitStack() as unused:
             unused.callback(index.close)
-            engine = Engine(index, self._embedder(state, index), index.calibration)
-            if self._replace(state, engine):
+            loaded = LoadedIndex(index, self._embedder(state, index), index.calibration)
+            if self._replace(state, loaded):
                 unused.pop_all()
                 _log.info("ready: %d images, %s", index.count(), index.manifest.model)
 
-    def _replace(self, state: Engine | ImageSearchError, engine: Engine) -> bool:
+    def _replace(self, state: LoadedIndex | ImageSearchError, loaded: LoadedIndex) -> bool:
         with self._state_lock:
             if self._state is not state:
                 return False  # it failed meanwhile: this may hold the same embedder
-            self._state = engine
+            self._state = loaded
             return True
 
-    def _embedder(self, state: Engine | ImageSearchError, index: VectorIndex) -> Embedder:
+    def _embedder(self, state: LoadedIndex | ImageSearchError, index: VectorIndex) -> Embedder:
         manifest = index.manifest
-        if isinstance(state, Engine):
+        if isinstance(state, LoadedIndex):
             now = state.index.manifest
             if (now.model, now.activation_maxima) == (manifest.model, manifest.activation_maxima):
                 return state.embedder
