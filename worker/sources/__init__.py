@@ -15,6 +15,7 @@ from worker.sources.labels import LABEL_FROM, LabelFrom
 from worker.sources.names import printable
 from worker.sources.sample import open_sample
 from worker.sources.source import SPLITS, Item, Source, Split, damage_named
+from worker.sources.table import CSV_SUFFIXES, JSON_SUFFIXES, open_table
 
 __all__ = ["LABEL_FROM", "SPLITS", "Item", "Source", "Split", "open_source"]
 
@@ -59,6 +60,8 @@ def open_source(
             if find_cifar10(path) is not None:
                 return open_cifar10(path, dataset_split)
             return open_tar(path, choice)
+        if path.name.lower().endswith(CSV_SUFFIXES + JSON_SUFFIXES):
+            return open_table(path, choice)
         if path.is_file() and is_image(path):
             return open_image_file(path, choice)
     raise SourceError(

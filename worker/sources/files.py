@@ -1,9 +1,11 @@
 """Image files by name, as folders and archives hold them: what is one, its id, label and split."""
 
 import mimetypes
+import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final, Literal
@@ -12,7 +14,7 @@ from PIL import Image
 
 from image_search import images
 from image_search.errors import ImageError, SourceError
-from worker.sources.labels import LabelFrom, Place, find_layout, split_of
+from worker.sources.labels import LabelFrom, find_layout, split_of
 from worker.sources.names import (
     as_text,
     composed,
@@ -140,6 +142,16 @@ def read_bounded(open_: Callable[[], BinaryIO], size: int = _MAX_FILE_BYTES) -> 
     return b"".join(pieces)
 
 
+def open_file(file: Path) -> BinaryIO:
+    """Open a file; what is none, such as a FIFO that took its place, is not waited for."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    opened = os.fdopen(os.open(file, flags), "rb")
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise OSError("it is no longer a file")
+    return opened
+
+
 def open_files(
     path: Path,
     own_name: str,
@@ -159,9 +171,11 @@ def open_files(
     entries = _entries(own_name, chosen)
     layout = find_layout(Counter(_folder(entry.text) for entry in entries), choice.label_from)
     splits = sorted({place.split for place in layout.places.values() if place.split})
-    entries = _of_split(title, entries, layout.places, splits, choice)
+    is_chosen = matching_split(title, splits, choice)
+    if is_chosen:
+        entries = [e for e in entries if is_chosen(layout.places[_folder(e.text)].split)]
     counts = Counter(layout.places[_folder(entry.text)].label for entry in entries)
-    about = _about(layout.rule, counts, splits)
+    about = describe(layout.rule, counts, splits)
     by_key = {entry.key: entry for entry in entries}
     place = printable(as_text(str(path.resolve())))
 
@@ -244,31 +258,26 @@ def _unwrapped(names: list[str], source_name: str) -> list[str]:
     return names
 
 
-def _of_split(
-    title: str,
-    entries: list[_Entry],
-    places: Mapping[str, Place],
-    splits: Sequence[str],
-    choice: Choice,
-) -> list[_Entry]:
-    wanted = choice.split
-    if not splits:
-        return entries
-    if wanted is None:
-        if not choice.held_out or "test" not in map(split_of, splits):
-            return entries
-        wanted = "test"
-    kept = [
-        entry
-        for entry in entries
-        if (split := places[_folder(entry.text)].split) and split_of(split) == wanted
-    ]
-    if not kept:
-        raise SourceError(f"{title} has no split {wanted}: its splits are {', '.join(splits)}")
-    return kept
+def matching_split(
+    title: str, splits: Collection[str], choice: Choice
+) -> Callable[[str | None], bool] | None:
+    """Which of the `splits` that a source has are chosen; None for all.
+
+    Raises SourceError if the one that was asked for is not there.
+    """
+    kinds = set(map(split_of, splits))
+    wanted = choice.split or ("test" if choice.held_out and "test" in kinds else None)
+    if wanted is None or not splits:
+        return None
+    if wanted not in kinds:
+        raise SourceError(
+            f"{title} has no split {wanted}: its splits are {', '.join(map(printable, splits))}"
+        )
+    return lambda split: split is not None and split_of(split) == wanted
 
 
-def _about(rule: str, counts: Counter[str | None], splits: Iterable[str]) -> str:
+def describe(rule: str, counts: Counter[str | None], splits: Iterable[str]) -> str:
+    """A line on the labels that were found, and by which rule, and the splits."""
     unlabelled = counts.pop(None, 0)
     names = sorted(name for name in counts if name is not None)
     shown = ", ".join(f"{printable(name)} ({counts[name]:,})" for name in names[:_SHOWN_LABELS])
@@ -277,7 +286,7 @@ def _about(rule: str, counts: Counter[str | None], splits: Iterable[str]) -> str
     if names and unlabelled:
         parts.append(f"{unlabelled:,} images have none")
     if splits:
-        parts.append(f"splits: {', '.join(splits)}")
+        parts.append(f"splits: {', '.join(map(printable, splits))}")
     return "; ".join(parts)
 
 

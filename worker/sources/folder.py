@@ -5,7 +5,6 @@ import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from image_search.errors import ImageError
 from worker.sources.files import (
@@ -14,6 +13,7 @@ from worker.sources.files import (
     Chosen,
     File,
     is_hidden,
+    open_file,
     open_files,
     read_bounded,
 )
@@ -31,7 +31,7 @@ def open_folder(path: Path, choice: Choice) -> Source:
 
     def read(keys: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
         for key in sorted(keys):
-            yield key, read_bounded(partial(_open, path / key))
+            yield key, read_bounded(partial(open_file, path / key))
 
     return open_files(path, path.resolve().name, chosen, read, choice)
 
@@ -51,7 +51,7 @@ def open_image_file(path: Path, choice: Choice) -> Source:
 
     def read(keys: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
         for key in keys:
-            yield key, read_bounded(partial(_open, file.parent / key))
+            yield key, read_bounded(partial(open_file, file.parent / key))
 
     title = printable(as_text(str(path)))
     return open_files(file.parent, file.parent.name, chosen, read, choice, title)
@@ -133,15 +133,5 @@ def _identity(status: os.stat_result) -> _Identity:
 
 
 def _start(file: Path) -> bytes:
-    with _open(file) as opened:
+    with open_file(file) as opened:
         return opened.read(START_BYTES)
-
-
-def _open(file: Path) -> BinaryIO:
-    """Open a file; what is none, such as a FIFO that took its place, is not waited for."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    opened = os.fdopen(os.open(file, flags), "rb")
-    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-        opened.close()
-        raise OSError("it is no longer a file")
-    return opened

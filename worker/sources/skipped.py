@@ -20,6 +20,8 @@ class Kind(Enum):
     SPECIAL = "a FIFO, socket or device", "only files are read; remove it", True
     BROKEN_LINK = "a link that leads to nothing", "mend or remove it", True
     ARCHIVE_LINK = "a link to a folder, in an archive", "unpack it and give the folder", True
+    NO_PATH = "a row that names no image", "fill in its path", True
+    REPEATED = "an image that a row before names", "give it one row", True
     SAME_NAME = "named like another file, in another spelling", "rename it", True
 
     def __init__(self, reason: str, advice: str, is_loss: bool) -> None:  # noqa: FBT001

@@ -1,0 +1,231 @@
+"""CSV files and JSON lines that name images, with a label and metadata for each."""
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from image_search.errors import ImageError, SourceError
+from image_search.values import LABEL_FIELD
+from worker.sources.columns import Columns, Row, parsed
+from worker.sources.files import Choice, describe, matching_split, open_file, read_bounded
+from worker.sources.labels import LabelFrom
+from worker.sources.names import as_text, composed, file_bytes, id_of, legacy_encoding, printable
+from worker.sources.remote import AT_ONCE, Remote, is_remote
+from worker.sources.skipped import Kind, Skipped
+from worker.sources.source import Item, Origin, Source, damage_named
+
+CSV_SUFFIXES: Final = (".csv", ".tsv")
+JSON_SUFFIXES: Final = (".jsonl", ".ndjson")
+# The column that names the image; the first of these that a table has.
+PATH_COLUMNS: Final = (
+    *("path", "file_name", "filename", "file", "filepath", "image_path", "image", "url"),
+)
+_DELIMITERS: Final = ",;\t|"
+_WINDOW: Final = 64
+_GUESSED_LINES: Final = 1000
+
+_Found = tuple[int, str, Row]  # number of the row, path, row
+
+
+def open_table(path: Path, choice: Choice) -> Source:
+    """The images that a table names, by paths from its folder, absolute paths or addresses."""
+    title = printable(as_text(str(path)))
+    rows = _rows_of_json if path.name.lower().endswith(JSON_SUFFIXES) else _rows_of_csv
+    table = _Table(path, title, partial(rows, path, title), choice)
+    place = printable(as_text(str(path.resolve())))
+
+    def named(name: str) -> Source:
+        return Source(
+            title,
+            table.total,
+            lambda: table.items(name, None),
+            table.about,
+            tuple(table.splits),
+            table.skipped,
+            lambda positions: table.items(name, positions),
+            Origin(name, place, named),
+        )
+
+    return named(path.stem)
+
+
+class _Table:
+    """What reading a table once tells; its rows are read again for the images."""
+
+    def __init__(
+        self, path: Path, title: str, rows: Callable[[], Iterator[Row]], choice: Choice
+    ) -> None:
+        self._path = path
+        self._title = title
+        self._rows = rows
+        self._label_from = choice.label_from
+        self.skipped = Skipped()
+        first = next(rows(), None)
+        if first is None:
+            raise SourceError(f"{title} has no rows")
+        self._column = _path_column(title, first)
+        self._columns = Columns({self._column})
+        self.splits = sorted({split for row in rows() if (split := _split(row))})
+        self._split = matching_split(title, self.splits, choice)
+        labels: Counter[str | None] = Counter()
+        for _, name, row in self._found(self.skipped):
+            self._columns.learn(row)
+            labels[_label(row, name, self._label_from)] += 1
+        self.total = labels.total()
+        if not self.total:
+            raise SourceError(f"{title} names no images in its column {self._column}")
+        rule = "column label" if self._label_from == "auto" else self._label_from
+        self.about = describe(rule, labels, self.splits)
+        if self._columns.names:
+            self.about += f"; metadata: {', '.join(map(printable, self._columns.names))}"
+        if self._columns.left_out:
+            left_out = ", ".join(map(printable, sorted(self._columns.left_out)))
+            self.about += f"; columns left out, as they hold no simple values: {left_out}"
+
+    def items(self, name: str, positions: Collection[int] | None) -> Iterator[Item]:
+        """All, or those at these positions; addresses are fetched a few at once."""
+        found: Iterator[_Found] = self._found(Skipped())
+        if positions is not None:
+            stop = max(positions, default=-1) + 1
+            found = (one for n, one in enumerate(islice(found, stop)) if n in positions)
+        with (
+            damage_named(self._path),
+            closing(Remote()) as remote,
+            ThreadPoolExecutor(AT_ONCE) as pool,
+        ):
+            while window := list(islice(found, _WINDOW)):
+                contents = pool.map(lambda one: self._read(one[1], remote), window)
+                for (_, path, row), content in zip(window, contents, strict=True):
+                    yield self._item(name, path, row, content)
+
+    def _item(self, name: str, path: str, row: Row, content: bytes | ImageError) -> Item:
+        shown = composed(as_text(path))
+        metadata = {"source": name, "path": shown, **self._columns.metadata(row)}
+        id_ = id_of(file_bytes(composed(f"{name}/{path.removeprefix('./').lstrip('/')}")))
+        return Item(id_, _label(row, path, self._label_from), content, metadata)
+
+    def _read(self, path: str, remote: Remote) -> bytes | ImageError:
+        if is_remote(path):
+            return remote.fetch(path)
+        return read_bounded(partial(open_file, self._path.parent / path))
+
+    def _found(self, skipped: Skipped) -> Iterator[_Found]:
+        """The rows that name an image, each image once, and of the split that was chosen."""
+        seen: set[int] = set()
+        for number, row in enumerate(self._rows()):
+            if self._split and not self._split(_split(row)):
+                continue
+            path = row.get(self._column)
+            if not isinstance(path, str) or not path or "\0" in path:
+                skipped.add(Kind.NO_PATH, f"row {number + 1}")
+            elif hash(path) in seen:
+                skipped.add(Kind.REPEATED, printable(path))
+            else:
+                seen.add(hash(path))
+                yield number, path, row
+
+
+def _path_column(title: str, row: Row) -> str:
+    for column in PATH_COLUMNS:
+        for name in row:
+            if name.lower() == column:
+                return name
+    raise SourceError(
+        f"{title} has no column that names images: call it path, or one of "
+        f"{', '.join(PATH_COLUMNS[1:])}. It has {', '.join(map(printable, row)) or 'none'}"
+    )
+
+
+def _split(row: Row) -> str | None:
+    split = row.get("split")
+    return split if isinstance(split, str) and split else None
+
+
+def _label(row: Row, path: str, label_from: LabelFrom) -> str | None:
+    folders = [] if is_remote(path) else path.removeprefix("./").strip("/").split("/")[:-1]
+    if label_from == "auto":
+        value = row.get(LABEL_FIELD)
+        return None if value is None or value == "" else composed(_text_of(value))
+    if label_from == "none" or not folders:
+        return None
+    return composed(as_text(folders[0] if label_from == "top" else folders[-1]))
+
+
+def _text_of(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def _rows_of_csv(path: Path, title: str) -> Iterator[Row]:
+    encoding = _encoding(path)
+    with damage_named(path), path.open(encoding=encoding, errors="replace", newline="") as file:
+        header = file.readline()
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(_DELIMITERS, key=header.count)
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=delimiter)
+        try:
+            for row in reader:
+                # What has more values than the header has names is under None.
+                yield {
+                    name: value if name.lower() in _AS_TEXT else parsed(value)
+                    for name, value in row.items()
+                    if name is not None and value is not None
+                }
+        except csv.Error as exc:
+            raise SourceError(f"{title}, line {reader.line_num}: {exc}") from exc
+
+
+# Of these, digits are names.
+_AS_TEXT: Final = {*PATH_COLUMNS, LABEL_FIELD, "split"}
+
+
+def _rows_of_json(path: Path, title: str) -> Iterator[Row]:
+    encoding = _encoding(path)
+    with damage_named(path), path.open(encoding=encoding, errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _object(line, f"{title}, line {number}")
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        raise SourceError(f"{where}: no JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise SourceError(f"{where}: expected a JSON object, as in {{'path': 'a.jpg'}}")
+    return value
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8, or what the file looks like; spreadsheets on Windows write others."""
+    with path.open("rb") as file:
+        start = file.read(2)
+        if start in {b"\xff\xfe", b"\xfe\xff"}:
+            return "utf-16"
+        file.seek(0, os.SEEK_SET)
+        odd = []
+        for line in file:
+            if not line.isascii() and not _is_utf_8(line):
+                odd.append(line)
+                if len(odd) == _GUESSED_LINES:
+                    break
+    return legacy_encoding(odd) if odd else "utf-8-sig"
+
+
+def _is_utf_8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
