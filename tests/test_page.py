@@ -755,7 +755,7 @@ def test_ids_are_shown_as_names(
     names = {
         "%C3%A9t%C3%A9-2.jpg": "été-2.jpg",
         "50%25.jpg": "50%.jpg",
-        "%C3%A9%2F%FF%E2%80%AEgpj": "é%2F%FF%E2%80%AEgpj",
+        "%C3%A9%2F%FF%ED%A0%80%E2%80%AEgpj": "é%2F%FF%ED%A0%80%E2%80%AEgpj",
     }
     ids = iter(names)
     index.upsert(
