@@ -27,7 +27,7 @@ def download(url: str, path: Path, *, md5: str, retry_delay: float = 1.0) -> Pat
     part = path.with_name(path.name + ".part")
     try:
         if path.exists():
-            _check(path, md5, f"delete {path} to download it again")
+            _check(path, md5, "delete it to download it again")
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(_ATTEMPTS):
@@ -53,14 +53,18 @@ def download(url: str, path: Path, *, md5: str, retry_delay: float = 1.0) -> Pat
             f"{url} could not be downloaded: {str(exc) or type(exc).__name__}"
         ) from exc
     except OSError as exc:
-        raise DownloadError(f"{path} could not be written: {exc.strerror}") from exc
+        raise DownloadError(
+            f"{path.name} could not be written: {exc.strerror}", details=path
+        ) from exc
 
 
 def _check(path: Path, md5: str, advice: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != md5:
-        raise DownloadError(f"{path.name} has the checksum {found}, not {md5}: {advice}")
+        raise DownloadError(
+            f"{path.name} has the checksum {found}, not {md5}: {advice}", details=path
+        )
 
 
 def _fetch(url: str, part: Path) -> None:

@@ -19,7 +19,20 @@ ImageSearchError
 
 
 class ImageSearchError(Exception):
-    """Base of all errors that are shown to users without a traceback."""
+    """Base of all errors that are shown to users without a traceback.
+
+    `str()` is for everyone who uses the program, over HTTP, too. `details` are for whoever runs it
+    alone, in its log or terminal: folders, files, what a library said. `in_full` has both.
+    """
+
+    def __init__(self, message: str, *, details: object = "") -> None:
+        super().__init__(message)
+        self.details = str(details)
+
+    @property
+    def in_full(self) -> str:
+        """The message with its details."""
+        return f"{self} ({self.details})" if self.details else str(self)
 
 
 class SettingsError(ImageSearchError):

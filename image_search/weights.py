@@ -54,18 +54,20 @@ def load_weights(weights: str) -> tuple[str, list[Convolution]]:
     except DownloadError as exc:
         raise WeightsError(
             f"Keras' file of the ImageNet weights cannot be had: {exc}; the bundled weights need "
-            "no download"
+            "no download",
+            details=exc.details,
         ) from exc
     if not path.is_file():
         raise WeightsError(
-            f"there is no weights file {path}: give bundled, imagenet, or the path of a Keras "
-            ".h5 or .weights.h5 file"
+            f"there is no weights file {path.name}: give bundled, imagenet, or the path of a Keras "
+            ".h5 or .weights.h5 file",
+            details=path,
         )
     try:
         with h5py.File(path) as file:
             arrays = [np.asarray(array, np.float32) for array in _arrays(file)]
     except (OSError, KeyError) as exc:
-        raise _not_vgg16(path, str(exc).splitlines()[0]) from exc
+        raise _not_vgg16(path, "it is no HDF5 file, or lacks what such a file has") from exc
     shapes = [array.shape for array in arrays]
     if shapes != list(_shapes()):
         raise _not_vgg16(path, f"it holds {len(shapes)} arrays, of the shapes {shapes}")
@@ -84,8 +86,9 @@ def fingerprint(convolutions: Sequence[Convolution]) -> str:
 
 def _not_vgg16(path: Path, reason: str) -> WeightsError:
     return WeightsError(
-        f"{path} does not hold the weights of keras.applications.VGG16(include_top=False) "
-        f"as .h5 or .weights.h5: {reason}"
+        f"{path.name} does not hold the weights of keras.applications.VGG16(include_top=False) "
+        f"as .h5 or .weights.h5: {reason}",
+        details=path,
     )
 
 

@@ -47,10 +47,10 @@ def main() -> int:
         app = create_app(settings)
         listener = _listen(settings)
     except SettingsError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        print(f"error: {exc.in_full}", file=sys.stderr)
         return 2
     except ImageSearchError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        print(f"error: {exc.in_full}", file=sys.stderr)
         return 1
     # Uvicorn, once it has ended in order, raises the signal again.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -127,7 +127,7 @@ class IndexFollower:
 
     def _fail(self, error: ImageSearchError) -> None:
         if str(error) != str(self._state):
-            _log.warning("not ready: %s", error)
+            _log.warning("not ready: %s", error.in_full)
         self._state = error
 
     def _refresh(self) -> None:

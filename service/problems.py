@@ -251,6 +251,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ImageSearchError)
     async def known(_request: Request, error: ImageSearchError) -> JSONResponse:
+        if error.details:
+            _log.warning("%s", error.in_full)
         problem = problem_of(error)
         wait = _RETRY_AFTER_SECONDS
         if isinstance(error, OverloadedError):

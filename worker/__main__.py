@@ -68,9 +68,9 @@ def main() -> int:
             return _evaluate(arguments, settings)
         return _ingest(arguments, settings)
     except (SettingsError, SourceError) as exc:
-        return _fail(str(exc), EXIT_USAGE)
+        return _fail(exc.in_full, EXIT_USAGE)
     except ImageSearchError as exc:
-        return _fail(str(exc), EXIT_FAILED)
+        return _fail(exc.in_full, EXIT_FAILED)
     except KeyboardInterrupt:
         return _fail("stopped", 128 + signal.SIGINT)
     except Exception as exc:  # a defect: say where it is, without a traceback

@@ -71,7 +71,7 @@ def recalibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -
             exc.name,
         )
     except StoreError as exc:
-        _log.warning("confidences stay as they were, as they could not be fitted: %s", exc)
+        _log.warning("confidences stay as they were, as they could not be fitted: %s", exc.in_full)
 
 
 def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> Calibration | None:

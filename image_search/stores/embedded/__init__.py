@@ -26,8 +26,9 @@ def open_index(settings: Settings) -> EmbeddedIndex:
     with errors_of_the_store(files.folder):
         if not files.has_table():
             raise IndexNotFoundError(
-                f"there is no index {settings.index!r} with namespace {settings.namespace!r} in "
-                f"{settings.data_dir} yet: ingest images first, python -m worker ingest SOURCE"
+                f"there is no index {settings.index!r} with namespace {settings.namespace!r} "
+                "yet: ingest images first, python -m worker ingest SOURCE",
+                details=f"data folder {settings.data_dir}",
             )
         files.remove_empty_versions()
         opened = table.connect(files.folder).open_table(files.namespace)

@@ -23,8 +23,10 @@ def errors_of_the_store(folder: Path) -> Iterator[None]:
         elif "read-only" in text or "permission denied" in text:
             reason = "the folder cannot be written: check its permissions, or set another folder"
         else:
-            reason = str(exc).splitlines()[0]
-        raise StoreError(f"the index in {folder} failed: {reason}") from exc
+            reason = "a file of it is missing or damaged"
+        # What LanceDB says has folders in it.
+        details = f"{folder}: {str(exc).splitlines()[0]}" if str(exc) else folder
+        raise StoreError(f"the index failed: {reason}", details=details) from exc
 
 
 @contextmanager

@@ -201,5 +201,5 @@ class EmbeddedIndex(VectorIndex):
         """An open table goes on with another one that takes its place, and maybe its model's."""
         if tables.manifest_json(self._table) != self._manifest_json:
             raise StoreError(
-                f"the index in {self._files.table} was replaced by another: open it again"
+                "the index was replaced by another: open it again", details=self._files.table
             )

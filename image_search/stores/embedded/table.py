@@ -62,8 +62,9 @@ def parse_manifest(manifest_json: bytes | None, files: IndexFiles) -> Manifest:
         return Manifest.model_validate_json(manifest_json or b"")
     except ValidationError as exc:
         raise IndexMismatchError(
-            f"{files.table} holds a table without a manifest that this version reads: "
-            "it was made by another program or version; use another IMAGE_SEARCH_DATA_DIR"
+            "the index has no manifest that this version reads: it was made by another program "
+            "or version; use another IMAGE_SEARCH_DATA_DIR",
+            details=files.table,
         ) from exc
 
 
