@@ -1,10 +1,11 @@
 """The index over one LanceDB table."""
 
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 from lancedb.query import ColumnOrdering
@@ -34,6 +35,10 @@ _ALL: Final = 0
 # So many of the nearest by 8-bit codes are compared exactly.
 _CANDIDATES_PER_MATCH: Final = 1.5
 
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 
 class EmbeddedIndex(VectorIndex):
     """The index over one LanceDB table, which any number of processes may have open."""
@@ -51,7 +56,6 @@ class EmbeddedIndex(VectorIndex):
         self._files = files
         # As it was written: another version may have fewer fields.
         self._manifest_json = manifest_json
-        self._commits = 0
 
     @classmethod
     def of_table(cls, table: Any, files: IndexFiles) -> Self:
@@ -80,33 +84,35 @@ class EmbeddedIndex(VectorIndex):
         rows = tables.rows_of(records)
         with self._errors():
             self._check_not_replaced()
-            (
-                self._table.merge_insert("id")
-                .when_matched_update_all()
-                .when_not_matched_insert_all()
-                .execute(rows)
-            )
-            self._files.sync()
-            self._commits += 1
-            if self._commits % upkeep.COMMITS_BETWEEN_COMPACTIONS == 0:
-                upkeep.compact(self._table)
-                upkeep.build_vector_index(self._table, self._manifest.metric, growth=4)
+            with self._files.writing():
+                (
+                    self._table.merge_insert("id")
+                    .when_matched_update_all()
+                    .when_not_matched_insert_all()
+                    .execute(rows)
+                )
+                self._files.sync()
+        self._keep_up()
 
     def _query(
         self, embeddings: Embeddings, top_k: int, filter_: Filter | None
     ) -> list[list[Match]]:
+        return self._read(lambda: self._find(embeddings, top_k, filter_))
+
+    def _find(
+        self, embeddings: Embeddings, top_k: int, filter_: Filter | None
+    ) -> list[list[Match]]:
         matches: list[list[Match]] = [[] for _ in embeddings]
         probes = _PROBES_WITH_FILTER if filter_ else _PROBES[self._manifest.metric]
-        with self._errors():
-            if top_k <= _MAX_TOP_K_OF_PROBES:
-                matches = self._search(embeddings, top_k, filter_, (probes, probes))
-            # Too few where the filter or deletions left little near the query: go on probing.
-            short = [number for number, found in enumerate(matches) if len(found) < top_k]
-            if short:
-                again = self._search(embeddings[short], top_k, filter_, (probes, _ALL))
-                for number, found in zip(short, again, strict=True):
-                    matches[number] = found
-            self._check_not_replaced()
+        if top_k <= _MAX_TOP_K_OF_PROBES:
+            matches = self._search(embeddings, top_k, filter_, (probes, probes))
+        # Too few where the filter or deletions left little near the query: go on probing.
+        short = [number for number, found in enumerate(matches) if len(found) < top_k]
+        if short:
+            again = self._search(embeddings[short], top_k, filter_, (probes, _ALL))
+            for number, found in zip(short, again, strict=True):
+                matches[number] = found
+        self._check_not_replaced()
         return matches
 
     def _search(
@@ -148,14 +154,15 @@ class EmbeddedIndex(VectorIndex):
         return [best_first(found, metric)[:top_k] for found in matches]
 
     def _fetch(self, ids: Sequence[str]) -> dict[str, Record]:
-        with self._errors():
-            rows = self._table.search().where(ids_sql(ids)).limit(len(ids)).to_arrow()
+        query = self._table.search().where(ids_sql(ids)).limit(len(ids))
+        rows = self._read(query.to_arrow)
         return {record.id: record for record in tables.records_of(rows)}
 
     def _delete(self, ids: Sequence[str]) -> None:
-        with self._errors():
+        with self._errors(), self._files.writing():
             self._table.delete(ids_sql(ids))
             self._files.sync()
+        self._keep_up()
 
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
         # Ids are printable ASCII, so the next character after all of them bounds the prefix.
@@ -164,13 +171,11 @@ class EmbeddedIndex(VectorIndex):
             f"AND id < {literal(prefix + chr(0x7F))}"
         )
         query = self._table.search().where(where).select(["id"]).order_by([_BY_ID])
-        with self._errors():
-            ids = query.limit(limit + 1).to_arrow()["id"].to_pylist()
+        ids = self._read(query.limit(limit + 1).to_arrow)["id"].to_pylist()
         return IdPage(ids[:limit], ids[limit - 1] if len(ids) > limit else "")
 
     def labels(self) -> dict[str, int | None]:
-        with self._errors():
-            rows = self._table.search().select(["label"]).limit(None).to_arrow()
+        rows = self._read(self._table.search().select(["label"]).limit(None).to_arrow)
         counts = {
             pair["values"]: pair["counts"] for pair in rows["label"].value_counts().to_pylist()
         }
@@ -178,24 +183,36 @@ class EmbeddedIndex(VectorIndex):
         return dict(sorted(counts.items()))
 
     def count(self) -> int:
-        with self._errors():
-            return int(self._table.count_rows())
+        return int(self._read(self._table.count_rows))
 
     def flush(self) -> None:
         with self._errors():
-            if self._commits:
-                upkeep.compact(self._table)
-            # Compaction joins the index's partitions, until a query scans all: build it again then.
-            growth = 1 if self._commits else 2
-            upkeep.build_vector_index(self._table, self._manifest.metric, growth)
+            upkeep.tidy(self._table, self._files, self._manifest.metric)
             self._files.sync()
-        self._commits = 0
 
     def close(self) -> None:
         del self._table
 
     def _errors(self) -> AbstractContextManager[None]:
         return errors_of_the_store(self._files.table)
+
+    def _keep_up(self) -> None:
+        """What was committed stays so, even where upkeep fails; the next commit tries again."""
+        try:
+            with self._errors():
+                upkeep.keep_up(self._table, self._files, self._manifest.metric)
+        except StoreError as exc:
+            _log.warning("the index is not compacted, and searches become slower: %s", exc.in_full)
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """What `read` returns; it reads the newest version, and that may be removed meanwhile."""
+        with self._errors():
+            try:
+                return read()
+            except (OSError, RuntimeError, ValueError) as exc:
+                if "not found" not in str(exc).lower():
+                    raise
+                return read()
 
     def _check_not_replaced(self) -> None:
         """An open table goes on with another one that takes its place, and maybe its model's."""
