@@ -29,6 +29,9 @@ _RESERVED_FIELDS: Final = {LABEL_FIELD, THUMBNAIL_FIELD}
 
 # What every JSON library takes.
 _MAX_INTEGER: Final = 2**63
+# Products of two lengths stay within float32, and keep all of its digits.
+_MIN_LENGTH: Final = 1e-12
+_MAX_LENGTH: Final = 1e12
 _ID: Final = re.compile(rf"[ -~]{{1,{MAX_ID_LENGTH}}}")
 
 
@@ -237,7 +240,7 @@ def check_record(record: Record) -> None:
 
 
 def check_embedding(embedding: Embeddings) -> None:
-    """Raise RecordError unless it is float32 [512], finite and not all zero."""
+    """Raise RecordError unless it is float32 [512], finite, and neither too short nor too long."""
     if embedding.shape != (DIMENSION,) or embedding.dtype != np.float32:
         raise RecordError(
             f"an embedding is float32 [{DIMENSION}], not {embedding.dtype} {list(embedding.shape)}"
@@ -246,6 +249,12 @@ def check_embedding(embedding: Embeddings) -> None:
         raise RecordError("the embedding holds NaN or infinity")
     if not embedding.any():
         raise RecordError("the embedding is all zeros, which has no direction to compare")
+    length = float(np.linalg.norm(embedding.astype(np.float64)))
+    if not _MIN_LENGTH <= length <= _MAX_LENGTH:
+        raise RecordError(
+            f"the embedding's length is {length:.3g}, and float32 compares lengths of "
+            f"{_MIN_LENGTH:g} to {_MAX_LENGTH:g}: scale it"
+        )
 
 
 def _check_metadata(metadata: Metadata) -> None:

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from image_search.errors import SettingsError
@@ -14,6 +14,14 @@ from image_search.values import MOST_PIXELS, Metric, Precision, RecipeName, Stor
 ENV_PREFIX = "IMAGE_SEARCH_"
 # The command line of the client reads these; a shell may have them set for both.
 _CLIENT_VARIABLES = {"IMAGE_SEARCH_URL", "IMAGE_SEARCH_API_KEY"}
+
+
+def _in_home(path: Path) -> Path:
+    """The path, where `~` is a home folder: no shell replaces it within quotes or in a file."""
+    try:
+        return path.expanduser()
+    except RuntimeError as exc:
+        raise ValueError(f"{path.parts[0]} is no home folder: {exc}") from exc
 
 
 class Settings(BaseSettings):
@@ -25,9 +33,11 @@ class Settings(BaseSettings):
         Store,
         Field(description="Where the index is: embedded (in the data folder) or pinecone."),
     ] = "embedded"
-    data_dir: Annotated[Path, Field(description="Folder of the index and of downloads.")] = Path(
-        "data"
-    )
+    data_dir: Annotated[
+        Path,
+        AfterValidator(_in_home),
+        Field(description="Folder of the index and of downloads."),
+    ] = Path("data")
     # Pinecone's rule for index names, so that a name fits every store.
     index: Annotated[
         str,
@@ -59,6 +69,7 @@ class Settings(BaseSettings):
     ] = "https://api.pinecone.io"
     weights: Annotated[
         str,
+        AfterValidator(lambda weights: str(_in_home(Path(weights)))),
         Field(
             min_length=1,
             description="VGG16 weights of a new index: bundled (ImageNet's), imagenet (the same, "

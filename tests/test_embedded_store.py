@@ -1,12 +1,21 @@
 """What can happen to a folder: a crash, a power failure, another index in its place."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pytest
 
-from image_search.errors import IndexMismatchError, IndexNotFoundError, StoreError
+from image_search.calibration import Calibration
+from image_search.errors import (
+    IndexMismatchError,
+    IndexNotFoundError,
+    StoreError,
+    VectorIndexError,
+)
 from image_search.index import Record
 from image_search.manifest import Manifest
 from image_search.settings import Settings
@@ -62,8 +71,6 @@ def test_a_creation_that_was_cut_off_is_done_again(settings: Settings) -> None:
 
 
 def test_a_table_of_another_program_is_refused(settings: Settings) -> None:
-    import lancedb
-
     folder = table_folder(settings).parent
     folder.mkdir(parents=True)
     lancedb.connect(folder).create_table(settings.namespace, [{"id": "a"}])
@@ -76,3 +83,62 @@ def test_a_second_namespace_needs_the_metric_of_the_first(settings: Settings) ->
     other = settings.model_copy(update={"namespace": "other", "metric": "euclidean"})
     with pytest.raises(IndexMismatchError, match=r"cosine.*euclidean"):
         create(other)
+
+
+def test_a_damaged_calibration_is_told_and_replaced_by_the_next(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = table_folder(settings).with_suffix(".calibration.json")
+    for number, content in enumerate((b"", b"{", b"\xff", b"[]", b'{"scores": [1]}', bytes(99))):
+        index = create(settings)
+        path.write_bytes(content)
+        opened = open_index(settings)
+        assert opened.calibration is None
+        assert opened.query(VECTOR, 1)[0].id == "a"
+        assert len(caplog.records) == number + 1
+        open_index(settings)
+        assert len(caplog.records) == number + 1, "told once, not each time that it is read"
+        assert str(path) in caplog.text
+        calibration = Calibration(scores=(0.1, 0.9), confidences=(0.2, 0.8))
+        index.save_calibration(calibration)
+        assert open_index(settings).calibration == calibration
+
+
+def remove_the_table(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def remove_the_data(folder: Path) -> None:
+    shutil.rmtree(folder / "data")
+
+
+def cut_the_data(folder: Path) -> None:
+    for path in (folder / "data").iterdir():
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def damage_the_versions(folder: Path) -> None:
+    for path in (folder / "_versions").iterdir():
+        path.write_bytes(b"damaged")
+
+
+def put_another_table(folder: Path) -> None:
+    shutil.rmtree(folder)
+    lancedb.connect(folder.parent).create_table(folder.stem, [{"id": "a"}])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [remove_the_table, remove_the_data, cut_the_data, damage_the_versions, put_another_table],
+)
+def test_errors_name_folders_to_the_operator_alone(
+    settings: Settings, damage: Callable[[Path], None]
+) -> None:
+    create(settings)
+    damage(table_folder(settings))
+    with pytest.raises(VectorIndexError) as caught:
+        open_index(settings).query(VECTOR, 1)
+    assert str(settings.data_dir) not in str(caught.value)
+    assert settings.data_dir.name not in str(caught.value).lower().split()
+    assert ".lance" not in str(caught.value)
+    assert str(settings.data_dir) in caught.value.in_full

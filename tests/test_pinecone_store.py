@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from image_search.calibration import Calibration
 from image_search.embedding import Embedder
 from image_search.errors import (
     IndexMismatchError,
@@ -118,6 +119,25 @@ def test_an_index_made_by_hand_is_adopted_by_the_first_ingest(emulator: Pinecone
     assert opened.count() == 0, "the manifest is not among the images"
     assert opened.list_ids().ids == []
     opened.close()
+
+
+def test_a_damaged_calibration_is_told_and_replaced_by_the_next(
+    emulator: PineconeEmulator, index: VectorIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibration = Calibration(scores=(0.1, 0.9), confidences=(0.2, 0.8))
+    index.save_calibration(calibration)
+    stored = emulator.records("images", "__manifest__")["__default__/calibration"]
+    for metadata in ({"calibration": "{"}, {"calibration": "[]"}, {}):
+        stored.metadata.clear()
+        stored.metadata.update(metadata)
+        caplog.clear()
+        with open_index(load_settings()) as opened:
+            assert opened.calibration is None
+            assert "is damaged" in caplog.text
+            opened.save_calibration(calibration)
+        with open_index(load_settings()) as opened:
+            assert opened.calibration == calibration
+        stored = emulator.records("images", "__manifest__")["__default__/calibration"]
 
 
 def test_an_index_that_does_not_fit_is_refused_with_both_sides_named(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -293,7 +294,11 @@ def test_weights_that_cannot_be_had_are_reported(
 
 @pytest.mark.slow
 def test_a_broken_store_is_reported_and_recovers(
-    new_client: TestClient, settings: Settings, embedder: Embedder, tmp_path: Path
+    new_client: TestClient,
+    settings: Settings,
+    embedder: Embedder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     fill(settings, embedder)
     wait_for(new_client, 200)
@@ -305,7 +310,9 @@ def test_a_broken_store_is_reported_and_recovers(
     [versions] = settings.data_dir.rglob("_versions")
     for file in versions.iterdir():
         file.write_bytes(b"damaged")
-    wait_for(new_client, 503, "store_unavailable")
+    answer = wait_for(new_client, 503, "store_unavailable")
+    assert str(tmp_path) not in json.dumps(answer)
+    assert str(tmp_path) in caplog.text
 
 
 def test_every_error_that_reaches_http_has_a_status() -> None:

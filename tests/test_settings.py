@@ -101,6 +101,17 @@ def test_empty_means_default(monkeypatch: pytest.MonkeyPatch, field: str) -> Non
     assert getattr(load_settings(), field) == Settings.model_fields[field].default
 
 
+@pytest.mark.parametrize("field", ["data_dir", "weights"])
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    monkeypatch.setenv(variable(field), "~/x")
+    assert str(getattr(load_settings(), field)) == "/somewhere/x"
+    assert str(getattr(load_settings(**{field: "~/y"}), field)) == "/somewhere/y"
+    monkeypatch.setenv(variable(field), "~nobody-of-this-name/x")
+    with pytest.raises(SettingsError, match=rf"{variable(field)}.*~nobody-of-this-name"):
+        load_settings()
+
+
 def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGE_SEARCHER_PORT", "x")
     monkeypatch.setenv("PORT", "1")

@@ -207,6 +207,10 @@ def test_a_filter_that_few_records_pass_still_finds_them_all(create: Indexes, ma
     "embedding",
     [
         np.full(DIMENSION, np.nan, np.float32),
+        np.full(DIMENSION, 1e-30, np.float32),
+        np.full(DIMENSION, 1e-14, np.float32),
+        np.full(DIMENSION, 1e30, np.float32),
+        np.eye(1, DIMENSION, dtype=np.float32)[0] * np.float32(1e-30),
         np.full(DIMENSION, np.inf, np.float32),
         np.zeros(DIMENSION, np.float32),
         np.ones(DIMENSION - 1, np.float32),

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import fcntl
+import functools
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from image_search.calibration import Calibration
 from image_search.recipe import Recipe
@@ -131,9 +132,17 @@ class IndexFiles:
             os.close(descriptor)
 
     def read_calibration(self) -> Calibration | None:
-        """The calibration, or None if there is none; raises ValueError if it is damaged."""
+        """The calibration; None if there is none, or it is damaged, which is told in the log."""
         path = self._calibration
-        return Calibration.model_validate_json(path.read_bytes()) if path.exists() else None
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return Calibration.model_validate_json(content)
+        except ValidationError:
+            _tell_damaged(path, content)
+            return None
 
     def write_calibration(self, calibration: Calibration) -> None:
         """Replace the calibration."""
@@ -176,6 +185,14 @@ class IndexFiles:
                 raise OSError(code, os.strerror(code))
         finally:
             os.close(descriptor)
+
+
+@functools.lru_cache(maxsize=16)
+def _tell_damaged(path: Path, _content: bytes) -> None:
+    """Once for each content, as the service reads the file every second."""
+    _log.warning(
+        "%s is damaged: matches have no confidence until the worker runs again and fits it", path
+    )
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -6,6 +6,7 @@ The manifest has the namespace as its id, and the recipe is there in parts: a ta
 
 import asyncio
 import base64
+import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from image_search.manifest import Manifest
 from image_search.recipe import Recipe
 from image_search.stores.pinecone.records import ANY_VECTOR, parts
 from image_search.stores.pinecone.requests import FIRST_DELAY, Requests
+
+_log = logging.getLogger(__name__)
 
 _NAMESPACE: Final = "__manifest__"
 _SOURCES: Final = TypeAdapter(dict[str, str])
@@ -36,24 +39,35 @@ class Facts:
     def read(self) -> tuple[Manifest, Calibration | None] | None:
         """Manifest and calibration; None if there is no manifest.
 
-        Raises IndexMismatchError if this version cannot read them.
+        A calibration that cannot be read is told in the log, and None.
+        Raises IndexMismatchError if this version cannot read the manifest.
         """
         ids = [self._manifest_id, self._calibration_id]
         vectors = self._requests.run(lambda: self._requests.fetch(ids, _NAMESPACE))
         vector = vectors.get(self._manifest_id)
         if vector is None:
             return None
-        calibration = None
         try:
             manifest = Manifest.model_validate_json((vector.metadata or {})["manifest"])
-            if (stored := vectors.get(self._calibration_id)) is not None:
-                calibration = Calibration.model_validate_json(stored.metadata["calibration"])
         except (KeyError, TypeError, ValidationError) as exc:
             raise IndexMismatchError(
                 f"Pinecone's index {self._name!r} has a manifest that this version does "
                 "not read: use another index"
             ) from exc
-        return manifest, calibration
+        return manifest, self._calibration_of(vectors.get(self._calibration_id))
+
+    def _calibration_of(self, vector: Any) -> Calibration | None:
+        if vector is None:
+            return None
+        try:
+            return Calibration.model_validate_json((vector.metadata or {})["calibration"])
+        except (KeyError, TypeError, ValidationError):
+            _log.warning(
+                "the calibration of Pinecone's index %r is damaged: matches have no confidence "
+                "until the worker runs again and fits it",
+                self._name,
+            )
+            return None
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Store the manifest, and wait until it can be read."""

@@ -1,0 +1,364 @@
+"""What keeps the embedded store fast and safe: restarts, deletes, wrong clocks, kills."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pytest
+from lancedb.query import LanceEmptyQueryBuilder
+
+from image_search.index import Record, VectorIndex
+from image_search.manifest import Manifest
+from image_search.settings import Settings
+from image_search.stores import create_index, open_index
+from image_search.stores.embedded import upkeep
+from image_search.stores.embedded.files import IndexFiles
+from image_search.values import DIMENSION
+from tests.support.indexes import MODEL
+
+SECONDS_A_DAY = 86_400
+
+
+def create(settings: Settings) -> VectorIndex:
+    return create_index(settings, Manifest.new(MODEL, settings.metric, settings.namespace))
+
+
+def records(first: int, count: int = 1) -> list[Record]:
+    return [
+        Record(
+            f"r{number:04d}",
+            np.random.default_rng(number).standard_normal(DIMENSION).astype(np.float32),
+            f"label {number % 3}",
+            {"number": number},
+            b"jpeg",
+        )
+        for number in range(first, first + count)
+    ]
+
+
+def table(settings: Settings) -> Any:
+    """The table as LanceDB itself opens it."""
+    files = IndexFiles.of(settings)
+    return lancedb.connect(files.folder).open_table(files.namespace)
+
+
+def fragments(settings: Settings) -> int:
+    return int(table(settings).stats()["fragment_stats"]["num_fragments"])
+
+
+def assert_holds(settings: Settings, expected: list[Record]) -> None:
+    index = open_index(settings)
+    found = index.fetch(index.list_ids(limit=10_000).ids)
+    assert found.keys() == {record.id for record in expected}
+    for record in expected:
+        np.testing.assert_array_equal(found[record.id].embedding, record.embedding)
+        assert found[record.id].metadata == record.metadata
+    for record in expected[:: max(1, len(expected) // 10)]:
+        assert index.query(record.embedding, 1)[0].id == record.id
+
+
+def shift_files(settings: Settings, days: float) -> None:
+    """Let all files be older, which is what a clock that many days ahead makes of them."""
+    for path in IndexFiles.of(settings).folder.rglob("*"):
+        changed = path.stat().st_mtime - days * SECONDS_A_DAY
+        os.utime(path, (changed, changed))
+
+
+# --- what is due is seen in the table -------------------------------------------------
+
+
+def test_commits_of_many_short_processes_are_compacted(settings: Settings) -> None:
+    create(settings)
+    for start in range(0, 60, 6):
+        with open_index(settings) as index:
+            for number in range(start, start + 6):
+                index.upsert(records(number))
+    assert fragments(settings) <= 26
+    assert_holds(settings, records(0, 60))
+
+
+def test_deletes_are_compacted(settings: Settings) -> None:
+    index = create(settings)
+    index.upsert(records(0, 600))
+    for start in range(0, 300, 30):
+        with open_index(settings) as other:
+            other.delete([record.id for record in records(start, 30)])
+    deleted = table(settings).list_versions()[-1]["metadata"]["total_deletion_file_rows"]
+    assert int(deleted) <= 100
+    assert_holds(settings, records(300, 300))
+
+
+def test_flush_mends_what_others_left(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, create(settings) as index:
+        patch.setattr(upkeep, "_MAX_SMALL_FRAGMENTS", 1_000)
+        for number in range(30):
+            index.upsert(records(number))
+        assert fragments(settings) == 30
+    with open_index(settings) as index:
+        index.flush()
+    assert fragments(settings) == 1
+    assert_holds(settings, records(0, 30))
+
+
+def test_old_versions_are_removed_by_whoever_comes_next(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_KEEP_VERSIONS", timedelta(milliseconds=1))
+    index = create(settings)
+    index.upsert(records(0, 5))
+    for _ in range(60):  # neither fragments nor deleted rows
+        index.delete(["none"])
+    assert len(table(settings).list_versions()) <= 53
+
+
+def test_compaction_keeps_the_partitions_of_the_vector_index(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_ROWS_FOR_VECTOR_INDEX", 2_000)
+    with create(settings) as index:
+        index.upsert(records(0, 2_000))
+        index.flush()
+        before = partitions(settings)
+        assert before > 1
+        index.flush()
+        assert partitions(settings) == before
+        for number in range(2_000, 2_030):
+            index.upsert(records(number))
+        assert fragments(settings) < 30
+        assert partitions(settings) >= before
+
+
+def partitions(settings: Settings) -> int:
+    opened = table(settings)
+    query = opened.search(records(0)[0].embedding, vector_column_name="embedding")
+    plan = query.minimum_nprobes(10_000).maximum_nprobes(10_000).analyze_plan()
+    return int(plan.split("partitions_searched=")[1].split(",")[0])
+
+
+def test_the_vector_index_has_few_segments(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_ROWS_FOR_VECTOR_INDEX", 500)
+    monkeypatch.setattr(upkeep, "_MAX_SMALL_FRAGMENTS", 4)
+    monkeypatch.setattr(upkeep, "_MAX_SEGMENTS", 3)
+    with create(settings) as index:
+        index.upsert(records(0, 500))
+        index.flush()
+        for number in range(500, 540):
+            index.upsert(records(number))
+    [vectors] = [i for i in table(settings).list_indices() if i.columns == ["embedding"]]
+    assert vectors.num_segments <= 4
+    assert_holds(settings, records(0, 540))
+
+
+def test_upkeep_that_fails_takes_no_commit_back(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(28, "No space left on device")
+
+    index = create(settings)
+    monkeypatch.setattr(upkeep, "_is_due", fail)
+    index.upsert(records(0))
+    index.delete(["none"])
+    assert "disk is full" in caplog.text
+    assert_holds(settings, records(0))
+
+
+# --- clocks ---------------------------------------------------------------------------
+
+
+def test_files_of_a_write_in_flight_are_kept_whatever_the_clock_says(settings: Settings) -> None:
+    index = create(settings)
+    index.upsert(records(0, 10))
+    files = IndexFiles.of(settings)
+    [data] = (files.table / "data").iterdir()
+    in_flight = data.with_stem("in-flight")
+    shutil.copy(data, in_flight)
+    shift_files(settings, days=10)
+    with files.writing():
+        open_index(settings).flush()
+        assert in_flight.exists()
+    open_index(settings).flush()
+    assert not in_flight.exists(), "what a process left that was killed is removed"
+    assert_holds(settings, records(0, 10))
+
+
+@pytest.mark.parametrize("write", ["upsert", "delete", "index"])
+def test_every_write_holds_off_the_removal_of_files(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    monkeypatch.setattr(upkeep, "_ROWS_FOR_VECTOR_INDEX", 300)
+    index = create(settings)
+    index.upsert(records(0, 300))
+    writes: dict[str, Callable[[], None]] = {
+        "upsert": lambda: index.upsert(records(300)),
+        "delete": lambda: index.delete(["r0000"]),
+        "index": lambda: upkeep._index_vectors(
+            table(settings), IndexFiles.of(settings), "cosine", growth=1, segments=0
+        ),
+    }
+    version = table(settings).version
+    thread = threading.Thread(target=writes[write])
+    with IndexFiles.of(settings).nobody_writing() as nobody:
+        assert nobody
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert table(settings).version == version
+    thread.join()
+    assert table(settings).version > version
+
+
+@pytest.mark.parametrize("days", [10, -10])
+def test_a_clock_step_loses_nothing(settings: Settings, days: int) -> None:
+    index = create(settings)
+    other = open_index(settings)
+    for start in range(0, 60, 20):
+        for number in range(start, start + 20, 2):
+            index.upsert(records(number))
+            other.upsert(records(number + 1))
+        shift_files(settings, days)
+        index.delete([f"r{start:04d}"])
+        other.flush()
+    kept = [record for record in records(0, 60) if int(record.id[1:]) % 20]
+    assert_holds(settings, kept)
+    assert fragments(settings) == 1
+
+
+def test_reading_goes_on_while_all_old_versions_are_removed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a clock that has stepped ahead: no version is kept for its readers."""
+    monkeypatch.setattr(upkeep, "_KEEP_VERSIONS", timedelta(milliseconds=1))
+    writer = create(settings)
+    writer.upsert(records(0, 50))
+    reader = open_index(settings)
+    done = threading.Event()
+    failures: list[Exception] = []
+
+    def read(work: Callable[[], object]) -> None:
+        while not done.is_set():
+            try:
+                work()
+            except Exception as exc:
+                failures.append(exc)
+                return
+
+    vector = records(0)[0].embedding
+    threads = [
+        threading.Thread(target=read, args=(work,))
+        for work in (
+            lambda: reader.query(vector, 5),
+            lambda: reader.fetch(["r0001", "r0040"]),
+            lambda: reader.list_ids(),
+            lambda: reader.labels(),
+            lambda: reader.count(),
+        )
+    ]
+    for thread in threads:
+        thread.start()
+    for number in range(50, 110):
+        writer.upsert(records(number))
+        writer.flush()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_read_whose_files_were_removed_meanwhile_is_done_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create(settings) as index:
+        index.upsert(records(0, 3))
+    with open_index(settings) as index:
+        removed: list[tuple[Path, bytes]] = []
+        for path in (IndexFiles.of(settings).table / "data").iterdir():
+            removed.append((path, path.read_bytes()))
+            path.unlink()
+        tries = 0
+        to_arrow = LanceEmptyQueryBuilder.to_arrow
+
+        def restore(query: Any, *arguments: Any, **options: Any) -> Any:
+            nonlocal tries
+            tries += 1
+            if tries == 2:
+                for path, content in removed:
+                    path.write_bytes(content)
+            return to_arrow(query, *arguments, **options)
+
+        monkeypatch.setattr(LanceEmptyQueryBuilder, "to_arrow", restore)
+        found = index.fetch(["r0001"])
+    assert found.keys() == {"r0001"}
+    assert tries == 2
+
+
+# --- kills ----------------------------------------------------------------------------
+
+KILLS = 20
+BATCHES = 120
+BATCH = 4
+# Imports once, and is a new process for each line that it reads: it goes on where the last one was.
+WRITER = """
+import os, sys
+from image_search.settings import load_settings
+from image_search.stores import embedded, open_index
+from tests.test_upkeep import BATCH, BATCHES, records
+batches = [records(BATCH * number, BATCH) for number in range(BATCHES)]
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        index = open_index(load_settings())
+        have = set(index.list_ids(limit=10_000).ids)
+        print("writing", flush=True)
+        for batch in batches:
+            if not have.issuperset(record.id for record in batch):
+                index.upsert(batch)
+        os._exit(0)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
+"""
+
+
+def test_kills_within_commits_lose_and_double_nothing(settings: Settings) -> None:
+    create(settings)
+    counts = [0]
+    rng = random.Random(0)
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", WRITER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as writers:
+        assert writers.stdin is not None
+        assert writers.stdout is not None
+        for _ in range(KILLS):
+            writers.stdin.write("\n")
+            writers.stdin.flush()
+            said = [writers.stdout.readline().strip() for _ in range(2)]
+            child = int(said[1] if said[0] == "writing" else said[0])
+            time.sleep(rng.uniform(0, 0.1))
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            assert writers.stdout.readline() == "ended\n"
+            counts.append(open_index(settings).count())
+        writers.communicate("\n", timeout=300)
+    assert counts == sorted(counts), "nothing that was written is lost"
+    assert {count % BATCH for count in counts} == {0}, "a commit is all or nothing"
+    assert counts[1] < counts[-1], "some were killed after a commit of theirs"
+    assert_holds(settings, records(0, BATCHES * BATCH))
