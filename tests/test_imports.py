@@ -20,6 +20,7 @@ BREAKAGES = {
     "index-is-light": ("image_search/manifest.py", "import httpx2"),
     "decoding-is-light": ("image_search/decoding/plain.py", "import openvino"),
     "lancedb": ("image_search/stores/__init__.py", "import lancedb"),
+    "arrow": ("worker/ingest.py", "import pyarrow"),
     "pinecone": ("image_search/stores/embedded/index.py", "import pinecone"),
     "openvino": ("image_search/embedding.py", "import openvino"),
     "tensorflow": ("image_search/embedding.py", "import tensorflow"),

@@ -13,7 +13,9 @@ from worker.sources.files import Choice
 from worker.sources.folder import is_image, open_folder, open_image_file
 from worker.sources.labels import LABEL_FROM, LabelFrom
 from worker.sources.names import printable
+from worker.sources.parquet import PARQUET_SUFFIXES, open_parquet
 from worker.sources.sample import open_sample
+from worker.sources.skipped import Skipped
 from worker.sources.source import SPLITS, Item, Source, Split, damage_named
 from worker.sources.table import CSV_SUFFIXES, JSON_SUFFIXES, open_table
 
@@ -62,6 +64,8 @@ def open_source(
             return open_tar(path, choice)
         if path.name.lower().endswith(CSV_SUFFIXES + JSON_SUFFIXES):
             return open_table(path, choice)
+        if path.name.lower().endswith(PARQUET_SUFFIXES):
+            return open_parquet(path, (), Skipped(), choice)
         if path.is_file() and is_image(path):
             return open_image_file(path, choice)
     raise SourceError(

@@ -34,7 +34,19 @@ _PIECE_BYTES: Final = 1024 * 1024
 # What recognises an image by its first bytes, where its name does not tell.
 START_BYTES: Final = 64
 _RECOGNISED: Final = ("AVIF", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
-_ARCHIVES: Final = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar"}
+_ARCHIVES: Final = {
+    ".parquet",
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".gz",
+    ".bz2",
+    ".tbz2",
+    ".xz",
+    ".txz",
+    ".7z",
+    ".rar",
+}
 # Cameras' own formats, and others that mimetypes does not know.
 _PICTURES: Final = {
     *(".arw", ".cr2", ".cr3", ".crw", ".dng", ".heic", ".heif", ".jxl", ".nef", ".nrw", ".orf"),
@@ -70,6 +82,8 @@ class Chosen:
 
     def __init__(self) -> None:
         self.files: list[File] = []
+        # Archives and alike, which may be what a folder consists of.
+        self.parts: list[str] = []
         self.skipped = Skipped()
         self._suffixes = images.file_suffixes()
 
@@ -83,8 +97,16 @@ class Chosen:
             kind = "image"
         if kind == "image":
             self.files.append(file)
+        elif kind == Kind.ARCHIVE:
+            self.parts.append(file.key)
         else:
             self.skip(kind or Kind.NOT_IMAGE, file.name)
+
+    def skip_parts(self, but: Collection[str] = ()) -> None:
+        """Leave archives out, all but these."""
+        for name in self.parts:
+            if name not in but:
+                self.skip(Kind.ARCHIVE, name)
 
     def is_unclear(self, name: str) -> bool:
         """Whether only its content tells if a file is an image."""
@@ -162,6 +184,7 @@ def open_files(
 ) -> Source:
     """Image files by their names inside a folder or archive; ids begin with `own_name`."""
     title = title or printable(as_text(str(path)))
+    chosen.skip_parts()
     if not chosen.files:
         left_out = "".join(f"\n{line}" for line in chosen.skipped.lines())
         raise SourceError(

@@ -18,6 +18,7 @@ from worker.sources.files import (
     read_bounded,
 )
 from worker.sources.names import as_text, printable
+from worker.sources.parquet import PARQUET_SUFFIXES, open_parquet
 from worker.sources.skipped import Kind
 from worker.sources.source import Source
 
@@ -25,9 +26,16 @@ _Identity = tuple[int, int]
 
 
 def open_folder(path: Path, choice: Choice) -> Source:
-    """The image files in a folder and its sub-folders; links are followed."""
+    """The image files in a folder and its sub-folders; links are followed.
+
+    Where there are none, but parquet files, the images in those.
+    """
     chosen = Chosen()
     _Walk(path, chosen).run()
+    parquet = [name for name in chosen.parts if name.lower().endswith(PARQUET_SUFFIXES)]
+    if not chosen.files and parquet:
+        chosen.skip_parts(but=parquet)
+        return open_parquet(path, sorted(parquet), chosen.skipped, choice)
 
     def read(keys: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
         for key in sorted(keys):
