@@ -12,6 +12,7 @@ import uvicorn
 from image_search.errors import ImageSearchError, SettingsError
 from image_search.settings import Settings, load_settings
 from service.app import create_app
+from service.connections import server_config
 
 # Shorter than the ten seconds after which Docker kills.
 _SECONDS_TO_FINISH: Final = 8
@@ -56,12 +57,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     with listener:
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=_SECONDS_TO_FINISH,
-        )
+        config = server_config(app, seconds_to_finish=_SECONDS_TO_FINISH)
         uvicorn.Server(config).run(sockets=[listener])
     return 0
 

@@ -64,6 +64,11 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "the image is 20000x20000, which is more than 200,000,000 pixels: make it smaller",
     ),
+    "headers_too_large": (
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "the address and the headers have more than 65,536 bytes, or there are more than 100 "
+        "headers: send less",
+    ),
     "unsupported_media_type": (
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "send multipart/form-data, as in: curl -F image=@cat.jpg",
@@ -198,7 +203,7 @@ class ProblemError(HTTPException):
 
 def problem_of(error: ImageSearchError) -> Problem:
     """What an error is answered with."""
-    return _problem(_CODE_OF[type(error)], str(error))
+    return problem(_CODE_OF[type(error)], str(error))
 
 
 def image_not_found(id_: str) -> ProblemError:
@@ -237,7 +242,7 @@ def responses(*codes: str, anywhere: bool = True) -> dict[int | str, dict[str, A
             response["headers"] = _header("WWW-Authenticate", "How to send a key.")
         response["content"][MEDIA_TYPE]["examples"][code] = {
             "summary": code,
-            "value": _problem(code, detail).model_dump(),
+            "value": problem(code, detail).model_dump(),
         }
     return declared
 
@@ -267,7 +272,7 @@ def install(app: FastAPI) -> None:
             # Starlette names the methods of one route, and there can be several for a path.
             error.headers = {"Allow": ", ".join(_methods(request))}
         code = error.code if isinstance(error, ProblemError) else status.name.lower()
-        return _response(_problem(code, error.detail, status), error.headers)
+        return _response(problem(code, error.detail, status), error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -275,12 +280,12 @@ def install(app: FastAPI) -> None:
             f"{'.'.join(map(str, problem['loc'][1:])) or problem['loc'][0]}: {problem['msg']}"
             for problem in error.errors()
         )
-        return _response(_problem("invalid_parameters", details))
+        return _response(problem("invalid_parameters", details))
 
     # Starlette logs the traceback and, having answered, raises the error again for the server.
     @app.exception_handler(Exception)
     async def unexpected(_request: Request, _error: Exception) -> JSONResponse:
-        return _response(_problem("internal_error", CODES["internal_error"][1]))
+        return _response(problem("internal_error", CODES["internal_error"][1]))
 
 
 def _methods(request: Request) -> list[str]:
@@ -295,7 +300,8 @@ def _methods(request: Request) -> list[str]:
     )
 
 
-def _problem(code: str, detail: str, status: HTTPStatus | None = None) -> Problem:
+def problem(code: str, detail: str, status: HTTPStatus | None = None) -> Problem:
+    """Problem details with the code's own status, unless another is given."""
     status = status or CODES[code][0]
     if len(detail) > _MAX_DETAIL:
         detail = detail[:_MAX_DETAIL] + "…"

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from image_search.settings import Settings
 from service.app import create_app
+from service.connections import server_config
 from tests.support.waiting import wait_until
 
 SERVICE_KEY: Final = "key of the tests"
@@ -80,9 +81,7 @@ class ServiceThread:
         self.address: tuple[str, int] = self._listener.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
         self._server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(settings), log_config=None, timeout_graceful_shutdown=seconds_to_end
-            )
+            server_config(create_app(settings), seconds_to_finish=seconds_to_end)
         )
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
 

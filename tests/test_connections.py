@@ -1,0 +1,150 @@
+"""Connections: what no client may do to others, over real sockets."""
+
+import http.client
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx2
+import pytest
+
+from image_search.settings import Settings
+from service import connections
+from tests.support.servers import ServiceThread
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def service(settings: Settings) -> Iterator[ServiceThread]:
+    """Without an index: it answers all the same."""
+    with ServiceThread(settings) as service:
+        yield service
+
+
+def connect(service: ServiceThread, data: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(service.address, timeout=60)
+    connection.sendall(data)
+    return connection
+
+
+def answer(connection: socket.socket) -> bytes:
+    """All that comes until the service closes the connection; empty where nothing comes."""
+    received = b""
+    try:
+        while part := connection.recv(65536):
+            received += part
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def problem(received: bytes) -> dict[str, Any]:
+    head, _, body = received.partition(b"\r\n\r\n")
+    response = httpx2.Response(int(head.split()[1]), content=body)
+    assert b"application/problem+json" in head
+    problem: dict[str, Any] = response.json()
+    assert problem["status"] == response.status_code
+    return problem
+
+
+HEAD = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
+ENDLESS = {
+    "a header": HEAD + b"X-A: ",
+    "headers": HEAD + b"X-A: b\r\n",
+    "an address": b"GET /",
+    "a name": HEAD,
+    "trailers": b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"0\r\nX-A: ",
+    "an extension": b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    b"\r\n1;a=",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_what_does_not_end_is_cut_off(service: ServiceThread, kind: str) -> None:
+    part = b"X-A: b\r\n" * 1000 if kind == "headers" else b"a" * 8000
+    with connect(service, ENDLESS[kind]) as connection:
+        sent = 0
+        try:
+            while sent < 10_000_000:
+                connection.sendall(part)
+                sent += len(part)
+        except OSError:
+            pass
+    assert sent < 10_000_000
+
+
+def test_a_head_that_is_too_large_is_told(service: ServiceThread) -> None:
+    for head in (
+        HEAD + b"X-A: " + b"a" * 66_000 + b"\r\n\r\n",
+        HEAD + b"".join(b"X-%d: a\r\n" % number for number in range(101)) + b"\r\n",
+        HEAD + b"X-A: " + b"a" * 66_000,
+    ):
+        with connect(service, head) as connection:
+            assert problem(answer(connection))["code"] == "headers_too_large"
+
+
+@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00", b"GET / HTTP/1.1\r\nHost\r\n\r\n"])
+def test_what_is_no_http_gets_problem_details(service: ServiceThread, data: bytes) -> None:
+    with connect(service, data) as connection:
+        assert problem(answer(connection))["code"] == "bad_request"
+
+
+SLOW = {
+    "nothing": b"",
+    "a head": HEAD,
+    "empty lines": b"\r\n",
+    "the body of a request that is answered": b"POST /nothing HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Length: 1000\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_requests_that_do_not_end_are_closed_however_often_a_byte_comes(
+    service: ServiceThread, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SECONDS_FOR_HEAD", 0.3)
+    monkeypatch.setattr(connections, "SECONDS_AFTER_ANSWER", 0.3)
+    with connect(service, SLOW[kind]) as connection:
+
+        def is_closed() -> bool:
+            try:
+                if kind != "nothing":
+                    connection.send(b"\r\n" if kind == "empty lines" else b"a")
+                connection.settimeout(0.02)
+                return connection.recv(65536) == b""
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        wait_until(is_closed)
+
+
+def test_a_connection_is_kept_for_several_requests(service: ServiceThread) -> None:
+    connection = http.client.HTTPConnection(*service.address, timeout=60)
+    connection.connect()
+    socket_ = connection.sock
+    for _ in range(3):
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        response.read()
+        assert (response.status, connection.sock) == (200, socket_)
+    connection.close()
+
+
+def test_of_too_many_connections_the_oldest_without_a_request_is_closed(
+    service: ServiceThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 5)
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(connect(service, HEAD)) for _ in range(5)]
+        waiting += [stack.enter_context(connect(service, HEAD)) for _ in range(2)]
+        response = httpx2.get(f"{service.url}/metrics", trust_env=False)
+        assert response.status_code == 200
+        for connection in waiting[:3]:
+            assert answer(connection) == b""
+        for connection in waiting[3:]:
+            connection.sendall(b"\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
