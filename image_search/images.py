@@ -19,6 +19,8 @@ _THUMBNAIL_QUALITY: Final = 85
 _WHITE: Final = (255, 255, 255, 255)
 # The longer side of a decoded image; only images more than 32 times as long as wide come near.
 _LONGEST_SIDE: Final = 16_384
+# Above it a JPEG 2000 is decoded at a half of its size, or a quarter.
+_MOST_JPEG_2000_PIXELS: Final = 16_000_000
 # Large images are converted in bands of so many pixels, so that no second copy is needed.
 _BAND_PIXELS: Final = 2 * 1024 * 1024
 
@@ -149,11 +151,29 @@ def _decode(content: bytes, max_pixels: int, min_side: int) -> Image.Image:
         factor = max(1, min(width, height) // min_side)
         # JPEG decodes at 1/2, 1/4 or 1/8 of its size at a fraction of the cost.
         image.draft(None, (width // factor, height // factor))
+        levels = _levels_left_out(image, min_side)
+        if levels:
+            image.reduce = levels  # type: ignore[method-assign, assignment]
         image.load()
+        if levels:
+            image.reduce = 0  # type: ignore[method-assign, assignment]  # the method again
         # A decoder may find another size than the header said.
         _check_size(image, max_pixels)
         factor = max(1, min(image.size) // min_side)
         return _upright_rgb(image, factor)
+
+
+def _levels_left_out(image: Image.Image, min_side: int) -> int:
+    """How often a JPEG 2000 is halved while it is decoded, as its decoder holds it many times."""
+    levels = 0
+    width, height = image.size
+    if image.format == "JPEG2000":
+        while (
+            width * height >> 2 * levels > _MOST_JPEG_2000_PIXELS
+            and min(width, height) >> levels + 1 >= min_side
+        ):
+            levels += 1
+    return levels
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

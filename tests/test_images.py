@@ -245,6 +245,20 @@ def test_bands_of_a_turned_picture_are_those_of_the_whole(
     np.testing.assert_array_equal(small, expected)
 
 
+@pytest.mark.parametrize(("min_side", "width"), [(500, 800), (100, 200), (20, 34)])
+def test_a_large_jpeg_2000_is_decoded_without_its_finest_levels(
+    min_side: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient = Image.linear_gradient("L").resize((800, 600))
+    image = Image.merge("RGB", [gradient, gradient.rotate(180), gradient])
+    content = encode(image, "JPEG2000")
+    monkeypatch.setattr(images, "_MOST_JPEG_2000_PIXELS", 10_000)
+    decoded = images.decode(content, max_pixels=MANY, min_side=min_side)
+    assert decoded.width == width
+    whole = np.asarray(image.resize(decoded.size, Image.Resampling.BOX)).astype(int)
+    np.testing.assert_allclose(np.asarray(decoded).astype(int), whole, atol=6)
+
+
 def test_a_very_long_picture_comes_back_bounded() -> None:
     small = decode(encode(Image.new("RGB", (100_000, 300), "teal"), "PNG"), min_side=256)
     np.testing.assert_array_equal(small, np.full((300, 14286, 3), (0, 128, 128)))
