@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
@@ -57,11 +57,11 @@ class Table:
         return "\n\n".join(filter(None, [f"## {self.title}", table, notes])) + "\n"
 
 
-def run(measure: Callable[[str, int], Sequence[Table]], description: str | None) -> None:
+def run(measure: Callable[[str, int], Iterable[Table]], description: str | None) -> None:
     """The command line of a part that runs alone: prints its tables."""
     arguments = parser(description).parse_args()
     for table in measure(arguments.source, arguments.images):
-        print(table)
+        print(table, flush=True)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
