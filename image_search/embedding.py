@@ -16,6 +16,7 @@ from image_search import images
 from image_search.engines import Forward
 from image_search.manifest import ModelSpec
 from image_search.recipe import FEATURES, FITTED_BLOCKS, LAST_BLOCK, Recipe
+from image_search.sample import TEXTURE_BLOCKS, TEXTURES
 from image_search.values import DIMENSION, Embeddings, Features, Pixels
 from image_search.weights import Convolution, fingerprint, load_weights
 
@@ -56,7 +57,7 @@ class Embedder:
             recipe_fingerprint=recipe.fingerprint if recipe else "",
         )
         self._recipe = recipe
-        blocks = FITTED_BLOCKS if recipe else LAST_BLOCK
+        blocks = (*(FITTED_BLOCKS if recipe else LAST_BLOCK), *TEXTURE_BLOCKS)
         self._forward = _compile(convolutions, input_size, activation_maxima, blocks)
 
     def pixels(self, image: Image.Image) -> Pixels:
@@ -65,10 +66,15 @@ class Embedder:
 
     def embed(self, batch: Sequence[Pixels] | Pixels) -> Embeddings:
         """float32 [n, 512] of uint8 RGB [n, input_size, input_size, 3]."""
+        return self.embed_with_textures(batch)[0]
+
+    def embed_with_textures(self, batch: Sequence[Pixels] | Pixels) -> tuple[Embeddings, Features]:
+        """What `embed` gives, and float32 [n, 384]: what `Familiarity` is told by."""
         if len(batch) == 0:
-            return np.empty((0, DIMENSION), np.float32)
-        features = self._forward(np.asarray(batch))
-        return self._recipe.apply(features) if self._recipe else features
+            return np.empty((0, DIMENSION), np.float32), np.empty((0, TEXTURES), np.float32)
+        outputs = self._forward(np.asarray(batch))
+        features, textures = outputs[:, :-TEXTURES], outputs[:, -TEXTURES:]
+        return self._recipe.apply(features) if self._recipe else features, textures
 
     def warm_up(self) -> None:
         """Run once, so that the first user does not wait for it."""

@@ -3,7 +3,7 @@
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -14,6 +14,7 @@ from image_search.errors import RecordError
 from image_search.filters import Filter
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
+from image_search.sample import ImageSample
 from image_search.values import (
     DIMENSION,
     LABEL_FIELD,
@@ -25,6 +26,7 @@ from image_search.values import (
     Metric,
 )
 
+_IDS_AT_ONCE: Final = 10_000
 _RESERVED_FIELDS: Final = {LABEL_FIELD, THUMBNAIL_FIELD}
 
 # What every JSON library takes.
@@ -100,6 +102,19 @@ class VectorIndex(ABC):
 
     @abstractmethod
     def _save_calibration(self, calibration: Calibration) -> None: ...
+
+    @abstractmethod
+    def load_sample(self) -> ImageSample:
+        """The random sample of the index's images that `save_sample` has left; or an empty one."""
+
+    @abstractmethod
+    def save_sample(self, sample: ImageSample) -> None:
+        """Replace the sample, for everyone who loads it from now on."""
+
+    @property
+    @abstractmethod
+    def sample_version(self) -> str:
+        """Another one when another sample was saved before the index was opened; or empty."""
 
     @abstractmethod
     def load_sources(self) -> dict[str, str]:
@@ -193,6 +208,15 @@ class VectorIndex(ABC):
 
         Raises RecordError for a cursor that the store does not know for one of its own.
         """
+
+    def ids(self) -> Iterator[str]:
+        """All ids, in any order."""
+        page = self.list_ids(limit=_IDS_AT_ONCE)
+        while True:
+            yield from page.ids
+            if not page.cursor:
+                return
+            page = self.list_ids(limit=_IDS_AT_ONCE, cursor=page.cursor)
 
     @abstractmethod
     def labels(self) -> dict[str, int | None]:

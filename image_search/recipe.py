@@ -8,12 +8,11 @@ import hashlib
 import io
 import zipfile
 from dataclasses import dataclass
-from functools import cache
 from typing import Final
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
+from image_search import blas
 from image_search.values import BLOCKS, Features, RecipeName
 
 # Numbered from 1. Each gives an average for each of its channels.
@@ -40,8 +39,7 @@ class Recipe:
         https://www.robots.ox.ac.uk/~vgg/publications/2012/Arandjelovic12/arandjelovic12.pdf
         """
         centred = compressed(features) - self.mean
-        # BLAS' threads go on spinning after a call, and take the cores from the network.
-        with _blas().limit(limits=1, user_api="blas"):
+        with blas.one_thread():
             embeddings = centred @ self.projection
         lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
         return np.asarray(embeddings / np.where(lengths, lengths, 1))
@@ -74,8 +72,3 @@ class Recipe:
 def compressed(features: Features) -> Features:
     """The features as recipes are fitted to them."""
     return np.asarray(np.sqrt(features))
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()

@@ -1,7 +1,7 @@
 """Confidences: fitted to labels through the store, and as often right as they say."""
 
 import threading
-from itertools import combinations, islice
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ from sklearn.isotonic import IsotonicRegression
 from image_search.calibration import Calibration
 from image_search.index import Record, VectorIndex
 from image_search.manifest import Manifest
+from image_search.sample import ImageSample
 from image_search.settings import Settings
 from image_search.stores import create_index
 from image_search.values import DIMENSION, Metric
 from tests.support.indexes import FakeEmbedder
-from worker.confidence import SampledSource, calibrate, fit_calibration
+from worker.confidence import calibrate, draw_ids, fit_calibration, recalibrate
 from worker.measures import expected_calibration_error
-from worker.sources import Item, Source
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
 KINDS = 5
@@ -161,23 +161,41 @@ def test_one_that_is_stopped_gives_none(settings: Settings) -> None:
     assert calibrate(index, [f"{number:04d}" for number in range(300)], stop) is None
 
 
-def test_ids_are_drawn_from_all_that_pass() -> None:
-    def source(count: int) -> Source:
-        return Source(
-            "numbers",
-            count,
-            lambda: (Item(str(n), "odd" if n % 2 else None, b"", {}) for n in range(count)),
-        )
-
-    few = SampledSource(source(50))
-    assert len(list(few.source.items())) == 50
-    assert few.ids == [str(number) for number in range(1, 50, 2)]
-    many = SampledSource(source(20_000))
-    list(islice(many.source.items(), 10_000))
-    numbers = [int(id_) for id_ in many.ids]
-    assert len(set(numbers)) == 1000
-    assert all(number % 2 for number in numbers)
-    # A tenth of them from each tenth, but for chance.
-    shares = np.histogram(numbers, bins=10, range=(0, 10_000))[0]
+def test_ids_are_drawn_from_the_whole_index(settings: Settings) -> None:
+    rows = np.random.default_rng(0).random((12_000, DIMENSION), np.float32)
+    index = fill(settings, "cosine", rows, [None] * 12_000)
+    ids = draw_ids(index)
+    assert len(set(ids)) == 10_000
+    # A tenth of the first thousand from each tenth, but for chance.
+    shares = np.histogram([int(id_) for id_ in ids[:1000]], bins=10, range=(0, 12_000))[0]
     assert shares.min() > 60
     assert shares.max() < 140
+    assert draw_ids(index) == ids
+
+
+def test_labels_are_looked_for_where_few_images_have_one(settings: Settings) -> None:
+    rows, kinds = clustered(6000, seed=1)
+    labels = [kind if number % 20 == 0 else None for number, kind in enumerate(kinds)]
+    index = fill(settings, "cosine", rows, labels)
+    assert calibrate(index, draw_ids(index), threading.Event()) is not None
+
+
+def test_a_small_second_ingest_does_not_shift_confidences(settings: Settings) -> None:
+    rows, kinds = clustered(1500, seed=1)
+    index = fill(settings, "cosine", rows, list(kinds))
+    recalibrate(index, ImageSample(), threading.Event())
+    before = index.calibration
+    # Of one kind, all alike.
+    copies = rows[:1] + np.random.default_rng(1).normal(0, 1e-3, (60, DIMENSION))
+    index.upsert(
+        [
+            Record(f"copy {n}", row.astype(np.float32), "copy", {}, b"")
+            for n, row in enumerate(copies)
+        ]
+    )
+    recalibrate(index, ImageSample(), threading.Event())
+    after = index.calibration
+    assert before is not None
+    assert after is not None
+    for score in (0.3, 0.5, 0.7):
+        assert after.confidence(score) == pytest.approx(before.confidence(score), abs=0.1)

@@ -257,7 +257,7 @@ def test_int8_keeps_embeddings_and_neighbours_of_real_images(
     int8 = Embedder("bundled", 32, measure_activation_maxima("bundled", indexed[:256]))
     assert int8.model == embedder.model.model_copy(update={"precision": "int8"})
     similarities = cosines(int8.embed(real_images), embedder.embed(real_images))
-    assert similarities.mean() > 0.9995
+    assert similarities.mean() > 0.999
     assert similarities.max() < 1
     neighbours = []
     for engine in (embedder, int8):

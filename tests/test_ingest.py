@@ -18,7 +18,7 @@ from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index
-from image_search.values import DIMENSION, Embeddings, Pixels
+from image_search.values import DIMENSION, Embeddings, Features, Pixels
 from tests.support.costly import qoi
 from tests.support.images import KINDS, draw, encode, folder_of, png
 from tests.support.indexes import FakeEmbedder, records, source_of
@@ -128,12 +128,13 @@ def test_images_that_cost_much_are_listed(
 def test_an_image_without_an_embedding_is_listed(
     index: VectorIndex, fake_embedder: FakeEmbedder, settings: Settings, tmp_path: Path
 ) -> None:
-    embed = fake_embedder.embed
+    embed = fake_embedder.embed_with_textures
 
-    def first_is_zero(batch: list[Pixels]) -> Embeddings:
-        return np.concatenate([np.zeros((1, DIMENSION), np.float32), embed(batch)[1:]])
+    def first_is_zero(batch: list[Pixels]) -> tuple[Embeddings, Features]:
+        embeddings, textures = embed(batch)
+        return np.concatenate([np.zeros((1, DIMENSION), np.float32), embeddings[1:]]), textures
 
-    fake_embedder.embed = first_is_zero  # type: ignore[assignment, method-assign]
+    fake_embedder.embed_with_textures = first_is_zero  # type: ignore[assignment, method-assign]
     source = open_source(str(folder_of(tmp_path / "p", 3)), split="train", data_dir=tmp_path)
     summary = ingest(source, index, fake_embedder, settings)
     assert list(summary.unreadable) == ["p/label0/0000.png"]
@@ -216,7 +217,7 @@ def test_an_error_of_the_network_is_raised(
     def fail(_: object) -> None:
         raise MemoryError
 
-    fake_embedder.embed = fail  # type: ignore[assignment, method-assign]
+    fake_embedder.embed_with_textures = fail  # type: ignore[assignment, method-assign]
     source = open_source(str(folder_of(tmp_path / "p", 10)), split="train", data_dir=tmp_path)
     with pytest.raises(MemoryError):
         ingest(source, index, fake_embedder, settings)

@@ -26,7 +26,7 @@ from image_search.index import Match
 from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from image_search.stores.embedded.index import EmbeddedIndex
-from image_search.values import LABEL_FIELD, Embeddings, Pixels
+from image_search.values import LABEL_FIELD, Embeddings, Features, Pixels
 from service import admission, follower, pipeline
 from service.admission import MAX_REQUESTS
 from service.batching import Stage
@@ -76,15 +76,15 @@ class GatedEmbedder(FakeEmbedder):
         self.gates["decode"].enter(1)
         return super().pixels(image)
 
-    def embed(self, batch: Sequence[Pixels] | Pixels) -> Embeddings:
+    def embed_with_textures(self, batch: Sequence[Pixels] | Pixels) -> tuple[Embeddings, Features]:
         self.gates["embed"].enter(len(batch))
         if self.error:
             raise self.error
-        embeddings = super().embed(batch)
+        embeddings, textures = super().embed_with_textures(batch)
         for pixels, embedding in zip(batch, embeddings, strict=True):
             if self.zeros is not None and np.array_equal(pixels, self.zeros):
                 embedding[:] = 0
-        return embeddings
+        return embeddings, textures
 
 
 class Server:

@@ -1,6 +1,7 @@
 """One contract, run against every store; scores are compared with NumPy, filters with Python."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from image_search.filters import Condition, parse_filter
 from image_search.index import Match, Record, VectorIndex
 from image_search.manifest import Manifest, ModelSpec
 from image_search.recipe import FEATURES, Recipe
+from image_search.sample import TEXTURES, ImageSample
 from image_search.settings import load_settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION, Metadata, Metric
@@ -552,6 +554,34 @@ def test_open_indexes_see_what_others_commit(create: Indexes) -> None:
     assert ids(reader.query(vectors(1)[0], 10)) == ["a"]
     writer.delete(["a"])
     assert reader.count() == 0
+
+
+def test_a_sample_is_seen_by_who_opens_the_index_next(create: Indexes) -> None:
+    index = create()
+    assert index.load_sample().ids == ()
+    versions = {index.sample_version}
+    rng = np.random.default_rng(0)
+    for count in (30, 300):
+        textures = rng.random((count, TEXTURES), np.float32)
+        sample = replace(ImageSample().joined([str(n) for n in range(count)], textures), indexed=7)
+        index.save_sample(sample)
+        loaded = create.open().load_sample()
+        assert (loaded.ids, loaded.bound, loaded.indexed) == (sample.ids, sample.bound, 7)
+        np.testing.assert_allclose(loaded.textures, sample.textures, rtol=1e-3)
+        versions.add(create.open().sample_version)
+    assert len(versions) == 3
+    assert "" in versions
+    assert create(namespace="other").load_sample().ids == ()
+    assert create(namespace="other").sample_version == ""
+    assert index.count() == 0
+
+
+def test_all_ids_are_given(create: Indexes) -> None:
+    index = create()
+    assert list(index.ids()) == []
+    ids = [f"{kind}/{number}" for kind in ("a", "b") for number in range(130)]
+    index.upsert([record(id_) for id_ in ids])
+    assert sorted(index.ids()) == sorted(ids)
 
 
 def test_an_index_keeps_where_its_sources_are(create: Indexes) -> None:

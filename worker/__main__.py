@@ -15,7 +15,7 @@ from image_search.index import VectorIndex
 from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from worker.auto import refuse_mixture, source_to_ingest, source_to_search_for
-from worker.confidence import SampledSource, recalibrate
+from worker.confidence import recalibrate
 from worker.ingest import Summary, ingest
 from worker.model import create_index_for, load_embedder
 from worker.origin import named_in, remember
@@ -275,11 +275,10 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
         remember(index, source)
         embedder.warm_up()
         started = time.monotonic()
-        sampled = SampledSource(source)
-        summary = ingest(sampled.source, index, embedder, settings, stop=stop.event)
+        summary = ingest(source, index, embedder, settings, stop=stop.event)
         index.flush()
-        if summary.embedded or index.calibration is None:
-            recalibrate(index, sampled.ids, stop.event)
+        if summary.embedded or summary.relabelled or index.calibration is None:
+            recalibrate(index, summary.sample, stop.event)
         _report(source, summary, index, settings, time.monotonic() - started)
         is_whole = not summary.unreadable and not source.skipped.lost
         return stop.exit_code or (0 if is_whole else EXIT_UNREADABLE)

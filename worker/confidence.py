@@ -1,10 +1,9 @@
 """What scores mean in an index, fitted to its labels by comparing some of its own images."""
 
 import logging
-import random
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from heapq import nsmallest
 from typing import Final
 
 import numpy as np
@@ -12,15 +11,17 @@ from numpy.typing import NDArray
 
 from image_search.calibration import PAIR_LEVELS, Calibration, PairScores
 from image_search.errors import StoreError
-from image_search.index import VectorIndex
+from image_search.index import Record, VectorIndex
 from image_search.progress import Progress
+from image_search.sample import ImageSample, rank
 from image_search.similarity import pair_scores
 from image_search.values import Embeddings, Metric
-from worker.sources import Item, Source
 
 _log = logging.getLogger(__name__)
 
 _QUERIES: Final = 1000
+# In an index where few images have labels, these are looked through for them.
+_DRAWN: Final = 10_000
 _LEAST_QUERIES: Final = 100
 # Pinecone sends so many matches with their labels at once.
 _MATCHES: Final = 50
@@ -33,35 +34,15 @@ _DIGITS: Final = 7
 Floats = NDArray[np.float64]
 
 
-class SampledSource:
-    """A source that draws some of the ids that pass through it, each as likely as any other.
+def recalibrate(index: VectorIndex, ingested: ImageSample, stop: threading.Event) -> None:
+    """Fit and save what confidence and familiarity are told by, to a sample of the whole index.
 
-    Algorithm R of "Random Sampling with a Reservoir", https://doi.org/10.1145/3147.3165
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._items = source.items
-        self._random = random.Random(0)
-        self.ids: list[str] = []
-        self.source = replace(source, items=self._passing)
-
-    def _passing(self) -> Iterator[Item]:
-        labelled = 0
-        for item in self._items():
-            if item.label is not None:
-                labelled += 1
-                place = len(self.ids) if labelled <= _QUERIES else self._random.randrange(labelled)
-                self.ids[place : place + 1] = [item.id] if place < _QUERIES else []
-            yield item
-
-
-def recalibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> None:
-    """Fit and save the confidences; a line says why where that cannot be done.
-
-    The images are in the index: that this fails does not make the ingest fail.
+    `ingested` is the sample of what was ingested just now. A line says why where it cannot be done:
+    the images are in the index, so that this fails does not make the ingest fail.
     """
     try:
-        calibration = calibrate(index, ids, stop)
+        save_sample(index, ingested)
+        calibration = calibrate(index, draw_ids(index), stop)
         if calibration is not None:
             index.save_calibration(calibration)
     except ModuleNotFoundError as exc:
@@ -74,13 +55,25 @@ def recalibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -
         _log.warning("confidences stay as they were, as they could not be fitted: %s", exc.in_full)
 
 
+def save_sample(index: VectorIndex, ingested: ImageSample) -> None:
+    """Join what was ingested to the index's sample. Raises StoreError."""
+    stored = index.load_sample()
+    joined = stored.joined(ingested.ids, ingested.textures, ingested.bound)
+    index.save_sample(joined.of_index(index.fetch(joined.ids), index.count()))
+
+
+def draw_ids(index: VectorIndex) -> list[str]:
+    """The ids of 10,000 images in random order, each as likely as any other. Raises StoreError."""
+    return nsmallest(_DRAWN, index.ids(), key=rank)
+
+
 def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> Calibration | None:
-    """Search for the images with these ids; see how often matches of a score have their label.
+    """Search for the first 1,000 of these that have labels; see how often matches have theirs.
 
     Each image is left out of its own matches. None where there are too few labels, or `stop` is
     set meanwhile. Raises StoreError.
     """
-    records = [record for record in index.fetch(ids).values() if record.label is not None]
+    records = _labelled(index, ids)
     if len(records) < _LEAST_QUERIES or len({record.label for record in records}) < 2:
         return None
     scores: list[float] = []
@@ -113,6 +106,16 @@ def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> 
         metric,
     )
     return calibration.model_copy(update={"pairs": pairs})
+
+
+def _labelled(index: VectorIndex, ids: Sequence[str]) -> list[Record]:
+    records: list[Record] = []
+    for start in range(0, len(ids), _QUERIES):
+        found = index.fetch(ids[start : start + _QUERIES]).values()
+        records += [record for record in found if record.label is not None]
+        if len(records) >= _QUERIES:
+            break
+    return records[:_QUERIES]
 
 
 def _weight(rank: int) -> float:

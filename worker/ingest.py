@@ -27,6 +27,7 @@ from image_search.embedding import Embedder, min_side
 from image_search.errors import ImageError, RecordError
 from image_search.index import Record, VectorIndex, check_embedding
 from image_search.progress import Progress
+from image_search.sample import ImageSample
 from image_search.settings import Settings
 from image_search.values import Metadata, Pixels
 from worker.sources import Item, Source
@@ -59,6 +60,8 @@ class Summary:
     relabelled: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    # Of what was embedded.
+    sample: ImageSample = field(default_factory=ImageSample)
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,10 @@ class _Ingestion:
         records = [one for one in batch if isinstance(one, Record)]
         self._relabelled.update(record.id for record in records)
         new = [one for one in batch if isinstance(one, _Decoded)]
-        embeddings = self._embedder.embed([decoded.pixels for decoded in new])
+        pixels = [decoded.pixels for decoded in new]
+        embeddings, textures = self._embedder.embed_with_textures(pixels)
+        ids = [decoded.id for decoded in new]
+        self._summary.sample = self._summary.sample.joined(ids, textures)
         for decoded, embedding in zip(new, embeddings, strict=True):
             try:
                 check_embedding(embedding)

@@ -12,9 +12,10 @@ from image_search.embedding import Embedder
 from image_search.errors import IndexNotFoundError
 from image_search.index import Record, VectorIndex
 from image_search.manifest import Manifest, ModelSpec
+from image_search.sample import TEXTURES
 from image_search.settings import Settings
 from image_search.stores import create_index, open_index
-from image_search.values import DIMENSION, Embeddings, Pixels
+from image_search.values import DIMENSION, Embeddings, Features, Pixels
 from service import follower
 from tests.support.images import KINDS, PER_KIND, drawn
 from tests.support.pinecone import API_KEY, PineconeEmulator
@@ -34,11 +35,15 @@ class FakeEmbedder(Embedder):
         self.embedded = 0
 
     def embed(self, batch: Sequence[Pixels] | Pixels) -> Embeddings:
+        return self.embed_with_textures(batch)[0]
+
+    def embed_with_textures(self, batch: Sequence[Pixels] | Pixels) -> tuple[Embeddings, Features]:
         self.embedded += len(batch)
         seeds = [int(hashlib.sha256(image.tobytes()).hexdigest(), 16) for image in batch]
-        return np.array(
-            [np.random.default_rng(seed).random(DIMENSION) for seed in seeds], np.float32
-        ).reshape(-1, DIMENSION)
+        rows = np.array(
+            [np.random.default_rng(seed).random(DIMENSION + TEXTURES) for seed in seeds], np.float32
+        ).reshape(-1, DIMENSION + TEXTURES)
+        return rows[:, :DIMENSION], rows[:, DIMENSION:]
 
 
 def serve_fakes(

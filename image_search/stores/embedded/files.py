@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from image_search.calibration import Calibration
 from image_search.recipe import Recipe
+from image_search.sample import ImageSample
 from image_search.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _SECONDS_BETWEEN_TRIES: Final = 0.01
 
 @dataclass(frozen=True)
 class IndexFiles:
-    """The files of one namespace: its table, calibration, sources; recipes are of all."""
+    """The files of one namespace: its table, calibration, sample, sources; recipes are of all."""
 
     folder: Path
     namespace: str
@@ -60,6 +61,10 @@ class IndexFiles:
     @property
     def _sources(self) -> Path:
         return self.folder / f"{self.namespace}.sources.json"
+
+    @property
+    def _sample(self) -> Path:
+        return self.folder / f"{self.namespace}.sample.npz"
 
     def _recipe(self, fingerprint: str) -> Path:
         return self.folder / f"recipe-{fingerprint}.npz"
@@ -151,6 +156,24 @@ class IndexFiles:
     def remove_calibration(self) -> None:
         """Remove the calibration, if there is one."""
         self._calibration.unlink(missing_ok=True)
+
+    def read_sample(self) -> ImageSample:
+        """The sample, empty if there is none; raises ValueError if the file is damaged."""
+        path = self._sample
+        return ImageSample.from_bytes(path.read_bytes()) if path.exists() else ImageSample()
+
+    def write_sample(self, sample: ImageSample) -> None:
+        """Replace the sample."""
+        _write(self._sample, sample.to_bytes())
+
+    def sample_version(self) -> str:
+        """Another one for another sample; empty if there is none."""
+        path = self._sample
+        return str(path.stat().st_mtime_ns) if path.exists() else ""
+
+    def remove_sample(self) -> None:
+        """Remove the sample, if there is one."""
+        self._sample.unlink(missing_ok=True)
 
     def read_sources(self) -> dict[str, str]:
         """Where sources are, by name; raises ValueError if the file is damaged."""

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Self, TypeVar
 
@@ -16,6 +16,7 @@ from image_search.filters import Filter
 from image_search.index import IdPage, Match, Record, VectorIndex, best_first
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
+from image_search.sample import ImageSample
 from image_search.stores.embedded import table as tables
 from image_search.stores.embedded import upkeep
 from image_search.stores.embedded.errors import errors_of_the_store
@@ -56,6 +57,7 @@ class EmbeddedIndex(VectorIndex):
         self._files = files
         # As it was written: another version may have fewer fields.
         self._manifest_json = manifest_json
+        self._sample_version = files.sample_version()
 
     @classmethod
     def of_table(cls, table: Any, files: IndexFiles) -> Self:
@@ -67,6 +69,18 @@ class EmbeddedIndex(VectorIndex):
     def _save_calibration(self, calibration: Calibration) -> None:
         with self._errors():
             self._files.write_calibration(calibration)
+
+    def load_sample(self) -> ImageSample:
+        with self._errors():
+            return self._files.read_sample()
+
+    def save_sample(self, sample: ImageSample) -> None:
+        with self._errors():
+            self._files.write_sample(sample)
+
+    @property
+    def sample_version(self) -> str:
+        return self._sample_version
 
     def load_sources(self) -> dict[str, str]:
         with self._errors():
@@ -173,6 +187,11 @@ class EmbeddedIndex(VectorIndex):
         query = self._table.search().where(where).select(["id"]).order_by([_BY_ID])
         ids = self._read(query.limit(limit + 1).to_arrow)["id"].to_pylist()
         return IdPage(ids[:limit], ids[limit - 1] if len(ids) > limit else "")
+
+    def ids(self) -> Iterator[str]:
+        # One scan, as each page of the list would sort what is left.
+        rows = self._read(self._table.search().select(["id"]).limit(None).to_arrow)
+        yield from rows["id"].to_pylist()
 
     def labels(self) -> dict[str, int | None]:
         rows = self._read(self._table.search().select(["label"]).limit(None).to_arrow)

@@ -1,13 +1,15 @@
 """What is known about an index, as records in a namespace of their own of the same index.
 
-The manifest has the namespace as its id, and the recipe is there in parts: a tag of an index holds
-120 characters at most, belongs to all namespaces, and is not to be had with a data-plane key.
+The manifest has the namespace as its id, and recipe and sample are there in parts: a tag of an
+index holds 120 characters at most, belongs to all namespaces, and is not to be had with a
+data-plane key.
 """
 
 import asyncio
 import base64
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,8 +18,9 @@ from image_search.calibration import Calibration
 from image_search.errors import IndexMismatchError, StoreError
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
+from image_search.sample import ImageSample
 from image_search.stores.pinecone.records import ANY_VECTOR, parts
-from image_search.stores.pinecone.requests import FIRST_DELAY, Requests
+from image_search.stores.pinecone.requests import FIRST_DELAY, LIST_IDS, Requests
 
 _log = logging.getLogger(__name__)
 
@@ -27,14 +30,16 @@ _PART: Final = 36_000  # characters of base64, which fit into a record's metadat
 
 
 class Facts:
-    """Manifest, calibration, sources and recipe of one namespace of the index `name`."""
+    """Manifest, calibration, sample, sources and recipe of one namespace of the index `name`."""
 
     def __init__(self, requests: Requests, name: str, namespace: str) -> None:
         self._requests = requests
         self._name = name
         self._manifest_id = namespace
         self._calibration_id = f"{namespace}/calibration"  # no namespace has a slash
+        self._sample_id = f"{namespace}/sample"
         self._sources_id = f"{namespace}/sources"
+        self.sample_version = ""  # as it was read
 
     def read(self) -> tuple[Manifest, Calibration | None] | None:
         """Manifest and calibration; None if there is no manifest.
@@ -42,12 +47,14 @@ class Facts:
         A calibration that cannot be read is told in the log, and None.
         Raises IndexMismatchError if this version cannot read the manifest.
         """
-        ids = [self._manifest_id, self._calibration_id]
+        ids = [self._manifest_id, self._calibration_id, self._sample_id]
         vectors = self._requests.run(lambda: self._requests.fetch(ids, _NAMESPACE))
         vector = vectors.get(self._manifest_id)
         if vector is None:
             return None
         try:
+            if (sample := vectors.get(self._sample_id)) is not None:
+                self.sample_version = sample.metadata["fingerprint"]
             manifest = Manifest.model_validate_json((vector.metadata or {})["manifest"])
         except (KeyError, TypeError, ValidationError) as exc:
             raise IndexMismatchError(
@@ -99,17 +106,8 @@ class Facts:
     def read_recipe(self, fingerprint: str) -> Recipe:
         """The recipe; raises StoreError if it or a part of it is missing."""
 
-        async def fetch() -> str:
-            first = _part_id(fingerprint, 0)
-            vectors = await self._requests.fetch([first], _NAMESPACE)
-            count = int(vectors[first].metadata["parts"])
-            ids = [_part_id(fingerprint, number) for number in range(count)]
-            vectors |= await self._requests.fetch(ids[1:], _NAMESPACE)
-            return "".join(vectors[id_].metadata["part"] for id_ in ids)
-
         try:
-            text = self._requests.run(fetch, self._requests.patience)
-            return Recipe.from_bytes(base64.b64decode(text))
+            return Recipe.from_bytes(self._read_parts(f"recipe/{fingerprint}"))
         except (KeyError, TypeError, ValueError) as exc:
             raise StoreError(
                 f"Pinecone's index {self._name!r} lacks the recipe {fingerprint} or a "
@@ -118,14 +116,81 @@ class Facts:
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Store the recipe, in parts as a record holds little, and wait until it can be read."""
-        text = base64.b64encode(recipe.to_bytes()).decode()
+        self._write_parts(f"recipe/{recipe.fingerprint}", recipe.to_bytes())
+
+    def read_sample(self) -> ImageSample:
+        """The newest sample, empty if there is none; raises StoreError if a part is missing."""
+        fingerprint = self._read_sample_version()
+        if not fingerprint:
+            return ImageSample()
+        try:
+            return ImageSample.from_bytes(self._read_parts(self._sample_parts(fingerprint)))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise StoreError(
+                f"the sample {fingerprint} of Pinecone's index {self._name!r} cannot be read; "
+                "the next ingest replaces it"
+            ) from exc
+
+    def write_sample(self, sample: ImageSample) -> None:
+        """Replace the sample, and wait until it can be read."""
+        former = self._read_sample_version()
+        fingerprint = sample.fingerprint
+        if fingerprint == former:
+            return
+        self._write_parts(self._sample_parts(fingerprint), sample.to_bytes())
+        self._write({self._sample_id: {"fingerprint": fingerprint}})
+        if former:
+            self._delete(self._sample_parts(former))
+
+    def _read_sample_version(self) -> str:
+        vectors = self._requests.run(lambda: self._requests.fetch([self._sample_id], _NAMESPACE))
+        vector = vectors.get(self._sample_id)
+        return str(vector.metadata["fingerprint"]) if vector else ""
+
+    def _sample_parts(self, fingerprint: str) -> str:
+        return f"{self._sample_id}/{fingerprint}"
+
+    def _read_parts(self, name: str) -> bytes:
+        """Raises KeyError, TypeError or ValueError where a part is missing or damaged."""
+
+        async def fetch() -> str:
+            first = f"{name}/0"
+            vectors = await self._requests.fetch([first], _NAMESPACE)
+            count = int(vectors[first].metadata["parts"])
+            ids = [f"{name}/{number}" for number in range(count)]
+            vectors |= await self._requests.fetch(ids[1:], _NAMESPACE)
+            return "".join(vectors[id_].metadata["part"] for id_ in ids)
+
+        return base64.b64decode(self._requests.run(fetch, self._requests.patience))
+
+    def _write_parts(self, name: str, content: bytes) -> None:
+        text = base64.b64encode(content).decode()
         pieces = [text[start : start + _PART] for start in range(0, len(text), _PART)]
         self._write(
             {
-                _part_id(recipe.fingerprint, number): {"part": piece, "parts": len(pieces)}
+                f"{name}/{number}": {"part": piece, "parts": len(pieces)}
                 for number, piece in enumerate(pieces)
             }
         )
+
+    def _delete(self, name: str) -> None:
+        """Delete what `_write_parts` wrote."""
+
+        async def delete() -> None:
+            token = ""
+            ids: list[str] = []
+            while True:
+                page = await self._requests.list_ids(_NAMESPACE, f"{name}/", LIST_IDS, token)
+                ids += page.ids
+                token = page.cursor
+                if not token:
+                    break
+            if ids:
+                await self._requests.again(
+                    partial(self._requests.index.delete, ids=ids, namespace=_NAMESPACE)
+                )
+
+        self._requests.run(delete, self._requests.patience)
 
     def _write(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
         records = [
@@ -140,7 +205,3 @@ class Facts:
                 await asyncio.sleep(FIRST_DELAY)
 
         self._requests.run(write_and_wait, self._requests.patience)
-
-
-def _part_id(fingerprint: str, number: int) -> str:
-    return f"recipe/{fingerprint}/{number}"  # no namespace has a slash

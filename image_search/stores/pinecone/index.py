@@ -18,6 +18,7 @@ from image_search.filters import Filter
 from image_search.index import IdPage, Match, Record, VectorIndex, best_first
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
+from image_search.sample import ImageSample
 from image_search.stores.pinecone.facts import Facts
 from image_search.stores.pinecone.records import (
     ANY_VECTOR,
@@ -71,6 +72,16 @@ class PineconeIndex(VectorIndex):
 
     def _save_calibration(self, calibration: Calibration) -> None:
         self._facts.write_calibration(calibration)
+
+    def load_sample(self) -> ImageSample:
+        return self._facts.read_sample()
+
+    def save_sample(self, sample: ImageSample) -> None:
+        self._facts.write_sample(sample)
+
+    @property
+    def sample_version(self) -> str:
+        return self._facts.sample_version
 
     def load_sources(self) -> dict[str, str]:
         return self._facts.read_sources()
