@@ -18,6 +18,7 @@ from worker.sources.sample import open_sample
 from worker.sources.skipped import Skipped
 from worker.sources.source import SPLITS, Item, Source, Split, damage_named
 from worker.sources.table import CSV_SUFFIXES, JSON_SUFFIXES, open_table
+from worker.sources.webdataset import is_webdataset, open_webdataset
 
 __all__ = ["LABEL_FROM", "SPLITS", "Item", "Source", "Split", "open_source"]
 
@@ -61,6 +62,8 @@ def open_source(
         if path.name.lower().endswith(TAR_SUFFIXES):
             if find_cifar10(path) is not None:
                 return open_cifar10(path, dataset_split)
+            if is_webdataset(path):
+                return open_webdataset(path, (), Skipped(), choice)
             return open_tar(path, choice)
         if path.name.lower().endswith(CSV_SUFFIXES + JSON_SUFFIXES):
             return open_table(path, choice)

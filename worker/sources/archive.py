@@ -135,11 +135,7 @@ def open_tar(path: Path, choice: Choice) -> Source:
             members[member.name] = member
             if member.isfile() and chosen.is_unclear(member.name):
                 starts[member.name] = _start_of(archive, member)
-        # tarfile takes a damaged header for the end, which is zeros.
-        fileobj = cast("IO[bytes]", archive.fileobj)
-        fileobj.seek(archive.offset)
-        if fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError("a header in it is damaged")
+        damage_at_end(archive)
     by_path = {posixpath.normpath(name): member for name, member in members.items()}
     for name, member in members.items():
         if member.isdir():
@@ -159,18 +155,34 @@ def open_tar(path: Path, choice: Choice) -> Source:
             for member in archive:
                 if member.name in keys and members[member.name].offset == member.offset:
                     target = _target(member.name, by_path) or member
-                    yield member.name, read_bounded(partial(_extract, archive, target))
+                    yield member.name, read_bounded(partial(extract, archive, target))
 
-    stem = re.sub(r"\.(tar(\.\w+)?|t\w+)$", "", path.name, flags=re.IGNORECASE)
-    return open_files(path, stem, chosen, read, choice)
+    return open_files(path, stem_of(path.name), chosen, read, choice)
+
+
+def stem_of(name: str) -> str:
+    """The name of a tar archive without its suffixes."""
+    return re.sub(r"\.(tar(\.\w+)?|t\w+)$", "", name, flags=re.IGNORECASE)
+
+
+def damage_at_end(archive: tarfile.TarFile) -> None:
+    """Raise ReadError unless an archive whose headers were all read ends there.
+
+    tarfile takes a damaged header for the end, which is zeros.
+    """
+    fileobj = cast("IO[bytes]", archive.fileobj)
+    fileobj.seek(archive.offset)
+    if fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError("a header in it is damaged")
 
 
 def _start_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    with _extract(archive, member) as file:
+    with extract(archive, member) as file:
         return file.read(START_BYTES)
 
 
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+def extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+    """Open a file of the archive; raises ReadError if it is none."""
     file = archive.extractfile(member)
     if file is None:
         raise tarfile.ReadError("it is not a file")

@@ -301,7 +301,7 @@ def matching_split(
 
 def describe(rule: str, counts: Counter[str | None], splits: Iterable[str]) -> str:
     """A line on the labels that were found, and by which rule, and the splits."""
-    unlabelled = counts.pop(None, 0)
+    unlabelled = counts[None]
     names = sorted(name for name in counts if name is not None)
     shown = ", ".join(f"{printable(name)} ({counts[name]:,})" for name in names[:_SHOWN_LABELS])
     more = f" and {len(names) - _SHOWN_LABELS:,} more" if len(names) > _SHOWN_LABELS else ""

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from image_search.errors import ImageError
+from worker.sources.archive import TAR_SUFFIXES
 from worker.sources.files import (
     START_BYTES,
     Choice,
@@ -21,6 +22,7 @@ from worker.sources.names import as_text, printable
 from worker.sources.parquet import PARQUET_SUFFIXES, open_parquet
 from worker.sources.skipped import Kind
 from worker.sources.source import Source
+from worker.sources.webdataset import is_webdataset, open_webdataset
 
 _Identity = tuple[int, int]
 
@@ -28,7 +30,7 @@ _Identity = tuple[int, int]
 def open_folder(path: Path, choice: Choice) -> Source:
     """The image files in a folder and its sub-folders; links are followed.
 
-    Where there are none, but parquet files, the images in those.
+    Where there are none, but parquet files or shards of WebDataset, the images in those.
     """
     chosen = Chosen()
     _Walk(path, chosen).run()
@@ -36,6 +38,10 @@ def open_folder(path: Path, choice: Choice) -> Source:
     if not chosen.files and parquet:
         chosen.skip_parts(but=parquet)
         return open_parquet(path, sorted(parquet), chosen.skipped, choice)
+    shards = sorted(name for name in chosen.parts if name.lower().endswith(TAR_SUFFIXES))
+    if not chosen.files and shards and is_webdataset(path / shards[0]):
+        chosen.skip_parts(but=shards)
+        return open_webdataset(path, shards, chosen.skipped, choice)
 
     def read(keys: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
         for key in sorted(keys):

@@ -30,6 +30,18 @@ def split_of(folder: str) -> str | None:
     return _SPLIT_OF[match[1].lower()] if match else None
 
 
+def split_of_file(name: str) -> str | None:
+    """The split that a part of a data set is of, by its path and name, in lower case.
+
+    As in data/train-00000-of-00002.parquet, or in train/0000.tar.
+    """
+    *folders, file = name.split("/")
+    for part in (*folders, re.split(r"[-_.]", file)[0]):
+        if split_of(part):
+            return part.lower()
+    return None
+
+
 @dataclass(frozen=True)
 class Place:
     """What a folder tells of the images in it; `split` is the name of a folder, in lower case."""

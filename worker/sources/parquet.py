@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from image_search.errors import ImageError, SourceError
 from image_search.values import LABEL_FIELD, THUMBNAIL_FIELD, MetadataValue
 from worker.sources.files import Choice, describe, matching_split
-from worker.sources.labels import split_of
+from worker.sources.labels import split_of_file
 from worker.sources.names import as_text, composed, file_bytes, id_of, printable
 from worker.sources.skipped import Skipped
 from worker.sources.source import Item, Origin, Source
@@ -113,7 +112,9 @@ class _File:
             and not field.name.startswith("$")
             and _is_simple(field.type)
         )
-        return cls(path, name, rows, _split(name or path.name), image, label, class_names, metadata)
+        return cls(
+            path, name, rows, split_of_file(name or path.name), image, label, class_names, metadata
+        )
 
     def labels(self) -> Counter[str | None]:
         """How many rows have each label."""
@@ -257,15 +258,6 @@ def _is_simple(type_: Any, *, lists: bool = True) -> bool:
         *(kinds.is_large_string, kinds.is_timestamp, kinds.is_date),
     )
     return any(test(type_) for test in tests)
-
-
-def _split(name: str) -> str | None:
-    """As in data/train-00000-of-00002.parquet, or in train/0000.parquet."""
-    *folders, file = name.split("/")
-    for part in (*folders, re.split(r"[-_.]", file)[0]):
-        if split_of(part):
-            return part.lower()
-    return None
 
 
 @contextmanager
