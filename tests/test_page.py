@@ -1017,6 +1017,16 @@ def test_the_page_is_small_strict_and_never_old() -> None:
     assert_problem(client.get("/web/%2e%2e/page.py"), 404, "not_found")
 
 
+def test_the_page_and_the_documentation_know_their_prefix() -> None:
+    client = TestClient(create_app(load_settings()), root_path="/find")
+    assert client.get("/find", follow_redirects=False).headers["location"].endswith("/find/")
+    assert not re.search(r"""(?:src|href)=["']/""", client.get("/find/").text)
+    documentation = client.get("/find/docs").text
+    for path in re.findall(r"""["'](/[\w.-][^"']*)["']""", documentation):
+        assert path.startswith("/find/") or path == "/docs/oauth2-redirect", path
+    assert client.get("/find/openapi.json").json()["servers"] == [{"url": "/find"}]
+
+
 def test_the_examples_of_the_readme_are_those_of_the_page() -> None:
     names = sorted(path.name for path in (ROOT / "examples").iterdir())
     page = (ROOT / "service" / "web" / "index.html").read_text()
