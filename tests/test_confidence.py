@@ -115,6 +115,7 @@ def test_random_labels_have_the_confidence_of_chance(settings: Settings) -> None
     assert np.mean(calibration.confidences) == pytest.approx(0.25, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_shares_of_pairs_are_those_that_are_counted(settings: Settings, metric: Metric) -> None:
     rows, labels = clustered(400, seed=1)

@@ -360,6 +360,7 @@ def odd_files() -> Iterator[tuple[str, bytes]]:
         yield f"{name} head", content[:64] + other[64:]
 
 
+@pytest.mark.slow
 def test_odd_files_are_read_or_refused_at_little_cost(decoder: Decoder) -> None:
     files = list(odd_files())
     assert len(files) > 200
@@ -383,6 +384,7 @@ def cpu_seconds() -> float:
     return now + sum(sum(process.cpu_times()[:2]) for process in psutil.Process().children())
 
 
+@pytest.mark.slow
 def test_no_descriptor_is_left() -> None:
     before = psutil.Process().num_fds()
     with Decoder(MANY, limits=TIGHT) as decoder:

@@ -137,6 +137,7 @@ def test_bundled_weights_embed_as_their_original(real_images: Any, size: int, co
     assert cosines(features, of_original).min() >= 0.9998
 
 
+@pytest.mark.slow
 @needs_original
 def test_bundled_weights_are_made_of_their_original(tmp_path: Path) -> None:
     made = tmp_path / "made.npz"

@@ -175,6 +175,7 @@ def test_figures_are_scikit_learns(index_of: IndexOf, store: str, metric: Metric
     assert by_label == {"bird": 7, "cat": 7, "dog": 6}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures(index_of: IndexOf) -> None:
     index = index_of(noise_images("indexed", 90))
     asked = noise_images("asked", 60, first=1000)

@@ -460,6 +460,7 @@ def post(server: Server, content: bytes) -> Any:
     return server.client.post("/search", files={"image": content})
 
 
+@pytest.mark.slow
 def test_searches_go_on_beside_images_that_cost_much(tight_server: Server) -> None:
     with ThreadPoolExecutor(6) as pool:
         costly = [pool.submit(post, tight_server, qoi(2000)) for _ in range(6)]

@@ -52,6 +52,7 @@ def neighbours_label(embeddings: Any, labels: list[str | None]) -> float:
     return float(np.mean(np.array(labels)[similarities.argmax(axis=1)] == np.array(labels)))
 
 
+@pytest.mark.slow
 def test_whitened_embeddings_are_of_unit_length(whitening: Recipe) -> None:
     embeddings = whitening.apply(random_features(150))
     assert embeddings.dtype == np.float32
