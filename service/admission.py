@@ -1,6 +1,7 @@
 """How many requests are worked on at once, and for how long."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -14,10 +15,17 @@ from image_search.errors import ImageSearchError
 from service import problems
 from service.bodies import BodyRequest, reader
 from service.errors import DeadlineExceededError, OverloadedError
+from service.problems import ProblemError
 
 # Images that are being read, decoded, embedded and searched, all together.
 MAX_REQUESTS: Final = 80
 DEADLINE_SECONDS: Final = 10.0
+# Bytes of a body that have room with any place, and those beyond of all bodies together.
+_SMALL_BYTES: Final = 1024 * 1024
+MAX_LARGE_BYTES: Final = 128 * 1024 * 1024
+# What a body has before it can be called slow.
+_GRACE_SECONDS: Final = 0.2
+MAX_QUERY_PARAMETERS: Final = 1000
 # What nginx logs for them; nobody reads the answer.
 _CLIENT_CLOSED_REQUEST: Final = 499
 # In the event loop's time: long ago.
@@ -25,10 +33,14 @@ _NOW: Final = 0.0
 
 
 class Admission:
-    """A bound on what the service does at once."""
+    """A bound on what the service does at once, and on the bytes of the bodies that it holds.
+
+    Where there is no room, a body that comes more slowly than all others makes some.
+    """
 
     def __init__(self, places: int) -> None:
         self._free = places
+        self._requests: set[Admitted] = set()
 
     @contextmanager
     def take(self, places: int = 1) -> Iterator[None]:
@@ -40,6 +52,81 @@ class Admission:
             yield
         finally:
             self._free += places
+
+    @contextmanager
+    def admit(self) -> Iterator["Admitted"]:
+        """Hold a place for a request; raises OverloadedError when there is none."""
+        if not self._free and (slowest := self._slowest()):
+            self._end(slowest)
+        if not self._free:
+            raise OverloadedError("too many searches at once: try again in a second")
+        self._free -= 1
+        admitted = Admitted(self)
+        self._requests.add(admitted)
+        try:
+            yield admitted
+        finally:
+            self._release(admitted)
+
+    def make_room(self, request: "Admitted") -> None:
+        """End slower requests for this one's bytes; raises OverloadedError if there are none."""
+        while sum(each.large_bytes for each in self._requests) > MAX_LARGE_BYTES:
+            slowest = self._slowest(large=True)
+            if slowest in {None, request}:
+                raise OverloadedError("too many large uploads at once: try again in a second")
+            self._end(slowest)
+
+    def _slowest(self, *, large: bool = False) -> "Admitted | None":
+        reading = [
+            each
+            for each in self._requests
+            if each.is_reading and each.age >= _GRACE_SECONDS and (each.large_bytes or not large)
+        ]
+        return min(reading, key=lambda each: each.received / each.age, default=None)
+
+    def _end(self, request: "Admitted") -> None:
+        request.end()
+        self._release(request)
+
+    def _release(self, request: "Admitted") -> None:
+        if request in self._requests:
+            self._requests.remove(request)
+            self._free += 1
+
+
+class Admitted:
+    """A request that has a place, and whose body is being read or was read."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._since = time.monotonic()
+        self.received = 0
+        self.is_reading = True
+        # Whether its place was taken from it.
+        self.is_ended = False
+        self.deadline = asyncio.timeout(DEADLINE_SECONDS)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was admitted."""
+        return time.monotonic() - self._since
+
+    @property
+    def large_bytes(self) -> int:
+        """Bytes of its body beyond those that every request may have."""
+        return max(0, self.received - _SMALL_BYTES)
+
+    def receive(self, size: int) -> None:
+        """Count bytes of the body; raises OverloadedError when there is no room for them."""
+        self.received += size
+        if self.large_bytes:
+            self._admission.make_room(self)
+
+    def end(self) -> None:
+        """Cancel it."""
+        self.is_ended = True
+        if not self.deadline.expired():
+            self.deadline.reschedule(_NOW)
 
 
 class AdmittedRoute(APIRoute):
@@ -62,6 +149,11 @@ class AdmittedRoute(APIRoute):
         async def counted(request: Request) -> Response:
             try:
                 request.state.keys.check(request)
+                if request.url.query.count("&") >= MAX_QUERY_PARAMETERS:
+                    raise ProblemError(
+                        "invalid_parameters",
+                        f"there are more than {MAX_QUERY_PARAMETERS:,} parameters: send less",
+                    )
                 return await _admitted(request, checked)
             except ImageSearchError as exc:
                 if code := problems.unavailable(exc):
@@ -71,10 +163,11 @@ class AdmittedRoute(APIRoute):
                 request.state.metrics.rejected("disconnected")
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
-        async def checked(request: Request, deadline: asyncio.Timeout) -> Response:
-            limited = BodyRequest(request)
+        async def checked(request: Request, admitted: Admitted) -> Response:
+            limited = BodyRequest(request, admitted.receive)
             async with read(limited):
-                watcher = asyncio.create_task(_watch(request.receive, deadline))
+                admitted.is_reading = False
+                watcher = asyncio.create_task(_watch(request.receive, admitted.deadline))
                 try:
                     return await handle(limited)
                 finally:
@@ -88,19 +181,23 @@ class _GoneError(Exception):
 
 
 async def _admitted(
-    request: Request, handle: Callable[[Request, asyncio.Timeout], Awaitable[Response]]
+    request: Request, handle: Callable[[Request, Admitted], Awaitable[Response]]
 ) -> Response:
     """Answer if there is room, in time, and as long as the client waits."""
-    with request.state.admission.take():
+    with request.state.admission.admit() as admitted:
         try:
-            async with asyncio.timeout(DEADLINE_SECONDS) as deadline:
-                return await handle(request, deadline)
+            async with admitted.deadline:
+                return await handle(request, admitted)
         except ClientDisconnect:
             raise _GoneError from None
         except TimeoutError:
-            if not deadline.expired():
+            if not admitted.deadline.expired():
                 raise
-            if deadline.when() == _NOW:
+            if admitted.is_ended:
+                raise OverloadedError(
+                    "the request came too slowly while others waited: try again"
+                ) from None
+            if admitted.deadline.when() == _NOW:
                 raise _GoneError from None
             raise DeadlineExceededError(
                 f"the request was not done within {DEADLINE_SECONDS:g} seconds: try again"

@@ -1,5 +1,6 @@
 """The bodies of requests, checked while they are read: type, size and form."""
 
+import string
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
@@ -8,7 +9,7 @@ import orjson
 from fastapi import Request, params
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData, UploadFile
-from starlette.types import Message, Receive
+from starlette.types import Message
 
 from service.problems import ProblemError
 
@@ -25,43 +26,76 @@ _EXAMPLES: Final = {
     **dict.fromkeys(PAIR_FIELDS, _PAIR_EXAMPLE),
 }
 _FORM: Final = "multipart/form-data"
+_JSON: Final = "application/json"
+# JSON but for images in base64.
+MAX_JSON_BYTES: Final = 1024 * 1024
+_BASE64: Final = (string.ascii_letters + string.digits + "+/=").encode()
+# More are read than are allowed, to say how many there are.
+_MAX_PARTS: Final = {"max_files": 2 * MAX_IMAGES, "max_fields": MAX_IMAGES}
 # What clients send when they do not know a file's type.
 _UNKNOWN_TYPES: Final = {"", "application/octet-stream", "binary/octet-stream"}
 
 
 class BodyRequest(Request):
-    """A request whose body is limited."""
+    """A request whose body is limited; `count` is called with the size of each part."""
 
-    def __init__(self, request: Request) -> None:
-        limit = request.state.settings.max_upload_bytes
+    def __init__(self, request: Request, count: Callable[[int], None]) -> None:
+        super().__init__(request.scope, self._receive_limited)
+        self._receive_unlimited = request.receive
+        self._count = count
+        self._limit = request.state.settings.max_upload_bytes
+        self._received = self._text = 0
+        self._is_json = _media_type(request.headers.get("content-type")) == _JSON
         length = request.headers.get("content-length", "")
-        _check_size(int(length) if length.isdecimal() else 0, limit)
-        super().__init__(request.scope, _limited(request.receive, limit))
+        self._check_size(int(length) if length.isdecimal() else 0)
 
     async def json(self) -> Any:
         """As strict as the standard: no NaN, no half of a surrogate pair."""
-        return orjson.loads(await self.body())
+        body = await self.body()
+        value = orjson.loads(body)
+        # Now it is known which of it were images.
+        if len(body) - _image_bytes(value) > MAX_JSON_BYTES:
+            raise _json_too_large()
+        return value
 
-
-def _limited(receive: Receive, limit: int) -> Receive:
-    received = 0
-
-    async def receive_limited() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        _check_size(received, limit)
+    async def _receive_limited(self) -> Message:
+        message = await self._receive_unlimited()
+        part = message.get("body", b"")
+        self._received += len(part)
+        self._check_size(self._received)
+        self._count(len(part))
+        if self._is_json:
+            # All that makes JSON costly to parse, before it is parsed: images have none of it.
+            self._text += len(part.translate(None, _BASE64))
+            if self._text > MAX_JSON_BYTES:
+                raise _json_too_large()
         return message
 
-    return receive_limited
+    def _check_size(self, size: int) -> None:
+        if size > self._limit:
+            raise ProblemError(
+                "upload_too_large",
+                f"the request has more than {self._limit:,} bytes: make the image smaller",
+            )
 
 
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise ProblemError(
-            "upload_too_large",
-            f"the request has more than {limit:,} bytes: make the image smaller",
-        )
+def _json_too_large() -> ProblemError:
+    return ProblemError(
+        "upload_too_large",
+        f"the JSON has more than {MAX_JSON_BYTES:,} bytes besides its images: send less",
+    )
+
+
+def _image_bytes(value: Any, depth: int = 3) -> int:
+    """Characters of the images in base64 that a request holds."""
+    if isinstance(value, list):
+        return sum(_image_bytes(item, depth) for item in value) if depth else 0
+    if not isinstance(value, dict) or not depth:
+        return 0
+    return sum(
+        len(item) if name == "image" and isinstance(item, str) else _image_bytes(item, depth - 1)
+        for name, item in value.items()
+    )
 
 
 def reader(route: APIRoute) -> Callable[[Request], AbstractAsyncContextManager[None]]:
@@ -76,7 +110,7 @@ def reader(route: APIRoute) -> Callable[[Request], AbstractAsyncContextManager[N
     @asynccontextmanager
     async def form(request: Request) -> AsyncIterator[None]:
         _check_media_type(request, _FORM, _EXAMPLES[field])
-        async with request.form() as parts:
+        async with request.form(**_MAX_PARTS) as parts:
             _check_form(parts, (field,))
             yield
 
@@ -91,7 +125,7 @@ async def _no_body(_request: Request) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _json_or_pair(request: Request) -> AsyncIterator[None]:
     if is_form(request):
-        async with request.form() as parts:
+        async with request.form(**_MAX_PARTS) as parts:
             _check_form(parts, PAIR_FIELDS)
             yield
     else:
@@ -108,7 +142,7 @@ def is_form(request: Request) -> bool:
 async def _json(request: Request) -> AsyncIterator[None]:
     _check_media_type(
         request,
-        "application/json",
+        _JSON,
         """curl -H 'Content-Type: application/json' -d '{"id": "cat"}'""",
     )
     await request.body()
@@ -125,7 +159,7 @@ def _media_type(header: str | None) -> str:
 
 
 def _check_form(form: FormData, fields: Sequence[str]) -> None:
-    unknown = sorted(form.keys() - set(fields))
+    unknown = sorted(form.keys() - set(fields))[:5]
     if unknown:
         wanted = f"the field {fields[0]}" if len(fields) == 1 else f"the fields {', '.join(fields)}"
         raise ProblemError(

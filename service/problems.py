@@ -153,7 +153,11 @@ _CODE_OF: Final[dict[type[ImageSearchError], str]] = {
     DeadlineExceededError: "deadline_exceeded",
     EngineFailedError: "engine_failed",
 }
-_MAX_DETAIL: Final = 1000
+# What clients sent is quoted in a line at most.
+_MAX_DETAIL: Final = 300
+_MAX_DETAIL_UNAVAILABLE: Final = 1000
+_MAX_QUOTED: Final = 80
+_MAX_ERRORS: Final = 5
 
 
 def unavailable(error: ImageSearchError) -> str | None:
@@ -276,11 +280,15 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        details = "; ".join(
-            f"{'.'.join(map(str, problem['loc'][1:])) or problem['loc'][0]}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        return _response(problem("invalid_parameters", details))
+        errors = error.errors()
+        details = [
+            f"{_cut('.'.join(map(str, each['loc'][1:])) or each['loc'][0], _MAX_QUOTED)}: "
+            f"{each['msg']}"
+            for each in errors[:_MAX_ERRORS]
+        ]
+        if len(errors) > _MAX_ERRORS:
+            details.append(f"and {len(errors) - _MAX_ERRORS:,} more")
+        return _response(problem("invalid_parameters", "; ".join(details)))
 
     # Starlette logs the traceback and, having answered, raises the error again for the server.
     @app.exception_handler(Exception)
@@ -303,9 +311,13 @@ def _methods(request: Request) -> list[str]:
 def problem(code: str, detail: str, status: HTTPStatus | None = None) -> Problem:
     """Problem details with the code's own status, unless another is given."""
     status = status or CODES[code][0]
-    if len(detail) > _MAX_DETAIL:
-        detail = detail[:_MAX_DETAIL] + "…"
+    unavailable = status == HTTPStatus.SERVICE_UNAVAILABLE
+    detail = _cut(detail, _MAX_DETAIL_UNAVAILABLE if unavailable else _MAX_DETAIL)
     return Problem(type="about:blank", title=status.phrase, status=status, code=code, detail=detail)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + "…"
 
 
 def _response(problem: Problem, headers: Any = None) -> JSONResponse:

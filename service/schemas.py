@@ -129,6 +129,7 @@ def _decoded(value: Any) -> Any:
         raise ValueError(f"it is not base64: {exc}") from exc
 
 
+_MAX_FIELDS: Final = 100
 _FORMS: Final = ("id", "image", "embedding", "url")
 _QUERY: Final[dict[str, Any]] = {
     "anyOf": [
@@ -138,12 +139,24 @@ _QUERY: Final[dict[str, Any]] = {
     "not": {"anyOf": [{"required": list(pair)} for pair in combinations(_FORMS, 2)]},
     # In place of what they are in Example.
     "minProperties": 1,
-    "maxProperties": 100,
+    "maxProperties": _MAX_FIELDS,
 }
+
+
+def _at_most(most: int) -> BeforeValidator:
+    """Refuses a long list at once, where Pydantic looks for what is wrong with each item."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list) and len(value) > most:
+            raise ValueError(f"{len(value):,} are given, which is more than {most:,}")
+        return value
+
+    return BeforeValidator(check)
 
 
 Embedding = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]],
+    _at_most(DIMENSION),
     Field(
         min_length=DIMENSION,
         max_length=DIMENSION,
@@ -162,12 +175,24 @@ Url = Annotated[
 ]
 
 
-class Example(BaseModel):
+class _Object(BaseModel):
+    """An object of JSON that has the fields that are known."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_small(cls, values: Any) -> Any:
+        # At once, where Pydantic complains of each that it does not know.
+        if isinstance(values, dict) and len(values) > _MAX_FIELDS:
+            raise ValueError(f"it has {len(values):,} fields, which is more than {_MAX_FIELDS}")
+        return values
+
+
+class Example(_Object):
     """One image: exactly one of its id, its content, its embedding and its URL."""
 
-    model_config = ConfigDict(
-        strict=True, extra="forbid", json_schema_extra={"minProperties": 1, "maxProperties": 1}
-    )
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     id: Annotated[Id | SkipJsonSchema[None], Field(description="An image of the index.")] = None
     image: Annotated[
@@ -221,6 +246,7 @@ class Query(Example, SearchOptions):
 
     positive: Annotated[
         list[Example],
+        _at_most(MAX_EXAMPLES),
         Field(
             max_length=MAX_EXAMPLES,
             description="Images that matches should be similar to, besides the one above.",
@@ -229,6 +255,7 @@ class Query(Example, SearchOptions):
     ] = []
     negative: Annotated[
         list[Example],
+        _at_most(MAX_EXAMPLES),
         Field(
             max_length=MAX_EXAMPLES,
             description="Images that matches should not be similar to.",
@@ -237,6 +264,7 @@ class Query(Example, SearchOptions):
     ] = []
     labels: Annotated[
         list[Label],
+        _at_most(MAX_LABELS),
         Field(
             max_length=MAX_LABELS,
             description="Only images with one of these labels.",
@@ -262,10 +290,8 @@ class Query(Example, SearchOptions):
         return self
 
 
-class Pair(BaseModel):
+class Pair(_Object):
     """Two images to compare."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     a: Example
     b: Example

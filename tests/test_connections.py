@@ -148,3 +148,12 @@ def test_of_too_many_connections_the_oldest_without_a_request_is_closed(
         for connection in waiting[3:]:
             connection.sendall(b"\r\n")
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_json_is_refused_while_it_is_read(settings: Settings, service: ServiceThread) -> None:
+    head = b"POST /query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    length = b"Content-Length: %d\r\n\r\n" % settings.max_upload_bytes
+    with connect(service, head + length + b"[" + b"1," * 1_100_000) as connection:
+        # The rest of it never comes.
+        received = problem(answer(connection))
+        assert received["code"] == "upload_too_large"

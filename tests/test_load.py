@@ -426,6 +426,74 @@ def test_uploads_that_do_not_end_give_their_place_back(
     assert best(server.search(0)) == IMAGES[0][0]
 
 
+def test_a_slow_body_gives_its_place_to_one_that_comes(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "DEADLINE_SECONDS", 60)
+    monkeypatch.setattr(admission, "_GRACE_SECONDS", 0)
+    with ExitStack() as stack:
+        slowest = stack.enter_context(server.send(0, cut=len(FILES[0])))
+        slow = [stack.enter_context(server.send(0, cut=1)) for _ in range(MAX_REQUESTS - 1)]
+        # All places are taken, and no body came as slowly as the first.
+        wait_until(lambda: best_of(server) == IMAGES[0][0] and overloaded(server) == 1)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += slowest.recv(65536)
+        assert b"overloaded" in answer
+        assert b"too slowly" in answer
+        assert best_of(server) == IMAGES[0][0]
+        for connection in slow:
+            connection.settimeout(0)
+        silent = 0
+        for connection in slow:
+            try:
+                connection.recv(1)
+            except BlockingIOError:
+                silent += 1
+        assert silent >= MAX_REQUESTS - 2
+
+
+def best_of(server: Server) -> str | None:
+    response = server.search(0)
+    return best(response) if response.status_code == 200 else None
+
+
+def test_large_bodies_have_a_budget_and_small_ones_go_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "DEADLINE_SECONDS", 60)
+    monkeypatch.setattr(admission, "MAX_LARGE_BYTES", 5_000_000)
+    monkeypatch.setattr(admission, "_GRACE_SECONDS", 0)
+    large = FILES[0] + bytes(3_000_000)
+
+    def send(cut: int) -> socket.socket:
+        request = server.client.build_request("POST", "/search", files={"image": large})
+        body = request.read()
+        lines = [f"{name}: {value}" for name, value in request.headers.items()]
+        head = "\r\n".join(["POST /search HTTP/1.1", *lines, "", ""]).encode()
+        connection = socket.create_connection(server.service.address, timeout=60)
+        connection.sendall(head + body[: len(body) - cut])
+        return connection
+
+    with send(1) as first, send(1) as second, send(1) as third:
+        wait_until(lambda: overloaded(server) == 1)
+        assert best_of(server) == IMAGES[0][0]
+        answers = []
+        for connection in (first, second, third):
+            connection.settimeout(0.2)
+            try:
+                answers.append(connection.recv(65536))
+            except TimeoutError:
+                answers.append(b"")
+        assert sum(b"overloaded" in answer for answer in answers) == 1
+    response = server.client.post("/search", files={"image": large})
+    assert best(response) == IMAGES[0][0]
+
+
+def overloaded(server: Server) -> float:
+    return server.metrics()["image_search_rejections_total overloaded"]
+
+
 def test_what_is_in_flight_is_finished_when_the_service_stops(server: Server) -> None:
     answers = [block_engine(server), server.begin(1)]
     server.until_queued(1)

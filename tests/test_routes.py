@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from fastapi.exceptions import RequestValidationError
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -183,6 +184,65 @@ def test_json_is_limited_as_uploads_are(client: TestClient) -> None:
         assert_problem(response, 422, "invalid_parameters")
     response = client.post("/query", content=b"{}", headers={"Content-Type": "text/plain"})
     assert_problem(response, 415, "unsupported_media_type")
+
+
+COSTLY: dict[str, dict[str, Any]] = {
+    "unknown fields": {f"k{number}": 1 for number in range(101)},
+    "unknown fields of an example": {"positive": [{f"k{number}": 1 for number in range(101)}]},
+    "examples": {"positive": [1] * 100_000},
+    "numbers": {"embedding": ["x"] * 100_000},
+    "labels": {"id": ID, "labels": [1] * 100_000},
+    "conditions": {"id": ID, "filter": {f"k{number}": 1 for number in range(50_000)}},
+    "values": {"id": ID, "filter": {"k": {"$in": [1] * 200_000}}},
+    "filters": {"id": ID, "filter": {"$or": [{"k": 1}] * 50_000}},
+    "a long name": {"n" * 500_000: 1},
+    "a long value": {"id": "i" * 500_000},
+    "a long operand": {"id": ID, "filter": {"k": {"$gt": "v" * 500_000}}},
+    "a long image": {"image": "!" * 500_000},
+}
+
+
+@pytest.mark.parametrize("kind", COSTLY)
+def test_json_that_would_be_costly_to_check_is_refused_in_a_line(
+    client: TestClient, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+    errors = RequestValidationError.errors
+
+    def counted(self: RequestValidationError) -> Any:
+        found.append(len(errors(self)))
+        return errors(self)
+
+    monkeypatch.setattr(RequestValidationError, "errors", counted)
+    response = ask(client, **COSTLY[kind])
+    assert response.status_code == 422
+    assert len(response.json()["detail"]) <= 320
+    assert sum(found) < 10, "Pydantic made an error of each"
+
+
+def test_json_has_a_megabyte_besides_its_images(client: TestClient) -> None:
+    for text_ in ('{"k":"' + "ü" * 600_000 + '"}', '{"filter":{"k":"' + "a" * 1_100_000 + '"}}'):
+        content = text_.encode()
+        response = client.post(
+            "/query", content=content, headers={"Content-Type": "application/json"}
+        )
+        assert_problem(response, 413, "upload_too_large")
+        assert "besides its images" in response.json()["detail"]
+    # A large image, and one with broken lines.
+    large = PICTURE + bytes(1_200_000)
+    assert ask(client, image=base64.encodebytes(large).decode(), top_k=1).status_code == 200
+    pair = {"a": {"image": text(large[:700_000])}, "b": {"image": text(large[:700_000])}}
+    assert client.post("/compare", json=pair).status_code == 200
+
+
+def test_too_many_parameters_and_parts_are_refused(client: TestClient) -> None:
+    response = client.get("/images?" + "&".join(f"k{number}=1" for number in range(1001)))
+    assert_problem(response, 422, "invalid_parameters")
+    response = client.get("/images?" + "&".join(f"k{number}=1" for number in range(900)))
+    assert_problem(response, 422, "invalid_parameters")
+    assert "and 895 more" in response.json()["detail"]
+    files = [("image", PICTURE)] * 65
+    assert_problem(client.post("/search", files=files), 400, "bad_request")
 
 
 def test_several_uploads_are_answered_in_order_and_one_bad_one_fails_alone(
