@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -301,6 +302,37 @@ def test_two_services_see_a_running_ingest_and_end_in_order() -> None:
             _, err = each.process.communicate(timeout=30)
             assert each.process.returncode == 0
             assert "Traceback" not in err
+
+
+def test_a_worker_and_a_service_write_at_once(settings: Settings, free_port: int) -> None:
+    assert run("worker", "ingest", "sample", "--limit", "20")[0] == 0
+    key = "a secret of the tests"
+    picture = QUERY.read_bytes()
+    with service(free_port, IMAGE_SEARCH_API_KEYS=key) as running:
+        wait_until(lambda: running.health() == 200)
+        worker = subprocess.Popen(
+            [sys.executable, "-c", OFTEN, "ingest", "sample", "--batch-size", "32"],
+            env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        written = 0
+        with httpx2.Client(base_url=running.url, headers={"X-API-Key": key}, timeout=60) as client:
+            while worker.poll() is None or written < 60:
+                url = f"/images/put-{written:04d}"
+                assert client.put(url, files={"image": picture}).status_code == 201
+                written += 1
+                if written % 3 == 0:
+                    assert client.delete(url).status_code == 204
+        assert "Traceback" not in worker.communicate()[1]
+        assert worker.returncode == 0
+    index = open_index(settings)
+    stored = index.list_ids(prefix="put-", limit=10_000).ids
+    assert stored == [f"put-{number:04d}" for number in range(written) if (number + 1) % 3]
+    assert index.count() == 1000 + len(stored)
+    found = index.fetch(index.list_ids(limit=10_000).ids)
+    assert len(found) == index.count()
 
 
 def test_a_port_in_use_is_explained(free_port: int) -> None:
