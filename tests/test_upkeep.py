@@ -25,6 +25,7 @@ from image_search.settings import Settings
 from image_search.stores import create_index, open_index
 from image_search.stores.embedded import upkeep
 from image_search.stores.embedded.files import IndexFiles
+from image_search.stores.embedded.locks import nobody_writing, writing
 from image_search.values import DIMENSION
 from tests.support.indexes import MODEL
 
@@ -188,7 +189,7 @@ def test_files_of_a_write_in_flight_are_kept_whatever_the_clock_says(settings: S
     in_flight = data.with_stem("in-flight")
     shutil.copy(data, in_flight)
     shift_files(settings, days=10)
-    with files.writing():
+    with writing(files.lock):
         open_index(settings).flush()
         assert in_flight.exists()
     open_index(settings).flush()
@@ -212,7 +213,7 @@ def test_every_write_holds_off_the_removal_of_files(
     }
     version = table(settings).version
     thread = threading.Thread(target=writes[write])
-    with IndexFiles.of(settings).nobody_writing() as nobody:
+    with nobody_writing(IndexFiles.of(settings).lock) as nobody:
         assert nobody
         thread.start()
         thread.join(0.3)

@@ -1,15 +1,11 @@
 """The files of an index: their names, and how they are read and written."""
 
 import ctypes
-import errno
-import fcntl
 import functools
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
@@ -26,11 +22,6 @@ _log = logging.getLogger(__name__)
 _SOURCES = TypeAdapter(dict[str, str])
 
 _TABLE_SUFFIX: Final = ".lance"  # LanceDB's own
-
-_NO_LOCK: Final = {errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-# How long upkeep waits for a moment in which no other process writes; it is tried again anyway.
-_SECONDS_FOR_OTHERS: Final = 0.2
-_SECONDS_BETWEEN_TRIES: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -49,6 +40,11 @@ class IndexFiles:
     def table(self) -> Path:
         """The folder of the table."""
         return self.folder / f"{self.namespace}{_TABLE_SUFFIX}"
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock writers share; see locks.py."""
+        return self.folder / f"{self.namespace}.lock"
 
     @property
     def _versions(self) -> Path:
@@ -90,51 +86,6 @@ class IndexFiles:
     def versions_before(self, seconds: float) -> int:
         """How many versions were written before a time, in seconds since the epoch."""
         return sum(path.stat().st_mtime < seconds for path in self._versions.glob("*.manifest"))
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """While rows or indexes are written: files that no version has yet are not removed.
-
-        Any number of processes and threads may be writing.
-        """
-        with self._locked(fcntl.LOCK_SH):
-            yield
-
-    @contextmanager
-    def nobody_writing(self) -> Iterator[bool]:
-        """Whether no process is `writing`; if so, those that want to write wait.
-
-        LanceDB takes files of no version for left over when they are seven days old by the clock,
-        which can be wrong.
-        """
-        deadline = time.monotonic() + _SECONDS_FOR_OTHERS
-        while True:
-            with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as locked:
-                if locked or time.monotonic() > deadline:
-                    yield locked
-                    return
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-
-    @contextmanager
-    def _locked(self, operation: int) -> Iterator[bool]:
-        """Whether the lock was to be had; of a process that is killed, the system releases it."""
-        descriptor = os.open(self.folder / f"{self.namespace}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(descriptor, operation)
-            except OSError as exc:
-                # Held by another, or a file system without locks: write, but remove nothing.
-                if exc.errno not in _NO_LOCK:
-                    raise
-                yield False
-                return
-            try:
-                yield True
-            finally:
-                # Not only closed: a child process may have inherited it.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-        finally:
-            os.close(descriptor)
 
     def read_calibration(self) -> Calibration | None:
         """The calibration; None if there is none, or it is damaged, which is told in the log."""

@@ -21,6 +21,7 @@ from image_search.stores.embedded import table as tables
 from image_search.stores.embedded import upkeep
 from image_search.stores.embedded.errors import errors_of_the_store
 from image_search.stores.embedded.files import IndexFiles
+from image_search.stores.embedded.locks import writing
 from image_search.stores.embedded.scores import scores
 from image_search.stores.embedded.sql import filter_sql, ids_sql, literal
 from image_search.values import Embeddings, Metric
@@ -98,7 +99,7 @@ class EmbeddedIndex(VectorIndex):
         rows = tables.rows_of(records)
         with self._errors():
             self._check_not_replaced()
-            with self._files.writing():
+            with writing(self._files.lock):
                 (
                     self._table.merge_insert("id")
                     .when_matched_update_all()
@@ -173,7 +174,7 @@ class EmbeddedIndex(VectorIndex):
         return {record.id: record for record in tables.records_of(rows)}
 
     def _delete(self, ids: Sequence[str]) -> None:
-        with self._errors(), self._files.writing():
+        with self._errors(), writing(self._files.lock):
             self._table.delete(ids_sql(ids))
             self._files.sync()
         self._keep_up()

@@ -14,6 +14,7 @@ from lancedb.index import Bitmap, BTree, IvfSq
 
 from image_search.stores.embedded.errors import put_off_by_conflict
 from image_search.stores.embedded.files import IndexFiles
+from image_search.stores.embedded.locks import nobody_writing, writing
 from image_search.stores.embedded.table import DISTANCE
 from image_search.values import Metric
 
@@ -72,7 +73,7 @@ def _is_due(table: Any, files: IndexFiles) -> bool:
 
 def _compact(table: Any, files: IndexFiles) -> None:
     """Join small files, index new rows, and remove old versions."""
-    with files.nobody_writing() as nobody, put_off_by_conflict("compaction"):
+    with nobody_writing(files.lock) as nobody, put_off_by_conflict("compaction"):
         if nobody:
             table.optimize(cleanup_older_than=_KEEP_VERSIONS)
         else:
@@ -90,7 +91,7 @@ def _index_vectors(
     if rows < _ROWS_FOR_VECTOR_INDEX:
         return
     indexes = {index.columns[0]: index for index in table.list_indices()}
-    with files.writing(), put_off_by_conflict("indexing"):
+    with writing(files.lock), put_off_by_conflict("indexing"):
         if "id" not in indexes:
             table.create_index("id", config=BTree())
             table.create_index("label", config=Bitmap())
