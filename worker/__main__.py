@@ -19,6 +19,7 @@ from worker.confidence import recalibrate
 from worker.ingest import Summary, ingest
 from worker.model import create_index_for, load_embedder
 from worker.origin import named_in, remember
+from worker.prune import SeenSource, check_prune, prune
 from worker.signals import StopSignals
 from worker.sources import LABEL_FROM, SPLITS, Source, open_source
 
@@ -114,6 +115,15 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         metavar="N",
         help="only N images, drawn at random, the same in every run",
+    )
+    ingest_parser.add_argument(
+        "--prune",
+        type=_percent,
+        nargs="?",
+        const=25,
+        metavar="PERCENT",
+        help="afterwards take out of the index what the source no longer has, unless that is more "
+        "than so many of the images that the index has of it (default: 25)",
     )
     ingest_parser.add_argument(
         "--metric",
@@ -233,6 +243,16 @@ def _natural(text: str) -> int:
 _natural.__name__ = "number"  # argparse names the type in its message
 
 
+def _percent(text: str) -> int:
+    number = _natural(text)
+    if number > 100:
+        raise argparse.ArgumentTypeError(f"{text} is more than 100")
+    return number
+
+
+_percent.__name__ = "number"  # argparse names the type in its message
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -262,6 +282,10 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
         if index is not None:
             refuse_mixture(index, source, settings)
             source = _named_in(index, source)
+        if arguments.prune is not None:
+            if arguments.limit or arguments.split:
+                raise SettingsError("--prune needs the whole source: leave --limit and --split out")
+            check_prune(source)
         source = source.limited(arguments.limit)
         _tell(source)
         if index is None:
@@ -275,7 +299,10 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
         remember(index, source)
         embedder.warm_up()
         started = time.monotonic()
-        summary = ingest(source, index, embedder, settings, stop=stop.event)
+        seen = SeenSource(source)
+        summary = ingest(seen.source, index, embedder, settings, stop=stop.event)
+        if arguments.prune is not None and not summary.interrupted:
+            prune(index, seen, arguments.prune)
         index.flush()
         if summary.embedded or summary.relabelled or index.calibration is None:
             recalibrate(index, summary.sample, stop.event)

@@ -1,0 +1,106 @@
+"""Taking out of the index what its source no longer has."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from image_search.errors import SettingsError
+from image_search.index import VectorIndex
+from worker.sources import Item, Source
+from worker.sources.names import as_text, composed, file_bytes, id_of
+from worker.sources.skipped import Kind
+
+_log = logging.getLogger(__name__)
+
+# What may be there, and was not looked at.
+_UNSEEN: Final = (Kind.UNREADABLE, Kind.BROKEN_LINK)
+_PAGE: Final = 10_000
+_AT_ONCE: Final = 1000
+
+
+class SeenSource:
+    """A source that remembers the ids that pass through it, as numbers, to take less memory."""
+
+    def __init__(self, source: Source) -> None:
+        self._items = source.items
+        self._seen: set[int] = set()
+        self.source = replace(source, items=self._passing)
+
+    def __contains__(self, id_: str) -> bool:
+        return hash(id_) in self._seen
+
+    def _passing(self) -> Iterator[Item]:
+        for item in self._items():
+            self._seen.add(hash(item.id))
+            if item.former_id is not None:
+                self._seen.add(hash(item.former_id))
+            yield item
+
+
+def check_prune(source: Source) -> None:
+    """Raise SettingsError where it would not be known what the source no longer has."""
+    if source.origin is None:
+        raise SettingsError(
+            f"--prune is for what can change, which {source.name} does not: leave it out"
+        )
+
+
+def prune(index: VectorIndex, seen: SeenSource, most_percent: int) -> int:
+    """Take out the images of the source that were not seen in it; returns how many.
+
+    0, and a line says why, where a part of the source could not be read, or they are more than
+    `most_percent` of the images that the index has of it. Raises StoreError.
+    """
+    source = seen.source
+    if source.origin is None:
+        return 0
+    unseen = [kind for kind in _UNSEEN if source.skipped.counts.get(kind)]
+    if unseen:
+        _log.warning(
+            "nothing is taken out of the index, as the source could not be read whole: %s",
+            source.skipped.examples[unseen[0]][0],
+        )
+        return 0
+    name = source.origin.name
+    gone, total = _gone(index, name, seen)
+    if not gone:
+        return 0
+    if 100 * len(gone) > most_percent * total:
+        _log.warning(
+            "nothing is taken out of the index: the source no longer has %s of its %s images, more "
+            "than %s %%. If that is right: --prune 100",
+            f"{len(gone):,}",
+            f"{total:,}",
+            most_percent,
+        )
+        return 0
+    print(f"taking out {len(gone):,} of {total:,} images, which the source no longer has")
+    for start in range(0, len(gone), _AT_ONCE):
+        index.delete(gone[start : start + _AT_ONCE])
+    return len(gone)
+
+
+def _gone(index: VectorIndex, name: str, seen: SeenSource) -> tuple[list[str], int]:
+    """Ids of the source's images that were not seen, and how many there are of it in the index.
+
+    What others have put under ids that begin like the source's is not the source's.
+    """
+    title = composed(as_text(name))
+    prefix = id_of(file_bytes(f"{composed(name)}/"))
+    ids: list[str] = []
+    total = 0
+    cursor = ""
+    while True:
+        page = index.list_ids(prefix=prefix, limit=_PAGE, cursor=cursor)
+        total += len(page.ids)
+        ids += (id_ for id_ in page.ids if id_ not in seen)
+        cursor = page.cursor
+        if not cursor:
+            break
+    gone = []
+    for start in range(0, len(ids), _AT_ONCE):
+        for id_, record in index.fetch(ids[start : start + _AT_ONCE]).items():
+            if composed(str(record.metadata.get("source", ""))) == title:
+                gone.append(id_)
+    return gone, total
