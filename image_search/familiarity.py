@@ -7,7 +7,7 @@ conformal p-value, as in "Testing for Outliers with Conformal p-values",
 https://doi.org/10.1214/22-AOS2244.
 """
 
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,11 @@ _COMPONENTS: Final = 100
 _ROUNDING: Final = 1e-6
 
 Floats = NDArray[np.float64]
+
+
+def is_familiar(p_value: float | None) -> bool | None:
+    """Whether a picture with this p-value is like something in the index; None for None."""
+    return None if p_value is None else p_value >= UNFAMILIAR_BELOW
 
 
 class Familiarity:
@@ -53,6 +58,11 @@ class Familiarity:
         own = _squared_distances(self._images[half:], self._images)
         own[np.arange(len(own)), half + np.arange(len(own))] = np.inf  # from itself
         self._distances = np.sort(own.min(axis=1))
+
+    @classmethod
+    def of(cls, sample: ImageSample) -> Self | None:
+        """None where the sample does not stand for the index."""
+        return cls(sample) if sample.is_representative else None
 
     def p_values(self, textures: Features) -> Floats:
         """float64 [n], 0 to 1, of float32 [n, 384]: how many own images are as far off."""

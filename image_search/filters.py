@@ -60,6 +60,13 @@ def parse_filter(source: Any) -> Filter | None:
     return None if source == {} else _Parser().parse(source, depth=1)
 
 
+def chooses_by(filter_: Filter | None, field: str) -> bool:
+    """Whether the filter compares the values of `field`; that there is one does not count."""
+    if isinstance(filter_, Group):
+        return any(chooses_by(part, field) for part in filter_.filters)
+    return filter_ is not None and filter_.field == field and filter_.operator != "$exists"
+
+
 class _Parser:
     """Parses one filter. Limits are checked on the way, so that a huge one costs little."""
 

@@ -3,18 +3,21 @@
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from fastapi import Response
 
-from image_search.calibration import Calibration
 from image_search.errors import ImageSearchError
-from image_search.index import Match, Record
+from image_search.familiarity import is_familiar
+from image_search.index import Record
 from image_search.values import Embeddings
 from service import problems
 from service.loaded_index import LoadedIndex
 from service.pipeline import SearchResult, Timing
+
+# What an image that could not be searched with has found.
+_NOTHING: Final[dict[str, Any]] = {"matches": [], "familiarity": None, "familiar": None}
 
 
 def search(loaded: LoadedIndex, result: SearchResult, *, thumbnails: bool) -> Response:
@@ -22,7 +25,7 @@ def search(loaded: LoadedIndex, result: SearchResult, *, thumbnails: bool) -> Re
     return _made_with(
         loaded,
         result.timing,
-        {"matches": _matches(loaded.calibration, result.matches, thumbnails=thumbnails)},
+        _found(result, thumbnails=thumbnails),
     )
 
 
@@ -37,10 +40,10 @@ def batch(
 
     def one(filename: str | None, found: SearchResult | ImageSearchError) -> dict[str, Any]:
         if isinstance(found, SearchResult):
-            matches = _matches(loaded.calibration, found.matches, thumbnails=thumbnails)
-            return {"filename": filename, "matches": matches, "problem": None}
+            answer = _found(found, thumbnails=thumbnails)
+            return {"filename": filename, **answer, "problem": None}
         problem = problems.problem_of(found).model_dump()
-        return {"filename": filename, "matches": [], "problem": problem}
+        return {"filename": filename, **_NOTHING, "problem": problem}
 
     return _made_with(loaded, timing, {"results": [one(*result) for result in results]})
 
@@ -85,10 +88,9 @@ def _made_with(loaded: LoadedIndex, timing: Timing, answer: dict[str, Any]) -> R
     return _json({**answer, "model": model, "took_ms": timing.milliseconds()})
 
 
-def _matches(
-    calibration: Calibration | None, matches: Iterable[Match], *, thumbnails: bool
-) -> list[dict[str, Any]]:
-    return [
+def _found(result: SearchResult, *, thumbnails: bool) -> dict[str, Any]:
+    calibration = result.calibration
+    matches = [
         {
             "id": match.id,
             "label": match.label,
@@ -97,8 +99,13 @@ def _matches(
             "thumbnail": _data_uri(match.thumbnail) if thumbnails else None,
             "metadata": dict(match.metadata),
         }
-        for match in matches
+        for match in result.matches
     ]
+    return {
+        "matches": matches,
+        "familiarity": result.familiarity,
+        "familiar": is_familiar(result.familiarity),
+    }
 
 
 def _listed(record: Record) -> dict[str, Any]:

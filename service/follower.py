@@ -10,6 +10,7 @@ from typing import Final
 
 from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, StoreError
+from image_search.familiarity import Familiarity
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.settings import Settings
@@ -135,13 +136,15 @@ class IndexFollower:
         index = open_index(self._settings)
         if isinstance(state, LoadedIndex) and state.index.manifest == index.manifest:
             # Searches in flight use the index that was opened before, so that one stays.
-            index.close()
-            if state.calibration != index.calibration:
-                self._replace(state, replace(state, calibration=index.calibration))
+            with index:
+                now = (state.calibration, state.sample_version)
+                if now != (index.calibration, index.sample_version):
+                    self._replace(state, _with_confidence(state, index))
             return
         with ExitStack() as unused:
             unused.callback(index.close)
-            loaded = LoadedIndex(index, self._embedder(state, index), index.calibration)
+            loaded = LoadedIndex(index, self._embedder(state, index), None)
+            loaded = _with_confidence(loaded, index)
             if self._replace(state, loaded):
                 unused.pop_all()
                 _log.info("ready: %d images, %s", index.count(), index.manifest.model)
@@ -185,3 +188,16 @@ class IndexFollower:
         manifest.require_model(embedder.model)
         embedder.warm_up()
         return embedder
+
+
+def _with_confidence(loaded: LoadedIndex, index: VectorIndex) -> LoadedIndex:
+    """With what tells how sure matches are, as `index` has it now."""
+    familiarity = loaded.familiarity
+    if loaded.sample_version != index.sample_version:
+        familiarity = Familiarity.of(index.load_sample())
+    return replace(
+        loaded,
+        calibration=index.calibration,
+        familiarity=familiarity,
+        sample_version=index.sample_version,
+    )

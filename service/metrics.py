@@ -56,6 +56,12 @@ class Metrics:
             ("reason",),
             registry=self._registry,
         )
+        self._familiarity = Counter(
+            "image_search_queries",
+            "Searches, by whether the query is like anything in the index.",
+            ("familiar",),
+            registry=self._registry,
+        )
         self.batch_size = Histogram(
             "image_search_batch_size",
             "Images embedded at once.",
@@ -72,6 +78,8 @@ class Metrics:
             "Images in the index; NaN while it cannot be asked.",
             registry=self._registry,
         )
+        for familiar in (True, False, None):
+            self._familiarity.labels(_name(familiar))
         for reason in ("overloaded", "deadline_exceeded", "disconnected", "engine_failed"):
             self._rejections.labels(reason)
 
@@ -92,6 +100,10 @@ class Metrics:
         for stage, value in seconds.items():
             self._seconds.labels(stage).observe(value)
 
+    def searched(self, familiar: bool | None) -> None:  # noqa: FBT001
+        """Count a search by whether its query is familiar; None where that cannot be told."""
+        self._familiarity.labels(_name(familiar)).inc()
+
     def rejected(self, reason: str) -> None:
         """Count a search that was not answered."""
         self._rejections.labels(reason).inc()
@@ -103,6 +115,10 @@ class Metrics:
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _name(familiar: bool | None) -> str:  # noqa: FBT001
+    return "unknown" if familiar is None else str(familiar).lower()
 
 
 class CountRequests:

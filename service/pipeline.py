@@ -16,9 +16,11 @@ from typing import Any, BinaryIO, Final, TypeVar
 import numpy as np
 
 from image_search import images
+from image_search.calibration import Calibration
 from image_search.decoding import Decoder, is_plain
 from image_search.embedding import min_side
 from image_search.errors import ImageSearchError, RecordError
+from image_search.familiarity import is_familiar
 from image_search.index import Match, check_embedding
 from image_search.values import Embeddings, Pixels
 from service.batching import Stage
@@ -57,9 +59,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """The embedding, float32 [512], of an image file; and what a record of it has besides."""
+    """The embedding, float32 [512], of an image file; and what a record of it has besides.
+
+    `familiarity` is a p-value, or None where it cannot be told.
+    """
 
     embedding: Embeddings
+    familiarity: float | None
     sha256: str
     thumbnail: bytes
     timing: Timing
@@ -67,9 +73,14 @@ class EmbeddedImage:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Matches, best first."""
+    """Matches, best first, and what their confidences are made by, if they get any.
+
+    `familiarity` is a p-value of the query, or None where it cannot be told.
+    """
 
     matches: list[Match]
+    calibration: Calibration | None
+    familiarity: float | None
     timing: Timing
 
 
@@ -88,6 +99,7 @@ class _ImageJob:
     thumbnail: bytes = b""
     pixels: Pixels = field(init=False)
     embedding: Embeddings = field(init=False)
+    familiarity: float | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -105,6 +117,7 @@ class _QueryJob:
     embedding: Embeddings
     selection: Selection
     timing: Timing
+    familiarity: float | None = None
     future: "Future[Any]" = field(default_factory=Future)
 
 
@@ -194,13 +207,19 @@ class Pipeline:
         return embedded
 
     async def query(
-        self, loaded: LoadedIndex, embedding: Embeddings, selection: Selection, timing: Timing
+        self,
+        loaded: LoadedIndex,
+        embedding: Embeddings,
+        selection: Selection,
+        timing: Timing,
+        familiarity: float | None = None,
     ) -> SearchResult:
         """The images of the index that are similar to float32 [512]; goes on with `timing`.
 
+        `familiarity` is that of the image that was embedded, where it is a single one.
         Raises RecordError or StoreError.
         """
-        job = _QueryJob(loaded, embedding, selection, timing)
+        job = _QueryJob(loaded, embedding, selection, timing, familiarity)
         self._querying.put([job])
         result: SearchResult = await asyncio.wrap_future(job.future)
         return result
@@ -233,7 +252,12 @@ class Pipeline:
         # While the service changes to another index, a batch can hold queries to both.
         for loaded, group in _grouped(jobs, lambda job: job.loaded).items():
             started = time.perf_counter()
-            embeddings = loaded.embedder.embed([job.pixels for job in group])
+            pixels = [job.pixels for job in group]
+            embeddings, textures = loaded.embedder.embed_with_textures(pixels)
+            if loaded.familiarity is not None:
+                p_values = loaded.familiarity.p_values(textures).tolist()
+                for job, p_value in zip(group, p_values, strict=True):
+                    job.familiarity = p_value
             seconds = time.perf_counter() - started
             self._metrics.batch_size.observe(len(group))
             for job, embedding in zip(group, embeddings, strict=True):
@@ -243,12 +267,20 @@ class Pipeline:
         for job in _valid(jobs):
             if isinstance(job, _SearchJob):
                 queries.append(
-                    _QueryJob(job.loaded, job.embedding, job.selection, job.timing, job.future)
+                    _QueryJob(
+                        job.loaded,
+                        job.embedding,
+                        job.selection,
+                        job.timing,
+                        job.familiarity,
+                        job.future,
+                    )
                 )
             else:
-                self._answer(
-                    job, EmbeddedImage(job.embedding, job.sha256, job.thumbnail, job.timing)
+                embedded = EmbeddedImage(
+                    job.embedding, job.familiarity, job.sha256, job.thumbnail, job.timing
                 )
+                self._answer(job, embedded)
         self._querying.put(queries)
 
     def _query(self, jobs: list[_QueryJob]) -> None:
@@ -270,13 +302,15 @@ class Pipeline:
 
     def _choose(self, job: _QueryJob, matches: list[Match]) -> None:
         started = time.perf_counter()
+        calibration = job.loaded.calibration_for(job.selection.filter, job.familiarity)
         try:
-            chosen = job.selection.choose(job.loaded, job.embedding, matches)
+            chosen = job.selection.choose(job.loaded, calibration, job.embedding, matches)
         except ImageSearchError as exc:
             _fail([job], exc)
             return
         job.timing.seconds["search"] += time.perf_counter() - started
-        self._answer(job, SearchResult(chosen, job.timing))
+        self._metrics.searched(is_familiar(job.familiarity))
+        self._answer(job, SearchResult(chosen, calibration, job.familiarity, job.timing))
 
     def _answer(self, job: _Job, result: EmbeddedImage | SearchResult) -> None:
         job.timing.stop()

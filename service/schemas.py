@@ -352,7 +352,8 @@ class MatchResponse(BaseModel):
         float | None,
         Field(
             description="Estimated probability that it shows the same kind of thing as the query; "
-            "null where that cannot be estimated.",
+            "null where that cannot be estimated: without labels, of a query that is not "
+            "familiar, and where matches are filtered by label.",
             examples=[0.87],
         ),
     ]
@@ -384,10 +385,31 @@ _MODEL: Final = Field(description="What made the embeddings.")
 _TOOK: Final = Field(description="Where the time went.")
 
 
+Familiarity = Annotated[
+    float | None,
+    Field(
+        description="How usual the query is among the images of the index: the share of them, 0 "
+        "to 1, that are as unlike the others, a p-value. Null where it cannot be told: of a query "
+        "that is not a single image file, and in an index of few images or an earlier version.",
+        examples=[0.43],
+    ),
+]
+Familiar = Annotated[
+    bool | None,
+    Field(
+        description="False where the query is unlike everything in the index; its matches have no "
+        "confidence then. Null where `familiarity` is.",
+        examples=[True],
+    ),
+]
+
+
 class SearchResponse(BaseModel):
     """The matches, best first."""
 
     matches: Annotated[list[MatchResponse], Field(description="Best first.")]
+    familiarity: Familiarity
+    familiar: Familiar
     model: Annotated[ModelSpec, _MODEL]
     took_ms: Annotated[TookMs, _TOOK]
 
@@ -430,6 +452,8 @@ class BatchResult(BaseModel):
         str | None, Field(description="Its name in the form.", examples=["cat.jpg"])
     ]
     matches: Annotated[list[MatchResponse], Field(description="Best first; empty for a problem.")]
+    familiarity: Familiarity
+    familiar: Familiar
     problem: Annotated[
         Problem | None, Field(description="Why this image alone could not be searched with.")
     ]

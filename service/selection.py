@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from image_search.calibration import Calibration
 from image_search.duplicates import distinct
 from image_search.filters import Filter
 from image_search.index import Match
@@ -36,34 +37,39 @@ class Selection:
         return wanted + len(self.without)
 
     def choose(
-        self, loaded: LoadedIndex, embedding: Embeddings, matches: list[Match]
+        self,
+        loaded: LoadedIndex,
+        calibration: Calibration | None,
+        embedding: Embeddings,
+        matches: list[Match],
     ) -> list[Match]:
         """Those of the `candidates` best matches of float32 [512] that are asked for, best first.
 
-        Asks the store for more while duplicates fill them. Raises StoreError.
+        `calibration` is what makes their confidences. Asks the store for more while duplicates fill
+        them. Raises StoreError.
         """
         asked = self.candidates
         while True:
             chosen = [
                 match
                 for match in matches
-                if match.id not in self.without and self._similar(loaded, match)
+                if match.id not in self.without and self._similar(loaded, calibration, match)
             ]
             if not self.deduplicate:
                 break
             chosen = _distinct(loaded, embedding, chosen)
             # Where the last one is not similar enough, those after it are not, either.
-            exhausted = len(matches) < asked or not self._similar(loaded, matches[-1])
+            exhausted = len(matches) < asked or not self._similar(loaded, calibration, matches[-1])
             if len(chosen) >= self.top_k or exhausted or asked >= _MOST:
                 break
             asked = min(_MORE * asked, _MOST)
             matches = loaded.index.query(embedding, asked, self.filter)
         return chosen[: self.top_k]
 
-    def _similar(self, loaded: LoadedIndex, match: Match) -> bool:
+    def _similar(self, loaded: LoadedIndex, calibration: Calibration | None, match: Match) -> bool:
         """Whether the match is similar enough."""
         worst, least = self.min_score, self.min_confidence
-        metric, calibration = loaded.index.manifest.metric, loaded.calibration
+        metric = loaded.index.manifest.metric
         if worst is None:
             worst = math.inf if metric == "euclidean" else -math.inf
         if match.score > worst if metric == "euclidean" else match.score < worst:

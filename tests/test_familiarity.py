@@ -1,13 +1,27 @@
 """Familiarity: a sample of all that was ingested, and what is unlike all of it."""
 
-from collections.abc import Sequence
+import base64
+import json
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
 
+from image_search.embedding import Embedder
 from image_search.familiarity import UNFAMILIAR_BELOW, Familiarity
+from image_search.manifest import Manifest
 from image_search.sample import TEXTURES, ImageSample
+from image_search.settings import load_settings
+from image_search.stores import create_index
+from tests.support.images import KINDS, draw, encode
+from tests.support.servers import serve, upload, wait_for
+from worker.confidence import recalibrate
+from worker.ingest import ingest
+from worker.sources import open_source
 
 IDS = [f"image {number}" for number in range(9000)]
 
@@ -124,3 +138,79 @@ def test_images_that_are_all_the_same_are_no_trouble() -> None:
     familiarity = Familiarity(sample_of(rows))
     assert familiarity.p_values(rows[:1])[0] == 1
     assert familiarity.p_values(2 * rows[:1])[0] < UNFAMILIAR_BELOW
+
+
+# --- what the service says ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Iterator[TestClient]:
+    """Of an index of 300 drawings, as the worker leaves it."""
+    settings = load_settings(data_dir=tmp_path_factory.mktemp("familiarity"))
+    source = open_source("sample", split="train", data_dir=settings.data_dir).limited(300)
+    manifest = Manifest.new(embedder.model, settings.metric, settings.namespace)
+    with create_index(settings, manifest) as index:
+        summary = ingest(source, index, embedder, settings)
+        recalibrate(index, summary.sample, threading.Event())
+    with serve(settings) as client:
+        wait_for(client, 200)
+        yield client
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+def confidences(answer: Any) -> list[float | None]:
+    return [match["confidence"] for match in answer["matches"]]
+
+
+def test_a_picture_like_those_of_the_index_is_familiar(client: TestClient) -> None:
+    answers = [upload(client, encode(draw(kind, 900))).json() for kind in KINDS]
+    assert sum(answer["familiar"] for answer in answers) >= len(KINDS) - 1
+    for answer in answers:
+        assert 0 < answer["familiarity"] <= 1
+        assert (None in confidences(answer)) == (not answer["familiar"])
+
+
+@pytest.mark.parametrize("picture", [noise(), Image.new("RGB", (90, 60))], ids=["noise", "black"])
+def test_a_picture_unlike_all_has_matches_without_confidence(
+    client: TestClient, picture: Image.Image
+) -> None:
+    answer = upload(client, encode(picture)).json()
+    assert answer["familiarity"] < UNFAMILIAR_BELOW
+    assert answer["familiar"] is False
+    assert confidences(answer) == [None] * 10
+    assert upload(client, encode(picture), min_confidence=0).json()["matches"] == []
+    base64_image = base64.b64encode(encode(picture)).decode()
+    assert client.post("/query", json={"image": base64_image}).json()["familiar"] is False
+
+
+def test_each_image_of_a_batch_is_told_apart(client: TestClient) -> None:
+    pictures = [encode(draw(KINDS[0], 901)), encode(noise()), b"no picture"]
+    files = [("images", (f"{number}", each)) for number, each in enumerate(pictures)]
+    results = client.post("/search/batch", files=files).json()["results"]
+    assert [result["familiar"] for result in results] == [True, False, None]
+    assert results[2]["familiarity"] is None
+
+
+def test_only_of_a_single_picture_it_can_be_told(client: TestClient) -> None:
+    [match] = upload(client, encode(draw(KINDS[0], 900)), top_k=1).json()["matches"]
+    image = base64.b64encode(encode(noise())).decode()
+    for query in ({"id": match["id"]}, {"positive": [{"id": match["id"]}, {"image": image}]}):
+        answer = client.post("/query", json=query).json()
+        assert (answer["familiarity"], answer["familiar"]) == (None, None)
+        assert None not in confidences(answer)
+
+
+def test_matches_filtered_by_label_have_no_confidence(client: TestClient) -> None:
+    picture = encode(draw(KINDS[0], 901))
+    for options in (
+        {"label": KINDS[0]},
+        {"filter": json.dumps({"$or": [{"label": {"$ne": "x"}}, {"source": "sample"}]})},
+    ):
+        answer = upload(client, picture, **options).json()
+        assert answer["familiar"] is True
+        assert confidences(answer) == [None] * 10
+    other = {"filter": json.dumps({"source": "sample", "label": {"$exists": True}})}
+    assert None not in confidences(upload(client, picture, **other).json())

@@ -55,7 +55,7 @@ def test_search_answers_as_the_index_does(
     response = upload(client, encode(QUERY), top_k=7)
     answer = response.json()
     SearchResponse.model_validate_json(response.content, strict=True, extra="forbid")
-    assert answer.keys() == {"matches", "model", "took_ms"}
+    assert answer.keys() == {"matches", "familiarity", "familiar", "model", "took_ms"}
     expected = open_index(module_settings).query(embedder.embed([embedder.pixels(QUERY)])[0], 7)
     assert [match["id"] for match in answer["matches"]] == [match.id for match in expected]
     for match, wanted in zip(answer["matches"], expected, strict=True):

@@ -4,7 +4,7 @@ import asyncio
 import io
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import orjson
@@ -124,9 +124,11 @@ async def query(
     pipeline, loaded = _parts(request)
     positive = [body, *body.positive] if body.given else body.positive
     timing = Timing()
-    embeddings = await _embeddings(request, loaded, [*positive, *body.negative], timing)
+    examples = await _embedded(request, loaded, [*positive, *body.negative], timing)
+    embeddings = [example.embedding for example in examples]
     embedding = combine(embeddings[: len(positive)], embeddings[len(positive) :])
-    result = await pipeline.query(loaded, embedding, selection, timing)
+    familiarity = examples[0].familiarity if len(examples) == 1 else None
+    result = await pipeline.query(loaded, embedding, selection, timing, familiarity)
     return answers.search(loaded, result, thumbnails=body.thumbnails)
 
 
@@ -169,12 +171,12 @@ async def compare(request: Request) -> Response:
     async def one(name: str, example: Example) -> tuple[Embeddings, Timing]:
         timing = Timing()
         try:
-            [embedding] = await _embeddings(request, loaded, [example], timing)
-            check_embedding(embedding)
+            [embedded] = await _embedded(request, loaded, [example], timing)
+            check_embedding(embedded.embedding)
         except (ImageError, RecordError) as exc:
             raise type(exc)(f"{name}: {exc}") from exc
         timing.stop()
-        return embedding, timing
+        return embedded.embedding, timing
 
     with request.state.admission.take():
         found = await _together([one("a", pair.a), one("b", pair.b)])
@@ -243,10 +245,17 @@ def _filter_source(text: str | None) -> Any:
     return source
 
 
-async def _embeddings(
+class _Embedded(NamedTuple):
+    """The embedding of an example, float32 [512], and of an image file its familiarity."""
+
+    embedding: Embeddings
+    familiarity: float | None = None
+
+
+async def _embedded(
     request: Request, loaded: LoadedIndex, examples: Sequence[Example], timing: Timing
-) -> list[Embeddings]:
-    """float32 [512] for each; adds the time of the slowest image to `timing`."""
+) -> list[_Embedded]:
+    """That of each; adds the time of the slowest image to `timing`."""
     urls = [example.url for example in examples if example.url is not None]
     if urls and not request.state.settings.fetch_urls:
         raise ProblemError("urls_disabled")
@@ -255,18 +264,18 @@ async def _embeddings(
     with request.state.admission.take(max(0, images - 1)):
         records = await _records(loaded, ids, timing) if ids else {}
 
-        async def one(example: Example) -> tuple[Embeddings, Timing | None]:
+        async def one(example: Example) -> tuple[_Embedded, Timing | None]:
             if example.id is not None:
-                return records[example.id].embedding, None
+                return _Embedded(records[example.id].embedding), None
             if example.embedding is not None:
-                return np.asarray(example.embedding, np.float32), None
+                return _Embedded(np.asarray(example.embedding, np.float32)), None
             content = example.image
             if content is None:
                 assert example.url is not None  # noqa: S101
                 limit = request.state.settings.max_upload_bytes
                 content = await fetch_image(example.url, max_bytes=limit)
             embedded = await request.state.follower.pipeline.embed(loaded, io.BytesIO(content))
-            return embedded.embedding, embedded.timing
+            return _Embedded(embedded.embedding, embedded.familiarity), embedded.timing
 
         found = await _together([one(example) for example in examples])
     timings = [each for _, each in found if each is not None]
@@ -274,7 +283,7 @@ async def _embeddings(
         slowest = max(timings, key=lambda each: each.seconds["total"])
         for stage in ("decode", "embed"):
             timing.seconds[stage] += slowest.seconds[stage]
-    return [embedding for embedding, _ in found]
+    return [embedded for embedded, _ in found]
 
 
 async def _records(loaded: LoadedIndex, ids: list[str], timing: Timing) -> dict[str, Record]:
