@@ -128,6 +128,27 @@ class Settings(BaseSettings):
         bool,
         Field(description="Whether the service fetches images from public URLs that it is sent."),
     ] = False
+    public_url: Annotated[
+        str,
+        Field(
+            description="Address of the service behind a proxy, such as https://example.org/find; "
+            "the proxy removes the path."
+        ),
+    ] = ""
+    trusted_hosts: Annotated[
+        str,
+        Field(
+            description="Host names that the service answers for besides localhost, its own name "
+            "and addresses, with commas between; *.example.org for all below, * for any."
+        ),
+    ] = ""
+    cors_origins: Annotated[
+        str,
+        Field(
+            description="Origins of other sites whose pages may use the service in browsers, with "
+            "commas between; * for any."
+        ),
+    ] = ""
     host: Annotated[str, Field(description="Address that the service listens on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port of the service.")] = 8000
 

@@ -5,13 +5,14 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from image_search import __version__
 from image_search.settings import Settings
-from service import openapi, page, problems
+from service import browsers, openapi, page, problems
 from service.admission import MAX_REQUESTS, Admission
 from service.follower import IndexFollower
-from service.keys import Keys
+from service.keys import HEADER, Keys
 from service.metrics import CountRequests, Metrics
 from service.routes import images, operation, search
 from service.state import State
@@ -20,7 +21,7 @@ from service.state import State
 def create_app(settings: Settings) -> FastAPI:
     """The service with these settings; it opens the index in the background.
 
-    Raises SettingsError for API keys that cannot be used.
+    Raises SettingsError for API keys or a public address that cannot be used.
     """
     keys = Keys(settings)
     counters = Metrics()
@@ -41,16 +42,34 @@ def create_app(settings: Settings) -> FastAPI:
             follower.close()
 
     app: FastAPI = FastAPIOffline(
+        docs_url=None,
         redoc_url=None,
+        # It would lead to whatever host the request names.
+        redirect_slashes=False,
         title="Image search",
         version=__version__,
         description=openapi.DESCRIPTION,
         openapi_tags=openapi.TAGS,
-        swagger_ui_parameters={"tryItOutEnabled": True},
         lifespan=lifespan,
     )
     problems.install(app)
     app.add_middleware(CountRequests, metrics=counters)
+    origins = browsers.listed(settings.cors_origins)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["DELETE", "GET", "HEAD", "POST", "PUT"],
+            allow_headers=[HEADER],
+            expose_headers=["ETag", "Retry-After"],
+        )
+    app.add_middleware(
+        browsers.Guard,
+        hosts=browsers.Hosts(settings),
+        refuse=problems.refuse_host,
+        root_path=browsers.root_path(settings),
+        shared=bool(origins),
+    )
     for routes in (search, images, operation):
         app.include_router(routes.router)
     openapi.install(app, keys)

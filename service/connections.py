@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from service import problems
+from service import browsers, problems
 
 # A page of the largest query string, 100 labels, is within; nginx and Apache allow less.
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -153,6 +153,7 @@ class LimitedProtocol(HttpToolsProtocol):
         problem = problems.problem(code, detail)
         content = json.dumps(problem.model_dump()).encode()
         headers = {
+            **browsers.HEADERS,
             "Content-Type": problems.MEDIA_TYPE,
             "Content-Length": str(len(content)),
             "Connection": "close",

@@ -34,7 +34,7 @@ class Keys:
             return
         if not self._keys:
             raise ProblemError("writing_disabled")
-        given = request.headers.get(HEADER, "").encode("latin-1")
+        given = request.headers.get(HEADER, "").strip(" \t").encode("latin-1")
         # Every key is compared, in constant time: the time tells nothing about any of them.
         matches = [hmac.compare_digest(given, key) for key in self._keys]
         if not any(matches):

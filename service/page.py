@@ -1,11 +1,14 @@
-"""The web page at `/`: static files, from memory, under a strict content security policy."""
+"""The web page at `/` and Swagger UI at `/docs`, under strict content security policies."""
 
+import base64
 import hashlib
 import mimetypes
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,7 +29,7 @@ _HEADERS: Final = {
 
 
 def routes() -> list[Route]:
-    """`/` and `/web/…`, for GET and HEAD."""
+    """`/`, `/web/…` and `/docs`."""
     files = {
         path.relative_to(_FOLDER).as_posix(): _responder(path)
         for path in sorted(_FOLDER.rglob("*"))
@@ -42,10 +45,36 @@ def routes() -> list[Route]:
             raise HTTPException(404, f"the page has no file {name}")
         return files[name](request)
 
+    async def docs(request: Request) -> Response:
+        return _swagger_ui(request)
+
     return [
+        Route("/docs", docs, name="docs", include_in_schema=False),
         Route("/", page, name="page", include_in_schema=False),
         Route("/web/{name:path}", file, name="page file", include_in_schema=False),
     ]
+
+
+def _swagger_ui(request: Request) -> Response:
+    """Swagger UI from fastapi_offline's files; its policy names the one inline script."""
+    root = request.scope.get("root_path", "")
+    response = get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title="Image search",
+        swagger_js_url=f"{root}/static-offline-docs/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}/static-offline-docs/swagger-ui.css",
+        swagger_favicon_url=f"{root}/static-offline-docs/favicon.png",
+        swagger_ui_parameters={"tryItOutEnabled": True},
+    )
+    scripts = re.findall(rb"<script>(.*?)</script>", bytes(response.body), re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    response.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; script-src 'self' {allowed}; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    return response
 
 
 def _responder(path: Path) -> Callable[[Request], Response]:

@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem details: a status, and a `code` that does not change."""
 
 import logging
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -8,8 +9,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from image_search.errors import (
     FilterError,
@@ -24,6 +27,7 @@ from image_search.errors import (
     StoreError,
     WeightsError,
 )
+from service import browsers
 from service.errors import (
     DeadlineExceededError,
     EngineFailedError,
@@ -63,6 +67,11 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     "too_many_pixels": (
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "the image is 20000x20000, which is more than 200,000,000 pixels: make it smaller",
+    ),
+    "unknown_host": (
+        HTTPStatus.MISDIRECTED_REQUEST,
+        "this service does not answer for the host 'example.org': the operator adds it to "
+        "IMAGE_SEARCH_TRUSTED_HOSTS",
     ),
     "headers_too_large": (
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -298,14 +307,20 @@ def install(app: FastAPI) -> None:
 
 def _methods(request: Request) -> list[str]:
     """The methods that the path has."""
-    return sorted(
-        {
-            method
-            for route in request.app.routes
-            if route.matches(request.scope)[0] != Match.NONE
-            for method in getattr(route, "methods", None) or ()
-        }
-    )
+    found = {
+        method
+        for route in _flattened(request.app.routes)
+        if route.matches(request.scope)[0] != Match.NONE
+        for method in getattr(route, "methods", None) or ()
+    }
+    return sorted(found | {"HEAD"} if "GET" in found else found)
+
+
+def _flattened(routes: Iterable[Any]) -> Iterator[Any]:
+    """The routes, and those of routers among them."""
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        yield from [route] if router is None else _flattened(router.routes)
 
 
 def problem(code: str, detail: str, status: HTTPStatus | None = None) -> Problem:
@@ -316,9 +331,21 @@ def problem(code: str, detail: str, status: HTTPStatus | None = None) -> Problem
     return Problem(type="about:blank", title=status.phrase, status=status, code=code, detail=detail)
 
 
+async def refuse_host(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that answers for no host."""
+    host = _cut(Headers(scope=scope).get("host", ""), _MAX_QUOTED)
+    detail = (
+        f"this service does not answer for the host {host!r}: the operator adds it to "
+        "IMAGE_SEARCH_TRUSTED_HOSTS"
+    )
+    await _response(problem("unknown_host", detail))(scope, receive, send)
+
+
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length] + "…"
 
 
 def _response(problem: Problem, headers: Any = None) -> JSONResponse:
+    # Beside what the middleware adds, which never sees the answer to an unexpected error.
+    headers = {**browsers.HEADERS, **(headers or {})}
     return JSONResponse(problem.model_dump(), problem.status, headers, MEDIA_TYPE)

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 import yaml
-from fastapi.routing import APIRoute
 from pydantic_core import PydanticUndefined
 
 from image_search.settings import Settings, load_settings, variable
@@ -76,10 +75,10 @@ def test_the_gateway_answers_with_a_code_that_is_known() -> None:
 
 
 def test_every_route_is_named() -> None:
-    app = create_app(load_settings())
-    for path in app.openapi()["paths"]:
+    paths = create_app(load_settings()).openapi()["paths"]
+    assert len(paths) >= 10
+    for path in paths:
         assert path in README
-    assert any(isinstance(route, APIRoute) for route in app.routes)
 
 
 def test_the_program_in_the_readme_runs(service_url: str) -> None:

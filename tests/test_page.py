@@ -991,7 +991,7 @@ def test_the_page_works_below_a_prefix(open_page: Callable[..., Page], url: str)
 
 
 def test_the_page_is_small_strict_and_never_old() -> None:
-    client = TestClient(create_app(load_settings()))
+    client = TestClient(create_app(load_settings()), "http://localhost")
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     files = ["/", *(f"/{name}" for name in re.findall(r'(?:src|href)="(web/[^"]+)"', page.text))]
@@ -1018,7 +1018,7 @@ def test_the_page_is_small_strict_and_never_old() -> None:
 
 
 def test_the_page_and_the_documentation_know_their_prefix() -> None:
-    client = TestClient(create_app(load_settings()), root_path="/find")
+    client = TestClient(create_app(load_settings()), "http://localhost", root_path="/find")
     assert client.get("/find", follow_redirects=False).headers["location"].endswith("/find/")
     assert not re.search(r"""(?:src|href)=["']/""", client.get("/find/").text)
     documentation = client.get("/find/docs").text

@@ -632,6 +632,12 @@ def test_writing_needs_a_key(client: TestClient, key: str | None) -> None:
         assert response.headers["WWW-Authenticate"]
 
 
+def test_spaces_around_a_key_do_not_matter(client: TestClient) -> None:
+    for key in (f"{KEY} ", f" {KEY}\t"):
+        response = client.delete("/images/nobody", headers={"X-API-Key": key})
+        assert_problem(response, 404, "image_not_found")
+
+
 def test_writing_is_off_without_keys(store: dict[str, Any]) -> None:
     with serve(load_settings(**{**store, "api_keys": ""})) as client:
         for method, path in WRITING:

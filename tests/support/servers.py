@@ -31,7 +31,8 @@ def find_free_port() -> int:
 @contextmanager
 def serve(settings: Settings) -> Iterator[TestClient]:
     """The service in process, without a socket."""
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    app = create_app(settings)
+    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 
