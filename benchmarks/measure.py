@@ -23,10 +23,10 @@ from image_search.recipe import Recipe
 from image_search.settings import Settings, load_settings
 from image_search.values import Embeddings, Pixels
 from image_search.weights import choose_weights
-from worker.recipes import IMAGES, fit_whitening
+from worker.recipes import IMAGES, fit_neighbours, form_for
 from worker.sources import Split, open_source
 
-INPUT_SIZE = 32
+INPUT_SIZE = 96  # as the worker chooses for CIFAR-10's images
 ACTIVATION_IMAGES = 256  # as many as the worker takes
 BATCH = 128
 MEBI = 1024 * 1024
@@ -75,7 +75,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def load_images(source: str, split: Split, count: int) -> tuple[Pixels, list[str]]:
-    """The first `count` images of a source of pixels, uint8 [n, 32, 32, 3], and their labels."""
+    """The first `count` images of a source of pixels, and their labels.
+
+    uint8 [n, INPUT_SIZE, INPUT_SIZE, 3].
+    """
     pixels, labels = [], []
     opened = open_source(source, split=split, data_dir=load_settings().data_dir)
     for item in islice(opened.items(), count):
@@ -104,9 +107,10 @@ class Default:
     def of(cls, pixels: Pixels) -> Self:
         """Of images in random order."""
         maxima = measure_activation_maxima(weights(), pixels[:ACTIVATION_IMAGES])
-        fitted_to = batches(pixels[: IMAGES["whitening"]], BATCH)
-        features = measure_features(weights(), INPUT_SIZE, maxima, fitted_to)
-        recipe = fit_whitening(features)
+        fitted_to = batches(pixels[:IMAGES], BATCH)
+        form = form_for(INPUT_SIZE)
+        features = measure_features(weights(), INPUT_SIZE, maxima, form.pooling, fitted_to)
+        recipe = fit_neighbours(features, form)
         return cls(Embedder(weights(), INPUT_SIZE, maxima, recipe), maxima, recipe)
 
     def manifest(self, settings: Settings) -> Manifest:

@@ -1,7 +1,7 @@
 """The same VGG16 as others run it: TensorFlow, Keras, and by hand ONNX Runtime and OpenVINO.
 
-Each peer turns uint8 RGB [n, 32, 32, 3] into float32 [n, 512]. Bare means: nothing but the
-library's own call, fed from an ONNX graph.
+Each peer turns uint8 RGB [n, INPUT_SIZE, INPUT_SIZE, 3] into float32 [n, 512]. Bare means: nothing
+but the library's own call, fed from an ONNX graph.
 """
 
 import itertools
@@ -16,19 +16,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.measure import INPUT_SIZE, ready_process
 from image_search.engines import MEAN_RGB, Forward, tensorflow
-from image_search.recipe import LAST_BLOCK
-from image_search.values import BLOCKS, Embeddings, Pixels
+from image_search.values import BLOCKS, PLAIN_POOLING, Embeddings, Pixels
 from image_search.weights import Convolution
 
 OPSET = 17
 IR_VERSION = 10
 
-ONNX_RUNTIME_PROCESS = """
+ONNX_RUNTIME_PROCESS = f"""
 import sys
 import numpy
 import onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-session.run(None, {"pixels": numpy.zeros((1, 32, 32, 3), numpy.uint8)})
+session.run(None, {{"pixels": numpy.zeros((1, {INPUT_SIZE}, {INPUT_SIZE}, 3), numpy.uint8)}})
 """
 
 
@@ -36,7 +35,7 @@ def float32_peers(convolutions: Sequence[Convolution]) -> dict[str, Forward]:
     """The peers by name. Call it after an Embedder was made, which stops OpenVINO's telemetry."""
     model = onnx_model(convolutions)
     return {
-        "TensorFlow": tensorflow.compile_forward(convolutions, INPUT_SIZE, LAST_BLOCK),
+        "TensorFlow": tensorflow.compile_forward(convolutions, INPUT_SIZE, [PLAIN_POOLING]),
         "ONNX Runtime": bare_onnx_runtime(model),
         "OpenVINO": bare_openvino(model),
     }

@@ -1,230 +1,314 @@
-"""How many neighbours show the same kind of thing, by what is made of the network's features.
+"""How many neighbours show the same kind of thing, by input size and by recipe.
 
-usage: python -m benchmarks.recipes SOURCE [--images N]
+usage: python -m benchmarks.recipes CIFAR10 PHOTOS [--images N]
 
-Embeddings of train images, searched exactly by cosine for test images. What is fitted is fitted to
-train images; what had to be chosen was chosen on one half of the test images, and the table is of
-the other half. The cost is that of a query, in CPU time; plain embeddings cost 1.
+CIFAR10 is CIFAR-10's archive, PHOTOS a folder or archive with the splits train and val and a folder
+for each label. The images of train are indexed, and searched exactly by cosine. What had to be
+chosen was chosen with one half of CIFAR-10's test images, and with the photos of train, each left
+out of its own matches; the last table is of the other half of CIFAR-10's test images and of the
+photos of val. Recipes are fitted to indexed images only. All is in int8 where nothing else is said,
+and costs are CPU time on all cores, for batches of 32.
 """
 
+import argparse
+import itertools
+import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.measure import (
-    ACTIVATION_IMAGES,
-    BATCH,
-    INPUT_SIZE,
-    Table,
-    batches,
-    load_images,
-    medians,
-    normalised,
-    run,
-    weights,
-)
-from image_search.embedding import Embedder, measure_activation_maxima, measure_features, to_pixels
-from image_search.recipe import CHANNELS
-from image_search.values import DIMENSION, Embeddings, Features, Pixels
-from worker.recipes import IMAGES, fit_discriminant, fit_whitening
+from benchmarks.measure import ACTIVATION_IMAGES, Table, normalised, weights
+from image_search.embedding import measure_activation_maxima, measure_features, to_pixels
+from image_search.recipe import Form, Recipe
+from image_search.settings import load_settings
+from image_search.values import PLAIN_POOLING, Embeddings, Features, Pixels, Pooling
+from worker.ingest import make_decoder, open_image
+from worker.measures import Floats, average_precision, bootstrap_interval, precision_at
+from worker.recipes import IMAGES, fit_components, fit_discriminant, fit_neighbours, form_for
+from worker.sources import Item, Split, open_source
 
-QUERIES = 5000
+BATCH = 32
 QUERIES_AT_ONCE = 250
 RANKING_QUERIES = 500  # a ranking of all images takes most of the time
-COST_ROUNDS = 20
-ASKED_POINTS = {"whitening (default)": 5, "discriminant": 15}
-LAST_BLOCK = slice(-CHANNELS[-1], None)
-PLAIN = "none: the last block's average"
-WHITENING = "whitening (default)"
-DISCRIMINANT = "discriminant"
-MIRRORED = "whitening, mean of the query and its mirror image"
-LARGER_SIZE = 48
-LARGER = f"whitening, images enlarged to {LARGER_SIZE} pixels"
+CHOOSING_IMAGES = 3_000
+CHOOSING_QUERIES = 500
+FLOAT32_IMAGES = 1_000
+FLOAT32_QUERIES = 300
+SIZES = (32, 64, 96, 128, 160)
 
 Labels = NDArray[np.str_]
+Fit = Callable[[Features, Sequence[str | None], Form], Recipe]
+FITS: dict[str, Fit] = {
+    "neighbours": lambda features, _, form: fit_neighbours(features, form),
+    "components": lambda features, _, form: fit_components(features, form),
+    "discriminant": fit_discriminant,
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as they were read, as their pixels would take more room."""
+
+    items: Sequence[Item]
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The label of each."""
+        return [item.label for item in self.items]
+
+    def pixels(self, size: int) -> Iterator[Pixels]:
+        """In batches, uint8 [n, size, size, 3]."""
+        for start in range(0, len(self.items), BATCH):
+            pictures = opened(self.items[start : start + BATCH], size)
+            yield np.array([to_pixels(picture, size) for picture in pictures])
+
+    def features(self, size: int, maxima: Sequence[float], pooling: Pooling) -> Features:
+        """What the network makes of them."""
+        return measure_features(weights(), size, maxima, pooling, self.pixels(size))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Images to index and to search for; without queries, each searches for the others."""
+
+    name: str
+    indexed: Images
+    queries: Images | None
+
+    def smaller(self, images: int, queries: int) -> "DataSet":
+        """Of the first so many."""
+        asked = self.queries and Images(self.queries.items[:queries])
+        return DataSet(self.name, Images(self.indexed.items[:images]), asked)
+
+    def maxima(self, size: int) -> tuple[float, ...]:
+        """For int8."""
+        drawn = Images(self.indexed.items[:ACTIVATION_IMAGES])
+        return measure_activation_maxima(weights(), np.concatenate(list(drawn.pixels(size))))
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Features of a data set, pooled in one way."""
+
+    data: DataSet
+    size: int
+    indexed: Features
+    asked: Features | None
+    milliseconds: float
+
+    @classmethod
+    def of(cls, data: DataSet, size: int, maxima: Sequence[float], pooling: Pooling) -> "Pooled":
+        """CPU time is that of the indexed images, with resizing."""
+        started = time.process_time()
+        indexed = data.indexed.features(size, maxima, pooling)
+        milliseconds = 1000 * (time.process_time() - started) / len(indexed)
+        asked = data.queries.features(size, maxima, pooling) if data.queries else None
+        return cls(data, size, indexed, asked, milliseconds)
+
+    def fit(self, name: str, form: Form) -> Recipe:
+        """To as many of the indexed images as the worker takes."""
+        return FITS[name](self.indexed[:IMAGES], self.data.indexed.labels[:IMAGES], form)
+
+    def precision(self, recipe: Recipe | None) -> "Precision":
+        """Of searches for the queries."""
+        make: Callable[[Features], Embeddings] = recipe.apply if recipe else normalised
+        rows = make(self.indexed)
+        labels = np.array(self.data.indexed.labels)
+        if self.asked is None or self.data.queries is None:
+            return search(rows, labels, rows, labels, leave_out=True)
+        return search(rows, labels, make(self.asked), np.array(self.data.queries.labels))
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Shares of the nearest, and of the ten nearest, of the query's kind; mean average precision.
+    """Of each query, float64 [n]; average precision is of the full ranking, of 500 at most.
 
-    The last is of the full ranking: "Introduction to Information Retrieval", section 8.4.
+    "Introduction to Information Retrieval", section 8.4.
     """
 
-    at_1: float
-    at_10: float
-    mean_average: float
+    at_1: Floats
+    at_10: Floats
+    average: Floats
 
-
-def measure(source: str, images: int) -> list[Table]:
-    """Index `images` train images, ask with the reporting half of the test images."""
-    pixels, names = load_images(source, "train", images)
-    queries, query_names = load_images(source, "test", min(images, QUERIES))
-    labels = np.array(names)
-    # Sources are ordered by label.
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(pixels))
-    reported = np.random.default_rng(0).permutation(len(queries))[len(queries) // 2 :]
-    queries, query_labels = queries[reported], np.array(query_names)[reported]
-    maxima = measure_activation_maxima(weights(), pixels[order[:ACTIVATION_IMAGES]])
-    indexed, asked, mirrored = (
-        measure_features(weights(), INPUT_SIZE, maxima, batches(batch, BATCH))
-        for batch in (pixels, queries, queries[:, :, ::-1])
-    )
-    fitted_to = order[: IMAGES["whitening"]]
-    labelled = order[: IMAGES["discriminant"]]
-    whitening = fit_whitening(indexed[fitted_to])
-    discriminant = fit_discriminant(indexed[labelled], labels[labelled].tolist())
-    last = indexed[fitted_to][:, LAST_BLOCK]
-    variants: dict[str, Callable[[Features], Features]] = {
-        PLAIN: lambda features: features[:, LAST_BLOCK],
-        "the same, centred": lambda features: features[:, LAST_BLOCK] - last.mean(axis=0),
-        "the same, square roots, centred": components(np.sqrt(last), 0, np.sqrt),
-        "the same, partly whitened": components(np.sqrt(last), 0.4, np.sqrt),
-        "four blocks, not whitened": components(*four_blocks(indexed[fitted_to], 0)),
-        "four blocks, half whitened": components(*four_blocks(indexed[fitted_to], 0.5)),
-        "four blocks, fully whitened": components(*four_blocks(indexed[fitted_to], 1)),
-        WHITENING: whitening.apply,
-        DISCRIMINANT: discriminant.apply,
-    }
-    found = {
-        name: precision(make(indexed), labels, make(asked), query_labels)
-        for name, make in variants.items()
-    }
-    both = whitening.apply(asked) + whitening.apply(mirrored)
-    found[MIRRORED] = precision(whitening.apply(indexed), labels, both, query_labels)
-    enlarged, enlarged_queries = enlarge(pixels), enlarge(queries)
-    larger_maxima = measure_activation_maxima(weights(), enlarged[order[:ACTIVATION_IMAGES]])
-    larger, larger_asked = (
-        measure_features(weights(), LARGER_SIZE, larger_maxima, batches(batch, BATCH))
-        for batch in (enlarged, enlarged_queries)
-    )
-    larger_whitening = fit_whitening(larger[fitted_to])
-    found[LARGER] = precision(
-        larger_whitening.apply(larger), labels, larger_whitening.apply(larger_asked), query_labels
-    )
-    plain, with_whitening, with_discriminant = (
-        Embedder(weights(), INPUT_SIZE, maxima, recipe)
-        for recipe in (None, whitening, discriminant)
-    )
-    with_larger = Embedder(weights(), LARGER_SIZE, larger_maxima, larger_whitening)
-    batch = pixels[:BATCH]
-    costs = cost(
-        {
-            PLAIN: lambda: plain.embed(batch),
-            WHITENING: lambda: with_whitening.embed(batch),
-            DISCRIMINANT: lambda: with_discriminant.embed(batch),
-            LARGER: lambda: with_larger.embed(enlarged[:BATCH]),
-        }
-    )
-    costs[MIRRORED] = 2 * costs[WHITENING]
-    return [table(found, costs, len(pixels), len(queries))]
-
-
-def enlarge(pixels: Pixels) -> Pixels:
-    """The images at LARGER_SIZE."""
-    return np.array([to_pixels(Image.fromarray(image), LARGER_SIZE) for image in pixels])
-
-
-def components(
-    rows: Features, power: float, prepare: Callable[[Features], Features]
-) -> Callable[[Features], Features]:
-    """Principal components of prepared rows, divided by their deviations to this power."""
-    mean = rows.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov(rows.T))
-    largest = slice(None, -DIMENSION - 1, -1)
-    variances = np.maximum(values[largest], 0)
-    projection = vectors[:, largest] * (variances + 0.1 * variances.mean()) ** (-power / 2)
-    projection = projection.astype(np.float32)
-
-    def make(features: Features) -> Features:
-        prepared = prepare(features if features.shape[1] == len(mean) else features[:, LAST_BLOCK])
-        return np.asarray((prepared - mean) @ projection)
-
-    return make
-
-
-def four_blocks(
-    features: Features, power: float
-) -> tuple[Features, float, Callable[[Features], Features]]:
-    """Arguments of `components` for square roots of all blocks, as much variance in each."""
-    variances = np.sqrt(features).var(axis=0)
-    scales = np.concatenate(
-        [
-            np.full(len(block), block.sum() ** -0.5, np.float32)
-            for block in np.split(variances, np.cumsum(CHANNELS)[:-1])
+    def cells(self) -> list[str]:
+        """Means, with 95 % intervals of the last two."""
+        intervals = [
+            f"{values.mean():.3f} ({low[0]:.3f} to {high[0]:.3f})"
+            for values in (self.at_10, self.average)
+            for low, high in [bootstrap_interval(values[:, None], np.random.default_rng(0))]
         ]
-    )
-    return np.sqrt(features) * scales, power, lambda rows: np.sqrt(rows) * scales
+        return [f"{self.at_1.mean():.3f}", *intervals]
 
 
-def precision(
-    indexed: Embeddings, labels: Labels, asked: Embeddings, query_labels: Labels
+def search(
+    rows: Embeddings,
+    labels: Labels,
+    asked: Embeddings,
+    asked_labels: Labels,
+    *,
+    leave_out: bool = False,
 ) -> Precision:
-    """Of an exact search by cosine."""
-    rows = normalised(indexed)
-    first, ten = [], []
-    average: list[float] = []
-    for number, batch in enumerate(batches(normalised(asked), QUERIES_AT_ONCE)):
-        similarities = batch @ rows.T
-        wanted = query_labels[QUERIES_AT_ONCE * number :][: len(batch), np.newaxis]
-        nearest = np.argpartition(similarities, -10, axis=1)[:, -10:]
-        ten.append((labels[nearest] == wanted).mean(axis=1))
-        first.append(labels[similarities.argmax(axis=1)] == wanted[:, 0])
-        if len(average) < RANKING_QUERIES:
-            for row, label in zip(similarities, wanted[:, 0], strict=True):
-                ranks = 1 + np.flatnonzero(labels[np.argsort(-row)] == label)
-                average.append(float(np.mean(np.arange(1, len(ranks) + 1) / ranks)))
-    return Precision(
-        float(np.concatenate(first).mean()),
-        float(np.concatenate(ten).mean()),
-        float(np.mean(average)),
+    """An exact search by cosine; with `leave_out`, row i is no match of query i."""
+    at_1, at_10 = [], []
+    averages: list[float] = []
+    ranked = set(np.linspace(0, len(asked) - 1, min(RANKING_QUERIES, len(asked))).astype(int))
+    for start in range(0, len(asked), QUERIES_AT_ONCE):
+        similarities = asked[start : start + QUERIES_AT_ONCE] @ rows.T
+        count = len(similarities)
+        if leave_out:
+            similarities[np.arange(count), start + np.arange(count)] = -np.inf
+        nearest = np.argpartition(-similarities, 10, axis=1)[:, :10]
+        best = np.argsort(-np.take_along_axis(similarities, nearest, axis=1), axis=1)
+        nearest = np.take_along_axis(nearest, best, axis=1)
+        wanted = asked_labels[start : start + count, np.newaxis]
+        relevant = labels[nearest] == wanted
+        at_1.append(precision_at(relevant, 1))
+        at_10.append(precision_at(relevant, 10))
+        for row in range(count):
+            if start + row in ranked:
+                kept = similarities[row] > -np.inf
+                same = labels[kept] == wanted[row]
+                averages.append(average_precision(similarities[row, kept], same))
+    return Precision(np.concatenate(at_1), np.concatenate(at_10), np.array(averages))
+
+
+def sizes(data: DataSet) -> Table:
+    """Each input size with each recipe that needs no labels."""
+    rows = []
+    for size in SIZES:
+        maxima = data.maxima(size)
+        plain = Pooled.of(data, size, maxima, PLAIN_POOLING)
+        pooled = Pooled.of(data, size, maxima, form_for(size).pooling)
+        found = {"none": plain.precision(None)}
+        for name, of in itertools.product(("neighbours", "components"), (96, 160)):
+            form = form_for(of)
+            found[f"{name}, power {form.power}"] = pooled.precision(pooled.fit(name, form))
+        for name, precision in found.items():
+            milliseconds = f"{pooled.milliseconds:.1f}"
+            rows.append([str(size), name, *precision.cells(), milliseconds])
+    header = ["input", "recipe", "P@1", "P@10", "mAP", "core-ms an image"]
+    return Table(f"{data.name}: choosing the input size and the recipe", header, rows)
+
+
+def forms(data: DataSet, size: int, fit: str) -> Table:
+    """The form that was chosen, and it with one thing changed."""
+    chosen = form_for(size)
+    average = replace(chosen.pooling, exponent=1)
+    maximum = replace(chosen.pooling, exponent=8)
+    others = {
+        "chosen": chosen,
+        "averages": replace(chosen, pooling=average),
+        "generalised mean of exponent 8": replace(chosen, pooling=maximum),
+        "blocks not at unit length": replace(chosen, unit_blocks=False),
+        **{f"power {power}": replace(chosen, power=power) for power in (0.5, 1, 1.4, 2)},
+        **{
+            f"weights {one} and {other}": replace(chosen, weights=(one, other))
+            for one, other in ((0.25, 1), (0.5, 1), (1, 1))
+        },
+    }
+    maxima = data.maxima(size)
+    pooled = {
+        pooling: Pooled.of(data, size, maxima, pooling)
+        for pooling in (chosen.pooling, average, maximum)
+    }
+    rows = []
+    for name, form in others.items():
+        found = pooled[form.pooling]
+        rows.append([name, *found.precision(found.fit(fit, form)).cells()])
+    title = f"{data.name}: choosing what is projected, at {size} pixels, {fit}"
+    return Table(title, ["form", "P@1", "P@10", "mAP"], rows)
+
+
+def precisions(data: DataSet, sizes: Sequence[int]) -> Table:
+    """int8 against float32, with the recipe that `auto` takes."""
+    rows = []
+    for size in sizes:
+        name, form = automatic(size)
+        found = [
+            pooled.precision(pooled.fit(name, form))
+            for maxima in (data.maxima(size), ())
+            for pooled in [Pooled.of(data, size, maxima, form.pooling)]
+        ]
+        difference = 100 * (found[0].at_10 - found[1].at_10)
+        low, high = bootstrap_interval(difference[:, None], np.random.default_rng(0))
+        means = [f"{precision.at_10.mean():.3f}" for precision in found]
+        points = f"{difference.mean():+.2f} ({low[0]:+.2f} to {high[0]:+.2f})"
+        rows.append([str(size), name, *means, points])
+    header = ["input", "recipe", "P@10 in int8", "in float32", "points"]
+    return Table(f"{data.name}: int8 against float32", header, rows)
+
+
+def report(data: DataSet, size: int) -> Table:
+    """All recipes at the size that `auto` chooses."""
+    maxima = data.maxima(size)
+    plain = Pooled.of(data, size, maxima, PLAIN_POOLING)
+    chosen, form = automatic(size)
+    pooled = Pooled.of(data, size, maxima, form.pooling)
+    rows = [["none", *plain.precision(None).cells(), f"{plain.milliseconds:.1f}"]]
+    for name in FITS:
+        marked = f"{name} (default)" if name == chosen else name
+        precision = pooled.precision(pooled.fit(name, form))
+        rows.append([marked, *precision.cells(), f"{pooled.milliseconds:.1f}"])
+    queries = data.queries or data.indexed
+    note = f"{len(data.indexed.items):,} images, {len(queries.items):,} queries, {size} pixels"
+    header = ["recipe", "P@1", "P@10", "mAP", "core-ms an image"]
+    return Table(f"{data.name}: reported", header, rows, [note])
+
+
+def automatic(size: int) -> tuple[str, Form]:
+    """The recipe that `auto` takes at this input size."""
+    form = form_for(size)
+    return "neighbours" if form == form_for(SIZES[0]) else "components", form
+
+
+def load(source: str, split: Split) -> Images:
+    """All images of a split, in random order."""
+    items = list(open_source(source, split=split, data_dir=load_settings().data_dir).items())
+    return Images(random.Random(0).sample(items, len(items)))
+
+
+def opened(items: Sequence[Item], size: int) -> list[Image.Image]:
+    """The images of items, large enough for this input size; raises what one cannot be read for."""
+    contents = []
+    for item in items:
+        if isinstance(item.content, Exception):
+            raise item.content
+        contents.append(item.content)
+    with make_decoder(load_settings()) as decoder:
+        return [open_image(content, size, decoder) for content in contents]
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def cost(embedders: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """CPU time of an image of a batch, as multiples of that of plain embeddings."""
-    seconds: dict[str, list[float]] = {name: [] for name in embedders}
-    for _ in range(COST_ROUNDS):
-        for name, embed in embedders.items():
-            started = time.process_time()
-            embed()
-            seconds[name].append(time.process_time() - started)
-    times = medians(seconds)
-    return {name: times[name] / times[PLAIN] for name in embedders}
-
-
-def table(
-    found: Mapping[str, Precision], costs: Mapping[str, float], images: int, queries: int
-) -> Table:
-    """A line a variant, and the gains against what was asked."""
-    rows, notes, figures = [], [], {}
-    for name, figure in found.items():
-        times = f"{costs[name]:.2f}" if name in costs else ""
-        rows.append(
-            [
-                name,
-                *(f"{value:.3f}" for value in (figure.at_1, figure.at_10, figure.mean_average)),
-                times,
-            ]
-        )
-        figures[f"precision@10, {name}"] = figure.at_10
-        figures[f"mAP, {name}"] = figure.mean_average
-        asked = ASKED_POINTS.get(name)
-        if asked is not None:
-            gain = 100 * (figure.at_10 - found[PLAIN].at_10)
-            notes.append(f"{name}: {gain:+.1f} points of precision@10 (at least {asked})")
-    notes.append(
-        f"{images:,} images, {queries:,} queries, of which {min(queries, RANKING_QUERIES):,} for "
-        "the mean average precision; int8"
-    )
-    header = ["variant", "precision@1", "precision@10", "mAP", "cost of a query"]
-    return Table("Recipes: exact search, held-out queries", header, rows, notes, figures)
+    parser.add_argument("cifar10", metavar="CIFAR10")
+    parser.add_argument("photos", metavar="PHOTOS")
+    parser.add_argument("--images", type=int, default=50_000, metavar="N", help="(%(default)s)")
+    parser.add_argument("--only-report", action="store_true", help="only the last tables")
+    arguments = parser.parse_args()
+    small, tests = load(arguments.cifar10, "train"), load(arguments.cifar10, "test").items
+    half = len(tests) // 2
+    photos, held_out = load(arguments.photos, "train"), load(arguments.photos, "val")
+    if not arguments.only_report:
+        choosing = [
+            (DataSet("CIFAR-10, first half of the test images", small, Images(tests[:half])), 96),
+            (DataSet("Photos of train, each left out of its own matches", photos, None), 160),
+        ]
+        for data, size in choosing:
+            subset = data.smaller(CHOOSING_IMAGES, CHOOSING_QUERIES)
+            print(sizes(subset))
+            print(forms(subset, size, automatic(size)[0]))
+            print(precisions(data.smaller(FLOAT32_IMAGES, FLOAT32_QUERIES), SIZES))
+    indexed = Images(small.items[: arguments.images])
+    print(report(DataSet("CIFAR-10, other half of the tests", indexed, Images(tests[half:])), 96))
+    print(report(DataSet("Photos of val", photos, held_out), 160))
 
 
 if __name__ == "__main__":
-    run(measure, __doc__)
+    main()

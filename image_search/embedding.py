@@ -15,9 +15,16 @@ from PIL import Image
 from image_search import images
 from image_search.engines import Forward
 from image_search.manifest import ModelSpec
-from image_search.recipe import FEATURES, FITTED_BLOCKS, LAST_BLOCK, Recipe
+from image_search.recipe import Recipe
 from image_search.sample import TEXTURE_BLOCKS, TEXTURES
-from image_search.values import DIMENSION, Embeddings, Features, Pixels
+from image_search.values import (
+    DIMENSION,
+    PLAIN_POOLING,
+    Embeddings,
+    Features,
+    Pixels,
+    Pooling,
+)
 from image_search.weights import Convolution, fingerprint, load_weights
 
 _log = logging.getLogger(__name__)
@@ -33,10 +40,10 @@ _REDUCING_GAP: Final = 3
 class Embedder:
     """VGG16 without its classifier, on a GPU if there is one, else on the CPU.
 
-    `weights` is `bundled`, `imagenet` or a path; `input_size` in pixels, at least 32. Where the
-    last feature map is larger than 1x1, it is averaged. With `activation_maxima`, from
-    `measure_activation_maxima`, it computes in int8. With a recipe, embeddings are made as that
-    says. Safe to use from several threads. Raises WeightsError when the weights cannot be had.
+    `weights` is `bundled`, `imagenet` or a path; `input_size` in pixels, at least 32. Without a
+    recipe the last feature map is averaged; with one, embeddings are made as that says. With
+    `activation_maxima`, from `measure_activation_maxima`, it computes in int8. Safe to use
+    from several threads. Raises WeightsError when the weights cannot be had.
     """
 
     def __init__(
@@ -57,8 +64,9 @@ class Embedder:
             recipe_fingerprint=recipe.fingerprint if recipe else "",
         )
         self._recipe = recipe
-        blocks = (*(FITTED_BLOCKS if recipe else LAST_BLOCK), *TEXTURE_BLOCKS)
-        self._forward = _compile(convolutions, input_size, activation_maxima, blocks)
+        pooling = recipe.form.pooling if recipe else PLAIN_POOLING
+        poolings = (pooling, Pooling(TEXTURE_BLOCKS, 1))
+        self._forward = _compile(convolutions, input_size, activation_maxima, poolings)
 
     def pixels(self, image: Image.Image) -> Pixels:
         """uint8 [input_size, input_size, 3] of an RGB image."""
@@ -110,16 +118,20 @@ def measure_activation_maxima(weights: str, pixels: Pixels) -> tuple[float, ...]
 
 
 def measure_features(
-    weights: str, input_size: int, activation_maxima: Sequence[float], batches: Iterable[Pixels]
+    weights: str,
+    input_size: int,
+    activation_maxima: Sequence[float],
+    pooling: Pooling,
+    batches: Iterable[Pixels],
 ) -> Features:
     """What recipes are fitted to: float32 [n, features] of batches of uint8 RGB pixels.
 
     Raises WeightsError when the weights cannot be had.
     """
     _, convolutions = load_weights(weights)
-    forward = _compile(convolutions, input_size, activation_maxima, FITTED_BLOCKS)
+    forward = _compile(convolutions, input_size, activation_maxima, [pooling])
     features = [forward(batch) for batch in batches]
-    return np.concatenate([np.empty((0, FEATURES), np.float32), *features])
+    return np.concatenate([np.empty((0, sum(pooling.channels)), np.float32), *features])
 
 
 @cache
@@ -140,16 +152,16 @@ def _compile(
     convolutions: Sequence[Convolution],
     input_size: int,
     activation_maxima: Sequence[float],
-    blocks: Sequence[int],
+    poolings: Sequence[Pooling],
 ) -> Forward:
     # Each engine is imported only where it is used: TensorFlow costs seconds and 500 MB.
     if not activation_maxima and has_gpu():
         from image_search.engines import tensorflow
 
-        return tensorflow.compile_forward(convolutions, input_size, blocks)
+        return tensorflow.compile_forward(convolutions, input_size, poolings)
     from image_search.engines import openvino
 
-    return openvino.compile_forward(convolutions, input_size, activation_maxima, blocks)
+    return openvino.compile_forward(convolutions, input_size, activation_maxima, poolings)
 
 
 def _release_memory() -> None:

@@ -38,7 +38,7 @@ class ModelSpec(BaseModel):
     recipe: Annotated[
         RecipeName,
         Field(
-            description="How embeddings are made of what the network sees.", examples=["whitening"]
+            description="How embeddings are made of what the network sees.", examples=["components"]
         ),
     ] = "none"
     recipe_fingerprint: Annotated[
@@ -72,6 +72,8 @@ class Manifest(BaseModel):
     namespace: str
     created_at: datetime
     created_by: str
+    # Why the input size is what it is; empty in indexes of earlier versions.
+    input_size_reason: str = ""
 
     @classmethod
     def new(
@@ -80,6 +82,7 @@ class Manifest(BaseModel):
         metric: Metric,
         namespace: str,
         activation_maxima: tuple[float, ...] = (),
+        input_size_reason: str = "",
     ) -> Self:
         """The manifest of an index that is being created now, by this version."""
         return cls(
@@ -89,6 +92,7 @@ class Manifest(BaseModel):
             namespace=namespace,
             created_at=datetime.now(UTC),
             created_by=f"image-search {__version__}",
+            input_size_reason=input_size_reason,
         )
 
     def require_model(self, model: ModelSpec) -> None:

@@ -77,13 +77,12 @@ class Settings(BaseSettings):
         ),
     ] = "auto"
     input_size: Annotated[
-        int,
+        Literal["auto"] | Annotated[int, Field(ge=32, le=1024)],
         Field(
-            ge=32,
-            le=1024,
-            description="Side of the square, in pixels, that a new index's images are resized to.",
+            description="Side of the square, in pixels, that a new index's images are resized to: "
+            "32 to 1024, or auto, which is 96 for small images and 160 for others."
         ),
-    ] = 32
+    ] = "auto"
     precision: Annotated[
         Literal["auto", Precision],
         Field(
@@ -95,8 +94,9 @@ class Settings(BaseSettings):
         Literal["auto", RecipeName],
         Field(
             description="How a new index's embeddings are made: none (VGG16's last block as it "
-            "is), whitening (four blocks, whitened as fits the images), discriminant (as fits "
-            "their labels, too), or auto, which is whitening where there are images enough."
+            "is), neighbours or components (two blocks, fitted to the images), discriminant "
+            "(fitted to their labels, too), or auto: neighbours below 128 pixels of input, "
+            "components from there on, none with fewer than 100 images."
         ),
     ] = "auto"
     batch_size: Annotated[

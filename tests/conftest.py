@@ -29,6 +29,8 @@ def _no_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(ENV_PREFIX):
             monkeypatch.delenv(name)
     monkeypatch.setenv("IMAGE_SEARCH_DATA_DIR", str(tmp_path / "data"))
+    # A ninth of the work of what the worker would choose.
+    monkeypatch.setenv("IMAGE_SEARCH_INPUT_SIZE", "32")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, UNREACHABLE_PROXY)

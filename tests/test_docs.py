@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
+import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
@@ -55,7 +56,8 @@ def test_all_name_the_one_version() -> None:
     assert set(re.findall(r"image-search (\d+\.\d+\.\d+)", README)) == {stated}
 
 
-def test_every_setting_has_a_default_that_is_valid() -> None:
+def test_every_setting_has_a_default_that_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMAGE_SEARCH_INPUT_SIZE")
     assert load_settings(data_dir="data") == Settings.model_construct()
 
 

@@ -22,8 +22,7 @@ from image_search.engines import tensorflow
 from image_search.engines.tensorflow import import_keras
 from image_search.errors import IndexMismatchError, WeightsError
 from image_search.manifest import Manifest
-from image_search.recipe import CHANNELS, FEATURES, FITTED_BLOCKS, LAST_BLOCK
-from image_search.values import DIMENSION, Embeddings
+from image_search.values import DIMENSION, PLAIN_POOLING, Embeddings, Pooling
 from image_search.weights import choose_weights, load_weights
 from tests.support import ROOT, SHARED
 from tests.support.images import draw
@@ -39,6 +38,8 @@ BUNDLED_FOLDER = ROOT / "image_search" / "bundled"
 needs_original = pytest.mark.skipif(
     not ORIGINAL.exists(), reason="the original of the bundled weights is not at hand"
 )
+# Of whitening, which earlier versions fitted, and of the recipes since then.
+POOLINGS = (Pooling((2, 3, 4, 5), 1), Pooling((4, 5), 3))
 # Keras' own saving meets NumPy's newest rules.
 saves_with_keras = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -132,7 +133,8 @@ def test_bundled_weights_embed_as_their_original(real_images: Any, size: int, co
         original = Embedder(str(ORIGINAL), size, activation_maxima).embed(pixels)
         assert cosines(bundled, original).min() >= least
     features, of_original = (
-        measure_features(name, size, (), [pixels]) for name in ("bundled", str(ORIGINAL))
+        measure_features(name, size, (), POOLINGS[1], [pixels])
+        for name in ("bundled", str(ORIGINAL))
     )
     assert cosines(features, of_original).min() >= 0.9998
 
@@ -234,18 +236,19 @@ def test_a_gpu_that_is_missing_is_told_in_one_line(
 
 @pytest.mark.slow
 def test_engines_agree_on_real_images(embedder: Embedder, real_images: Any) -> None:
-    reference = tensorflow.compile_forward(load_weights("bundled")[1], 32, LAST_BLOCK)
+    reference = tensorflow.compile_forward(load_weights("bundled")[1], 32, [PLAIN_POOLING])
     assert cosines(embedder.embed(real_images), reference(real_images)).min() >= 0.9999
 
 
 @pytest.mark.slow
-def test_engines_agree_on_the_features_of_recipes(real_images: Any) -> None:
-    batches = [real_images[:100], real_images[100:300]]
-    features = measure_features("bundled", 32, (), batches)
-    assert features.shape == (300, FEATURES)
-    reference = tensorflow.compile_forward(load_weights("bundled")[1], 32, FITTED_BLOCKS)
-    expected = reference(real_images[:300])
-    starts = np.cumsum([0, *CHANNELS])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_engines_agree_on_the_features_of_recipes(real_images: Any, pooling: Pooling) -> None:
+    enlarged = real_images[:60].repeat(2, axis=1).repeat(2, axis=2)
+    features = measure_features("bundled", 64, (), pooling, [enlarged[:20], enlarged[20:]])
+    assert features.shape == (60, sum(pooling.channels))
+    reference = tensorflow.compile_forward(load_weights("bundled")[1], 64, [pooling])
+    expected = reference(enlarged)
+    starts = np.cumsum([0, *pooling.channels])
     for start, end in itertools.pairwise(starts):
         assert cosines(features[:, start:end], expected[:, start:end]).min() >= 0.9999
 
@@ -272,20 +275,32 @@ def test_int8_keeps_embeddings_and_neighbours_of_real_images(
 
 
 @pytest.mark.slow
-def test_features_of_recipes_are_averages_of_keras_blocks() -> None:
-    images = pictures(6)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_features_of_recipes_are_means_of_keras_maps(pooling: Pooling) -> None:
+    images = pictures(6, size=64)
     keras = import_keras()
-    network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
+    network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(64, 64, 3))
     network.set_weights(bundled_arrays())
     maps = keras.Model(
-        network.input, [network.get_layer(f"block{block}_pool").output for block in FITTED_BLOCKS]
+        network.input, [network.get_layer(f"block{block}_pool").output for block in pooling.blocks]
     ).predict(images[..., ::-1] - MEAN_BGR, verbose=0)
-    expected = np.concatenate([found.mean(axis=(1, 2)) for found in maps], axis=1)
-    found = measure_features("bundled", 32, (), [images[:4], images[4:]])
+    powers = [np.power(found, pooling.exponent).mean(axis=(1, 2)) for found in maps]
+    expected = np.power(np.concatenate(powers, axis=1), 1 / pooling.exponent)
+    found = measure_features("bundled", 64, (), pooling, [images[:4], images[4:]])
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
+def test_means_in_float16_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(4, size=64)
+    expected = measure_features("bundled", 64, (), POOLINGS[1], [images])
+    assert expected.max() ** 3 > np.finfo(np.float16).max
+    Gpu(monkeypatch, (9, 0))
+    monkeypatch.setattr(embedding, "has_gpu", lambda: True)
+    found = measure_features("bundled", 64, (), POOLINGS[1], [images])
+    assert cosines(found, expected).min() > 0.9999
+
+
 def test_activation_maxima_are_those_of_keras() -> None:
     images = pictures(40)
     keras = import_keras()

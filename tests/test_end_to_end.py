@@ -465,10 +465,10 @@ def test_float32_is_taken_when_it_is_asked_for(settings: Settings) -> None:
 
 def test_an_index_keeps_the_recipe_that_it_was_built_with(settings: Settings) -> None:
     code, out, err = run("worker", "ingest", "sample", "--limit", "120")
-    assert (code, "recipe whitening" in out) == (0, True), err
+    assert (code, "recipe neighbours" in out) == (0, True), err
     built = open_index(settings)
     model = built.manifest.model
-    assert model.recipe == "whitening"
+    assert model.recipe == "neighbours"
     # Anyone makes the same embeddings of what the index has.
     again = Embedder("bundled", 32, built.manifest.activation_maxima, built.load_recipe())
     assert again.model == model
@@ -478,7 +478,7 @@ def test_an_index_keeps_the_recipe_that_it_was_built_with(settings: Settings) ->
     assert built.calibration is not None
     code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_RECIPE="none")
     assert code == 1
-    assert "whitening" in err
+    assert "neighbours" in err
     assert "none" in err
     assert count(settings) == 120
 
@@ -488,7 +488,7 @@ def test_an_index_that_began_with_few_images_stays_plain(settings: Settings) -> 
     assert (code, "recipe none" in out) == (0, True)
     assert "10 images are too few" in err
     code, out, err = run(
-        "worker", "ingest", "sample", "--limit", "120", IMAGE_SEARCH_RECIPE="whitening"
+        "worker", "ingest", "sample", "--limit", "120", IMAGE_SEARCH_RECIPE="components"
     )
     assert (code, "recipe none" in out) == (0, True)
     assert "keeps them" in err

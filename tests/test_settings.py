@@ -18,6 +18,7 @@ from image_search.settings import Settings, load_settings, variable
         ("metric", "dotproduct", "dotproduct"),
         ("weights", "path/to/w.h5", "path/to/w.h5"),
         ("input_size", "224", 224),
+        ("input_size", "auto", "auto"),
         ("batch_size", "7", 7),
         ("max_pixels", "1000", 1000),
         ("max_upload_bytes", "4096", 4096),

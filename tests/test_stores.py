@@ -12,11 +12,11 @@ from image_search.errors import IndexNotFoundError, RecordError
 from image_search.filters import Condition, parse_filter
 from image_search.index import Match, Record, VectorIndex
 from image_search.manifest import Manifest, ModelSpec
-from image_search.recipe import FEATURES, Recipe
+from image_search.recipe import Form, Recipe
 from image_search.sample import TEXTURES, ImageSample
 from image_search.settings import load_settings
 from image_search.stores import create_index, open_index
-from image_search.values import DIMENSION, Metadata, Metric
+from image_search.values import DIMENSION, Metadata, Metric, Pooling
 from tests.support.indexes import MODEL, use_store
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
@@ -498,8 +498,10 @@ def test_what_is_created_can_be_opened_with_its_manifest(create: Indexes) -> Non
 
 def test_a_recipe_comes_back_as_it_was_stored(create: Indexes) -> None:
     rng = np.random.default_rng(0)
-    projection = rng.standard_normal((FEATURES, DIMENSION)).astype(np.float16).astype(np.float32)
-    recipe = Recipe("whitening", rng.random(FEATURES, np.float32), projection)
+    form = Form(Pooling((3, 5), 2.5), 0.75, unit_blocks=True, weights=(0.5, 1))
+    count = sum(form.pooling.channels)
+    projection = rng.standard_normal((count, DIMENSION)).astype(np.float16).astype(np.float32)
+    recipe = Recipe("neighbours", form, rng.random(count, np.float32), projection)
     model = MODEL.model_copy(
         update={"recipe": recipe.name, "recipe_fingerprint": recipe.fingerprint}
     )
@@ -508,9 +510,9 @@ def test_a_recipe_comes_back_as_it_was_stored(create: Indexes) -> None:
     for opened in (index, create.open()):
         found = opened.load_recipe()
         assert found is not None
-        assert found.name == "whitening"
+        assert (found.name, found.form) == ("neighbours", form)
         assert found.fingerprint == recipe.fingerprint
-        features = rng.random((3, FEATURES), np.float32)
+        features = rng.random((3, count), np.float32)
         np.testing.assert_array_equal(found.apply(features), recipe.apply(features))
     assert create.open().count() == 1
 

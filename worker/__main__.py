@@ -294,6 +294,12 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
                 return stop.exit_code
             embedder = new[0]
             index = opened.enter_context(new[1])
+            built = index.manifest
+            print(
+                f"new index {settings.index}: input size {built.model.input_size} "
+                f"({built.input_size_reason}), recipe {built.model.recipe}",
+                flush=True,
+            )
         else:
             embedder = load_embedder(index, settings)
         remember(index, source)

@@ -339,6 +339,7 @@ class _Evaluation:
             namespace=self._settings.namespace,
             metric=self._gallery.metric,
             model=embedder.model,
+            input_size_reason=self._index.manifest.input_size_reason,
             seed=self._seed,
             left_out=len(self._own),
             unreadable=len(queries.unreadable),

@@ -48,6 +48,8 @@ class Setup(_Figures):
     namespace: str
     metric: Metric
     model: ModelSpec
+    # Why the index has its input size; empty in indexes of earlier versions.
+    input_size_reason: str
     seed: int
     # Queries that are in the index under their own id; each is left out of its own matches.
     left_out: int

@@ -1,6 +1,8 @@
 """The model that an index is made with: chosen and fitted for a new one, loaded for another."""
 
 import logging
+import random
+import statistics
 import threading
 from contextlib import suppress
 from itertools import islice
@@ -22,6 +24,12 @@ from worker.sources import Source
 
 _log = logging.getLogger(__name__)
 
+# Chosen by measurement: python -m benchmarks.recipes
+_SMALL_INPUT: Final = 96
+_LARGE_INPUT: Final = 160
+# Images with a shorter side below this show too little for the large input to be worth its cost.
+_SMALL_IMAGE: Final = 80
+_SIZED_IMAGES: Final = 100
 # 64 images of a single class measured as well as 256 of all: within 0.1 points of precision@10.
 _ACTIVATION_IMAGES: Final = 256
 
@@ -34,16 +42,17 @@ def create_index_for(
     None when `stop` was set meanwhile. Raises WeightsError, StoreError and what the source raises.
     """
     weights = choose_weights(settings.weights)
+    input_size, reason = choose_input_size(source, settings, limit)
     maxima: tuple[float, ...] = ()
     if settings.precision == "int8" or (settings.precision == "auto" and not has_gpu()):
-        pixels = activation_sample(source, settings, limit)
+        pixels = activation_sample(source, input_size, settings, limit)
         if len(pixels):
             maxima = measure_activation_maxima(weights, pixels)
-    recipe = fit_recipe(source, weights, maxima, settings, limit=limit, stop=stop)
+    recipe = fit_recipe(source, weights, input_size, maxima, settings, limit=limit, stop=stop)
     if stop.is_set():
         return None
-    embedder = Embedder(weights, settings.input_size, maxima, recipe)
-    manifest = Manifest.new(embedder.model, settings.metric, settings.namespace, maxima)
+    embedder = Embedder(weights, input_size, maxima, recipe)
+    manifest = Manifest.new(embedder.model, settings.metric, settings.namespace, maxima, reason)
     index = create_index(settings, manifest, recipe)
     if index.manifest != manifest:  # another worker has created it meanwhile
         embedder = load_embedder(index, settings)
@@ -61,7 +70,7 @@ def load_embedder(index: VectorIndex, settings: Settings) -> Embedder:
         built_with.require_metric(settings.metric)
     model = built_with.model
     weights = model.weights if settings.weights == AUTO else settings.weights
-    size = settings.input_size if "input_size" in settings.model_fields_set else model.input_size
+    size = model.input_size if settings.input_size == AUTO else settings.input_size
     if settings.precision != "auto":
         built_with.require_model(model.model_copy(update={"precision": settings.precision}))
     if settings.recipe not in {"auto", model.recipe}:
@@ -73,7 +82,34 @@ def load_embedder(index: VectorIndex, settings: Settings) -> Embedder:
     return embedder
 
 
-def activation_sample(source: Source, settings: Settings, limit: int | None) -> Pixels:
+def choose_input_size(source: Source, settings: Settings, limit: int | None) -> tuple[int, str]:
+    """The input size of a new index for the first `limit` images of a source, and why.
+
+    Without a setting, the median of the shorter sides of up to 100 images decides, which are drawn
+    at random.
+    """
+    if settings.input_size != AUTO:
+        return settings.input_size, "as set"
+    total = source.total if limit is None else min(limit, source.total)
+    drawn = set(random.Random(0).sample(range(total), min(_SIZED_IMAGES, total)))
+    sides = []
+    with make_decoder(settings) as decoder:
+        for item in source.pick(drawn):
+            if isinstance(item.content, ImageError):
+                continue
+            with suppress(ImageError):  # ingest tells of it
+                sides.append(min(open_image(item.content, _LARGE_INPUT, decoder).size))
+    if not sides:
+        return _LARGE_INPUT, "as no image could be read to choose another"
+    median = int(statistics.median(sides))
+    kind = "small" if median < _SMALL_IMAGE else "large"
+    size = _SMALL_INPUT if median < _SMALL_IMAGE else _LARGE_INPUT
+    return size, f"for {kind} images: the median of the shorter sides is {median} pixels"
+
+
+def activation_sample(
+    source: Source, input_size: int, settings: Settings, limit: int | None
+) -> Pixels:
     """What int8 is fitted to: the first readable of the source's first `limit` images, 256 at most.
 
     uint8 [n, input_size, input_size, 3].
@@ -84,8 +120,8 @@ def activation_sample(source: Source, settings: Settings, limit: int | None) -> 
             if isinstance(item.content, ImageError):
                 continue
             with suppress(ImageError):  # ingest tells of it
-                image = open_image(item.content, settings.input_size, decoder)
-                pixels.append(to_pixels(image, settings.input_size))
+                image = open_image(item.content, input_size, decoder)
+                pixels.append(to_pixels(image, input_size))
             if len(pixels) == _ACTIVATION_IMAGES:
                 break
     return np.array(pixels)

@@ -1,4 +1,4 @@
-"""Fitting a recipe to the images that a new index is made for."""
+"""Recipes, fitted to the images that a new index is made for."""
 
 import logging
 import random
@@ -12,34 +12,51 @@ from numpy.typing import NDArray
 
 from image_search.decoding import Decoder
 from image_search.embedding import measure_features, to_pixels
-from image_search.errors import ImageError
+from image_search.errors import ImageError, SettingsError
 from image_search.progress import Progress
-from image_search.recipe import CHANNELS, Recipe, compressed
-from image_search.settings import Settings
-from image_search.values import DIMENSION, Features, Pixels, RecipeName
+from image_search.recipe import Form, Recipe
+from image_search.settings import Settings, variable
+from image_search.values import DIMENSION, Features, Pixels, Pooling, RecipeName
 from worker.ingest import make_decoder, open_image
 from worker.sources import Item, Source
 
 _log = logging.getLogger(__name__)
 
-# Chosen on one half of CIFAR-10's test images: python -m benchmarks.recipes
-IMAGES: Final = {"whitening": 2_000, "discriminant": 10_000}
-_LEAST_IMAGES: Final = {"whitening": 100, "discriminant": 500}
+# All that is chosen below was chosen on CIFAR-10 and on photos: python -m benchmarks.recipes
+# From this input size on, pictures show enough for the last block to decide nearly alone.
+_LARGE_INPUT: Final = 128
+_POOLING: Final = Pooling((4, 5), 3)
+_SMALL: Final = Form(_POOLING, 0.5, unit_blocks=True, weights=(1, 1))
+_LARGE: Final = Form(_POOLING, 1.4, unit_blocks=True, weights=(0.5, 1))
+
+IMAGES: Final = 10_000
+_LEAST_IMAGES: Final = 100
+_LEAST_LABELLED_IMAGES: Final = 500
 _LEAST_IMAGES_PER_LABEL: Final = 20
-_WHITENING_POWER: Final = 0.4
-_WHITENING_SHRINKAGE: Final = 0.1
+_COMPONENT_POWER: Final = 0.25
+_NEIGHBOURS: Final = 10
+_NEIGHBOUR_POWER: Final = -0.25
+_NEIGHBOUR_SHRINKAGE_IMAGES: Final = 1_000
 # Of the variance within labels: the fewer the images, the less of it is known.
 _DISCRIMINANT_SHRINKAGE_IMAGES: Final = 500
 _OTHER_DIRECTIONS: Final = 0.2
+_SHRINKAGE: Final = 0.1
 _BATCH: Final = 32
+_ROWS: Final = 1_000
 _ROUNDING: Final = 1e-6
 
 Floats = NDArray[np.float64]
 
 
+def form_for(input_size: int) -> Form:
+    """What is made of features before they are projected, at this input size."""
+    return _SMALL if input_size < _LARGE_INPUT else _LARGE
+
+
 def fit_recipe(
     source: Source,
     weights: str,
+    input_size: int,
     activation_maxima: Sequence[float],
     settings: Settings,
     *,
@@ -48,20 +65,38 @@ def fit_recipe(
 ) -> Recipe | None:
     """The recipe of the settings, fitted to a random sample of the source's first `limit` images.
 
-    None where plain embeddings are asked for, or nothing better can be had; then a line says why.
+    None where plain embeddings are asked for, or there are too few images for another recipe; then
+    a line says so. Raises SettingsError for a recipe that is only in older indexes.
     """
-    name: RecipeName = "whitening" if settings.recipe == "auto" else settings.recipe
+    form = form_for(input_size)
+    name: RecipeName
+    if settings.recipe == "auto":
+        name = "neighbours" if form == _SMALL else "components"
+    else:
+        name = settings.recipe
     if name == "none":
         return None
+    if name == "whitening":
+        raise SettingsError(
+            f"{variable('recipe')}=whitening is for indexes that earlier versions made: use auto "
+            "for a new one"
+        )
     labels: list[str | None] = []
-    batches = _batches(source, IMAGES[name], settings, limit, stop, labels)
-    features = measure_features(weights, settings.input_size, activation_maxima, batches)
+    batches = _batches(source, IMAGES, input_size, settings, limit, stop, labels)
+    features = measure_features(weights, input_size, activation_maxima, form.pooling, batches)
     try:
         if name == "discriminant":
-            return fit_discriminant(features, labels)
-        return fit_whitening(features)
+            return fit_discriminant(features, labels, form)
+        if name == "components":
+            return fit_components(features, form)
+        return fit_neighbours(features, form)
     except TooFewImagesError as exc:
-        _log.warning("the index gets plain embeddings (recipe none): %s", exc)
+        _log.warning(
+            "the index gets plain embeddings (recipe none), which find less: %s. With more "
+            "images, ingest them into a new index (%s)",
+            exc,
+            variable("index"),
+        )
         return None
 
 
@@ -69,72 +104,126 @@ class TooFewImagesError(ValueError):
     """There are too few images, or labels, to fit a recipe to."""
 
 
-def fit_whitening(features: Features) -> Recipe:
-    """Principal components, partly whitened: divided by their deviations to the power of 0.4.
+def fit_components(features: Features, form: Form) -> Recipe:
+    """Principal components, multiplied by their deviations to the power of 0.25.
 
-    `features` is float32 [n, features]. "Negative evidences and co-occurences in image retrieval:
-    the benefit of PCA and whitening", https://inria.hal.science/hal-00722622
-    Raises TooFewImagesError.
+    `features` is float32 [n, features], pooled as the form says. The opposite of whitening: photos
+    that show the same kind of thing are alike in the strongest components. Raises
+    TooFewImagesError.
     """
-    least = _LEAST_IMAGES["whitening"]
-    if len(features) < least:
-        raise TooFewImagesError(
-            f"{len(features):,} images are too few to fit another, {least:,} are enough"
-        )
-    scales, centred, mean = _prepared(features)
-    values, vectors = _eigen(centred.T @ centred / len(centred))
-    projection = vectors * (values + _WHITENING_SHRINKAGE * values.mean()) ** (
-        -_WHITENING_POWER / 2
+    scales, centred, mean = _prepared(features, form)
+    projection = _components(centred, _COMPONENT_POWER)
+    return _recipe("components", form, mean, scales[:, np.newaxis] * projection)
+
+
+def fit_neighbours(features: Features, form: Form) -> Recipe:
+    """Directions in which images differ most beside the differences between near neighbours.
+
+    `features` is float32 [n, features], pooled as the form says. Fisher's discriminants, with pairs
+    of images in place of labels: each is among the ten nearest of the other, as most of such pairs
+    show the same kind of thing. So no label is needed. Raises TooFewImagesError.
+    """
+    scales, centred, mean = _prepared(features, form)
+    one, other = _mutual_neighbours(centred @ _components(centred, _NEIGHBOUR_POWER))
+    differences = (centred[one] - centred[other]) / np.sqrt(2)
+    within = differences.T @ differences / len(differences)
+    shrinkage = _NEIGHBOUR_SHRINKAGE_IMAGES / len(centred)
+    whitened = _whitened(within, shrinkage)
+    scattered = centred @ whitened
+    ratios, directions = _eigen(scattered.T @ scattered / len(scattered))
+    # Directions in which no image differs have no weight, and the weakest other one has none.
+    differ = ratios > _ROUNDING * ratios[0]
+    weights = np.sqrt(np.where(differ, 1 - ratios[-1] / np.where(differ, ratios, 1), 0))
+    return _recipe(
+        "neighbours", form, mean, scales[:, np.newaxis] * (whitened @ directions) * weights
     )
-    return _recipe("whitening", mean, scales[:, np.newaxis] * projection)
 
 
-def fit_discriminant(features: Features, labels: Sequence[str | None]) -> Recipe:
+def fit_discriminant(features: Features, labels: Sequence[str | None], form: Form) -> Recipe:
     """Directions in which labels differ most beside the differences within a label.
 
-    `features` is float32 [n, features], `labels` has n. Fisher's discriminants, each weighted by
-    the share of a label's own part in it, psi / (psi + 1), as in "Probabilistic Linear Discriminant
-    Analysis", https://doi.org/10.1007/11744085_41; the other directions keep a small weight, for
-    they tell images of one label apart. Raises TooFewImagesError.
+    `features` is float32 [n, features], pooled as the form says; `labels` has n. Fisher's
+    discriminants, each weighted by the share of a label's own part in it, psi / (psi + 1), as in
+    "Probabilistic Linear Discriminant Analysis", https://doi.org/10.1007/11744085_41; the other
+    directions keep a small weight, for they tell images of one label apart. Raises
+    TooFewImagesError.
     """
     names, numbers, counts = np.unique(
         [label or "" for label in labels], return_inverse=True, return_counts=True
     )
     usable = (counts >= _LEAST_IMAGES_PER_LABEL) & (names != "")
     kept = usable[numbers]
-    least = _LEAST_IMAGES["discriminant"]
-    if usable.sum() < 2 or kept.sum() < least:
+    if usable.sum() < 2 or kept.sum() < _LEAST_LABELLED_IMAGES:
         raise TooFewImagesError(
             f"{kept.sum():,} images of {usable.sum():,} labels with {_LEAST_IMAGES_PER_LABEL} or "
-            f"more are too few to fit another, {least:,} of 2 labels are enough"
+            f"more are too few to fit another, {_LEAST_LABELLED_IMAGES:,} of 2 labels are enough"
         )
-    scales, centred, mean = _prepared(features[kept])
+    scales, centred, mean = _prepared(features[kept], form)
     numbers = np.unique(numbers[kept], return_inverse=True)[1]
     means = np.array([centred[numbers == number].mean(axis=0) for number in range(usable.sum())])
     own = means[numbers]
     within = (centred - own).T @ (centred - own) / len(centred)
-    values, vectors = np.linalg.eigh(within)
-    shrinkage = _DISCRIMINANT_SHRINKAGE_IMAGES / len(centred)
-    whitened = vectors / np.sqrt(values + shrinkage * values.mean())
+    whitened = _whitened(within, _DISCRIMINANT_SHRINKAGE_IMAGES / len(centred))
     between = own @ whitened
     ratios, directions = _eigen(between.T @ between / len(between))
     weights = np.sqrt(ratios / (1 + ratios)) + _OTHER_DIRECTIONS
-    return _recipe("discriminant", mean, scales[:, np.newaxis] * (whitened @ directions) * weights)
+    return _recipe(
+        "discriminant", form, mean, scales[:, np.newaxis] * (whitened @ directions) * weights
+    )
 
 
-def _prepared(features: Features) -> tuple[Floats, Floats, Features]:
-    """A scale for each feature, by which no block outweighs another; rows so scaled and centred.
+def _prepared(features: Features, form: Form) -> tuple[Floats, Floats, Features]:
+    """A scale for each feature, which gives blocks their weight; rows so scaled and centred.
 
-    And the mean of the rows before they are scaled.
+    And the mean of the rows before they are scaled. Raises TooFewImagesError.
     """
-    rows = compressed(features)
+    if len(features) < _LEAST_IMAGES:
+        raise TooFewImagesError(
+            f"{len(features):,} images are too few to fit another, {_LEAST_IMAGES:,} are enough"
+        )
+    rows = form.prepare(features)
     mean = rows.mean(axis=0)
     centred = rows - mean
-    blocks = np.split(np.square(centred).mean(axis=0, dtype=np.float64), np.cumsum(CHANNELS)[:-1])
-    if min(block.sum() for block in blocks) <= _ROUNDING * np.square(rows).mean():
+    ends = np.cumsum(form.pooling.channels)[:-1]
+    blocks = np.split(np.square(centred).mean(axis=0, dtype=np.float64), ends)
+    if min(block.sum() for block in blocks) <= _ROUNDING * np.square(rows).sum(axis=1).mean():
         raise TooFewImagesError("the images are all the same")
-    scales = np.concatenate([np.full(len(block), 1 / np.sqrt(block.sum())) for block in blocks])
+    scales = np.concatenate(
+        [
+            np.full(len(block), weight / np.sqrt(block.sum()))
+            for weight, block in zip(form.weights, blocks, strict=True)
+        ]
+    )
     return scales, centred * scales, mean
+
+
+def _components(centred: Floats, power: float) -> Floats:
+    """Principal components, multiplied by their deviations to this power."""
+    values, vectors = _eigen(centred.T @ centred / len(centred))
+    return np.asarray(vectors * (values + _SHRINKAGE * values.mean()) ** (power / 2))
+
+
+def _mutual_neighbours(rows: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The pairs of rows of which each is among the ten nearest of the other, by cosine."""
+    unit = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _ROUNDING)).astype(
+        np.float32
+    )
+    nearest = np.zeros((len(unit), len(unit)), np.bool_)
+    for start in range(0, len(unit), _ROWS):
+        similarities = unit[start : start + _ROWS] @ unit.T
+        own = np.arange(len(similarities))
+        similarities[own, start + own] = -np.inf
+        found = np.argpartition(-similarities, _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
+        nearest[start + own[:, np.newaxis], found] = True
+    one, other = np.nonzero(np.triu(nearest & nearest.T))
+    return one, other
+
+
+def _whitened(scatter: Floats, shrinkage: float) -> Floats:
+    """The directions in which this scatter is alike, once it is shrunk towards its mean."""
+    values, vectors = np.linalg.eigh(scatter)
+    least = shrinkage * max(values.mean(), _ROUNDING)
+    return np.asarray(vectors / np.sqrt(np.maximum(values, 0) + least))
 
 
 def _eigen(symmetric: Floats) -> tuple[Floats, Floats]:
@@ -144,15 +233,16 @@ def _eigen(symmetric: Floats) -> tuple[Floats, Floats]:
     return np.maximum(values[largest], 0), vectors[:, largest]
 
 
-def _recipe(name: RecipeName, mean: Features, projection: Floats) -> Recipe:
+def _recipe(name: RecipeName, form: Form, mean: Features, projection: Floats) -> Recipe:
     # Embeddings are of unit length, so a common factor does not matter.
     halves = (projection / np.abs(projection).max()).astype(np.float16)
-    return Recipe(name, mean, halves.astype(np.float32))
+    return Recipe(name, form, mean, halves.astype(np.float32))
 
 
 def _batches(
     source: Source,
     count: int,
+    input_size: int,
     settings: Settings,
     limit: int | None,
     stop: threading.Event,
@@ -168,7 +258,7 @@ def _batches(
                 return
             progress.update(1)
             with suppress(ImageError):  # ingest tells of it
-                batch.append(_pixels(item, settings, decoder))
+                batch.append(_pixels(item, input_size, decoder))
                 labels.append(item.label)
             if len(batch) == _BATCH:
                 yield np.array(batch)
@@ -177,8 +267,7 @@ def _batches(
         yield np.array(batch)
 
 
-def _pixels(item: Item, settings: Settings, decoder: Decoder) -> Pixels:
+def _pixels(item: Item, input_size: int, decoder: Decoder) -> Pixels:
     if isinstance(item.content, ImageError):
         raise item.content
-    image = open_image(item.content, settings.input_size, decoder)
-    return to_pixels(image, settings.input_size)
+    return to_pixels(open_image(item.content, input_size, decoder), input_size)

@@ -76,6 +76,8 @@ def summary(figures: Figures) -> str:
         f"{protocol.queries:,} queries from {protocol.source} against {protocol.images:,} images, "
         f"{protocol.metric}, {protocol.model}"
     ]
+    if protocol.input_size_reason:
+        lines.append(f"input size {protocol.model.input_size}: {protocol.input_size_reason}")
     if protocol.left_out:
         lines.append(f"{protocol.left_out:,} of them are in the index; no query finds itself")
     if figures.retrieval is None:

@@ -1,6 +1,6 @@
 """What runs VGG16: each engine turns uint8 RGB [n, size, size, 3] into float32 [n, features].
 
-The features are the averages of the feature maps that the chosen blocks, numbered from 1, end in.
+The features are feature maps, pooled as each `Pooling` says, in its order.
 """
 
 from collections.abc import Callable

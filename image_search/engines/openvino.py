@@ -3,7 +3,7 @@
 In int8, a weight is one of 255 levels, symmetric around zero and spread for each output channel,
 and the input of a convolution is one of 256 levels from zero to the largest that was measured:
 sections 3.1 and 3.2 of "Integer Quantization for Deep Learning Inference",
-https://arxiv.org/abs/2004.09602. Sums are exact, and the average at the end is float32.
+https://arxiv.org/abs/2004.09602. Sums are exact, and the pooling at the end is float32.
 """
 
 import sys
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_search.engines import MEAN_RGB, Forward
-from image_search.values import BLOCKS
+from image_search.values import BLOCKS, Pooling
 from image_search.weights import Convolution
 
 # OpenVINO would tell its makers of every import, from a forked process.
@@ -33,15 +33,19 @@ def compile_forward(
     convolutions: Sequence[Convolution],
     input_size: int,
     activation_maxima: Sequence[float],
-    blocks: Sequence[int],
+    poolings: Sequence[Pooling],
 ) -> Forward:
     """VGG16 in int8 with `activation_maxima`, one for each convolution after the first.
 
     In float32 if there are none. May be called from several threads.
     """
     layers, outputs = _network(convolutions, input_size, activation_maxima)
-    averages = [ops.reduce_mean(outputs[block - 1], [2, 3]).output(0) for block in blocks]
-    request = _compile([ops.concat(averages, 1).output(0)], layers[0])
+    pooled = [
+        _pooled(outputs[block - 1], pooling.exponent)
+        for pooling in poolings
+        for block in pooling.blocks
+    ]
+    request = _compile([ops.concat(pooled, 1).output(0)], layers[0])
     lock = threading.Lock()
 
     def forward(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -93,6 +97,14 @@ def _network(
         output = ops.max_pool(output, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
         outputs.append(output)
     return layers, outputs
+
+
+def _pooled(maps: Any, exponent: float) -> Any:
+    """The generalised mean of each channel, float32 [n, channels]."""
+    if exponent == 1:
+        return ops.reduce_mean(maps, [2, 3]).output(0)
+    powers = ops.power(maps, np.float32(exponent))
+    return ops.power(ops.reduce_mean(powers, [2, 3]), np.float32(1 / exponent)).output(0)
 
 
 def _rounded(values: Any, least: Any, most: Any, levels: int) -> Any:

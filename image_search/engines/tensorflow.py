@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_search.engines import Forward
+from image_search.values import Pooling
 from image_search.weights import Convolution
 
 _BANNER: Final = re.compile(
@@ -25,7 +26,7 @@ _TENSOR_CORES: Final = (7, 0)
 
 
 def compile_forward(
-    convolutions: Sequence[Convolution], input_size: int, blocks: Sequence[int]
+    convolutions: Sequence[Convolution], input_size: int, poolings: Sequence[Pooling]
 ) -> Forward:
     """VGG16 as a frozen graph, on a GPU if there is one; may be called from several threads.
 
@@ -40,10 +41,15 @@ def compile_forward(
     shape = (input_size, input_size, 3)
     with _precision(keras):
         vgg16 = keras.applications.VGG16(weights=None, include_top=False, input_shape=shape)
-        outputs = [vgg16.get_layer(f"block{block}_pool").output for block in blocks]
-        averages = [keras.layers.GlobalAveragePooling2D()(output) for output in outputs]
-        joined = keras.layers.Concatenate()(averages) if len(averages) > 1 else averages[0]
-        network = keras.Model(vgg16.input, joined)
+        pooled = [
+            _pooled(keras, vgg16.get_layer(f"block{block}_pool").output, pooling.exponent)
+            for pooling in poolings
+            for block in pooling.blocks
+        ]
+        network = keras.Model(
+            vgg16.input,
+            keras.ops.concatenate([keras.ops.cast(each, "float32") for each in pooled], axis=1),
+        )
     vgg16.set_weights([array for convolution in convolutions for array in convolution])
 
     def embed(pixels: Any) -> Any:
@@ -62,6 +68,15 @@ def compile_forward(
         return np.asarray(embeddings.numpy())
 
     return forward
+
+
+def _pooled(keras: Any, maps: Any, exponent: float) -> Any:
+    """The generalised mean of each channel, [n, channels]."""
+    if exponent == 1:
+        return keras.layers.GlobalAveragePooling2D()(maps)
+    # In float16, powers of activations would overflow.
+    powers = keras.ops.power(keras.ops.cast(maps, "float32"), exponent)
+    return keras.ops.power(keras.ops.mean(powers, axis=(1, 2)), 1 / exponent)
 
 
 def has_gpu() -> bool:
