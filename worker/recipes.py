@@ -84,6 +84,8 @@ def fit_recipe(
     labels: list[str | None] = []
     batches = _batches(source, IMAGES, input_size, settings, limit, stop, labels)
     features = measure_features(weights, input_size, activation_maxima, form.pooling, batches)
+    if stop.is_set():
+        return None
     try:
         if name == "discriminant":
             return fit_discriminant(features, labels, form)
