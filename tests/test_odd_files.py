@@ -499,3 +499,9 @@ def test_control_characters_are_not_sent_to_a_terminal(tmp_path: Path) -> None:
     write(tmp_path / "x" / "a.png")
     [line] = opened(tmp_path / "x").skipped.lines()
     assert r"a\x1b[31m\nfinished.txt" in line
+
+
+def test_two_names_of_one_path_in_a_tar(tmp_path: Path) -> None:
+    source = opened(pack(tmp_path, {"./cat/a.png": b"1", "cat/a.png": b"2"}, "tar"))
+    assert len(list(source.items())) == source.total == 1
+    assert source.skipped.counts == {Kind.SAME_NAME: 1}

@@ -9,7 +9,7 @@ import stat
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ def open_zip(path: Path, choice: Choice) -> Source:
             else:
                 chosen.add(File(member.filename, name), partial(_start, archive, member))
 
-    def read(keys: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
+    def read(keys: Collection[str]) -> Iterator[tuple[str, bytes | ImageError]]:
         with zipfile.ZipFile(path) as archive:
             for key in sorted(keys):
                 member = members[key]
@@ -150,7 +150,7 @@ def open_tar(path: Path, choice: Choice) -> Source:
         else:
             chosen.add(File(name, name), partial(starts.__getitem__, target.name))
 
-    def read(keys: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
+    def read(keys: Collection[str]) -> Iterator[tuple[str, bytes | ImageError]]:
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.name in keys and members[member.name].offset == member.offset:

@@ -2,6 +2,7 @@
 
 import mimetypes
 import os
+import posixpath
 import re
 import stat
 from collections import Counter
@@ -118,7 +119,7 @@ class Chosen:
 
     def _kind(self, name: str) -> Kind | Literal["image"] | None:
         """What the suffix tells; None where it tells nothing, as in photo.jpg?size=large."""
-        suffix = PurePosixPath(name).suffix.lower()
+        suffix = posixpath.splitext(name)[1].lower()
         if suffix in self._suffixes:
             return "image"
         if suffix in _ARCHIVES:
@@ -178,7 +179,7 @@ def open_files(
     path: Path,
     own_name: str,
     chosen: Chosen,
-    read: Callable[[set[str]], Iterator[tuple[str, bytes | ImageError]]],
+    read: Callable[[Collection[str]], Iterator[tuple[str, bytes | ImageError]]],
     choice: Choice,
     title: str = "",
 ) -> Source:
@@ -208,7 +209,7 @@ def open_files(
         def some(positions: Collection[int]) -> Iterator[Item]:
             return items({entries[number].key for number in positions if number < len(entries)})
 
-        def items(keys: set[str]) -> Iterator[Item]:
+        def items(keys: Collection[str]) -> Iterator[Item]:
             with damage_named(path):
                 for key, content in read(keys):
                     entry = by_key[key]
@@ -224,7 +225,7 @@ def open_files(
         return Source(
             title,
             len(entries),
-            lambda: items(set(by_key)),
+            lambda: items(by_key),
             about,
             tuple(splits),
             chosen.skipped,
@@ -251,24 +252,33 @@ class _Entry:
 def _entries(own_name: str, chosen: Chosen) -> list[_Entry]:
     """The files in the order of their keys; of names that are alike, one."""
     files = sorted(chosen.files, key=lambda file: file.key)
-    names = _unwrapped([_relative(composed(file.name)) for file in files], composed(own_name))
+    names = [_relative(composed(file.name)) for file in files]
+    are_keys = all(name == file.key for name, file in zip(names, files, strict=True))
+    names = _unwrapped(names, composed(own_name))
     former = _unwrapped([_relative(file.key) for file in files], own_name)
     undecodable = [file_bytes(name) for name in names if not is_text(name)]
     encoding = legacy_encoding(undecodable) if undecodable else "cp1252"
-    entries: dict[str, _Entry] = {}
+    entries: list[_Entry] = []
     for file, name, former_name in zip(files, names, former, strict=True):
         text = name if is_text(name) else composed(decoded(file_bytes(name), encoding))
-        entry = _Entry(file.key, name, text, former_name)
-        other = entries.setdefault(name, entry)
+        # One string where they are equal, as there may be a million.
+        former_name = name if former_name == name else former_name
+        entries.append(_Entry(file.key, name, text, former_name))
+    if are_keys:  # of which no two are the same
+        return entries
+    kept: dict[str, _Entry] = {}
+    for entry in entries:
+        other = kept.setdefault(entry.name, entry)
         if other is not entry:
             # Of two spellings the composed one is kept, whose id was always this.
-            entries[name] = entry if former_name == name else other
-            chosen.skip(Kind.SAME_NAME, file.name)
-    return list(entries.values())
+            kept[entry.name] = entry if entry.former_name is entry.name else other
+            chosen.skip(Kind.SAME_NAME, entry.text)
+    return list(kept.values())
 
 
 def _relative(name: str) -> str:
-    if name.startswith("/") or "//" in name or "." in name:
+    # Paths of a million files are looked at; few need more.
+    if name.startswith(("/", "./", "../")) or "//" in name or "/./" in name or "/../" in name:
         return "/".join(part for part in PurePosixPath(name).parts if part not in {"/", ".."})
     return name
 

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def open_folder(path: Path, choice: Choice) -> Source:
         chosen.skip_parts(but=shards)
         return open_webdataset(path, shards, chosen.skipped, choice)
 
-    def read(keys: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
+    def read(keys: Collection[str]) -> Iterator[tuple[str, bytes | ImageError]]:
         for key in sorted(keys):
             yield key, read_bounded(partial(open_file, path / key))
 
@@ -63,7 +63,7 @@ def open_image_file(path: Path, choice: Choice) -> Source:
     chosen = Chosen()
     chosen.files.append(File(file.name, file.name))
 
-    def read(keys: set[str]) -> Iterator[tuple[str, bytes | ImageError]]:
+    def read(keys: Collection[str]) -> Iterator[tuple[str, bytes | ImageError]]:
         for key in keys:
             yield key, read_bounded(partial(open_file, file.parent / key))
 
