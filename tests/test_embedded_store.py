@@ -18,6 +18,7 @@ from image_search.errors import (
 )
 from image_search.index import Record
 from image_search.manifest import Manifest
+from image_search.sample import TEXTURES, ImageSample
 from image_search.settings import Settings
 from image_search.stores import create_index, open_index
 from image_search.stores.embedded.index import EmbeddedIndex
@@ -102,6 +103,27 @@ def test_a_damaged_calibration_is_told_and_replaced_by_the_next(
         calibration = Calibration(scores=(0.1, 0.9), confidences=(0.2, 0.8))
         index.save_calibration(calibration)
         assert open_index(settings).calibration == calibration
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"PK\x03\x04", bytes(99)])
+def test_other_damaged_files_beside_the_table_are_told_and_replaced(
+    settings: Settings, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    index = create(settings)
+    sample = ImageSample().joined(["a"], np.ones((1, TEXTURES), np.float32))
+    index.save_sample(sample)
+    index.save_sources({"a": "/somewhere"})
+    written = [path for path in table_folder(settings).parent.iterdir() if path.stat().st_size]
+    damaged = [path for path in written if path.is_file()]
+    assert len(damaged) == 2
+    for path in damaged:
+        path.write_bytes(content)
+    with open_index(settings) as opened:
+        assert (opened.load_sample().ids, opened.load_sources()) == ((), {})
+        assert all(str(path) in caplog.text for path in damaged)
+        opened.save_sample(sample)
+        opened.save_sources({"a": "/somewhere"})
+        assert (opened.load_sample().ids, opened.load_sources()) == (("a",), {"a": "/somewhere"})
 
 
 def remove_the_table(folder: Path) -> None:

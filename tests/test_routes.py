@@ -147,6 +147,8 @@ OPPOSITE = [{"embedding": [1.0] * DIMENSION}, {"embedding": [-1.0] * DIMENSION}]
         ({"id": "ü"}, "invalid_parameters", "id"),
         ({"embedding": [1.0] * (DIMENSION - 1)}, "invalid_parameters", "embedding"),
         ({"embedding": [0.0] * DIMENSION}, "invalid_parameters", "zero"),
+        ({"embedding": [1e-30] * DIMENSION}, "invalid_parameters", "length"),
+        ({"embedding": [1e-30] + [0.0] * (DIMENSION - 1)}, "invalid_parameters", "length"),
         ({"embedding": [1e308] * DIMENSION}, "invalid_parameters", "embedding"),
         ({"image": "no base64!"}, "invalid_parameters", "base64"),
         ({"image": "iVBORé"}, "invalid_parameters", "base64"),

@@ -5,12 +5,13 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from image_search.calibration import Calibration
 from image_search.recipe import Recipe
@@ -18,6 +19,8 @@ from image_search.sample import ImageSample
 from image_search.settings import Settings
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SOURCES = TypeAdapter(dict[str, str])
 
@@ -89,16 +92,11 @@ class IndexFiles:
 
     def read_calibration(self) -> Calibration | None:
         """The calibration; None if there is none, or it is damaged, which is told in the log."""
-        path = self._calibration
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            return Calibration.model_validate_json(content)
-        except ValidationError:
-            _tell_damaged(path, content)
-            return None
+        return _read(
+            self._calibration,
+            Calibration.model_validate_json,
+            "matches have no confidence until the worker runs again and fits it",
+        )
 
     def write_calibration(self, calibration: Calibration) -> None:
         """Replace the calibration."""
@@ -109,9 +107,11 @@ class IndexFiles:
         self._calibration.unlink(missing_ok=True)
 
     def read_sample(self) -> ImageSample:
-        """The sample, empty if there is none; raises ValueError if the file is damaged."""
-        path = self._sample
-        return ImageSample.from_bytes(path.read_bytes()) if path.exists() else ImageSample()
+        """The sample; empty if there is none, or it is damaged, which is told in the log."""
+        sample = _read(
+            self._sample, ImageSample.from_bytes, "the sample begins anew with the next images"
+        )
+        return sample or ImageSample()
 
     def write_sample(self, sample: ImageSample) -> None:
         """Replace the sample."""
@@ -127,9 +127,11 @@ class IndexFiles:
         self._sample.unlink(missing_ok=True)
 
     def read_sources(self) -> dict[str, str]:
-        """Where sources are, by name; raises ValueError if the file is damaged."""
-        path = self._sources
-        return _SOURCES.validate_json(path.read_bytes()) if path.exists() else {}
+        """Where sources are, by name; empty if that is damaged, which is told in the log."""
+        sources = _read(
+            self._sources, _SOURCES.validate_json, "sources are known by their images in its place"
+        )
+        return sources or {}
 
     def write_sources(self, sources: Mapping[str, str]) -> None:
         """Replace what `read_sources` gives."""
@@ -161,12 +163,26 @@ class IndexFiles:
             os.close(descriptor)
 
 
+def _read(path: Path, parse: Callable[[bytes], T], without: str) -> T | None:
+    """The content of a file that the index can do without; None if it is not there or damaged.
+
+    `without` says, in the log, what follows if it is damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return parse(content)
+    except ValueError:
+        _tell_damaged(path, zlib.crc32(content), without)
+        return None
+
+
 @functools.lru_cache(maxsize=16)
-def _tell_damaged(path: Path, _content: bytes) -> None:
-    """Once for each content, as the service reads the file every second."""
-    _log.warning(
-        "%s is damaged: matches have no confidence until the worker runs again and fits it", path
-    )
+def _tell_damaged(path: Path, _checksum: int, without: str) -> None:
+    """Once for each content, as the service reads files every second."""
+    _log.warning("%s is damaged: %s", path, without)
 
 
 def _write(path: Path, content: bytes) -> None:

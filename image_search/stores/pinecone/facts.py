@@ -69,12 +69,13 @@ class Facts:
         try:
             return Calibration.model_validate_json((vector.metadata or {})["calibration"])
         except (KeyError, TypeError, ValidationError):
-            _log.warning(
-                "the calibration of Pinecone's index %r is damaged: matches have no confidence "
-                "until the worker runs again and fits it",
-                self._name,
+            self._tell_damaged(
+                "calibration", "matches have no confidence until the worker runs again and fits it"
             )
             return None
+
+    def _tell_damaged(self, what: str, without: str) -> None:
+        _log.warning("the %s of Pinecone's index %r is damaged: %s", what, self._name, without)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Store the manifest, and wait until it can be read."""
@@ -85,16 +86,14 @@ class Facts:
         self._write({self._calibration_id: {"calibration": calibration.model_dump_json()}})
 
     def read_sources(self) -> dict[str, str]:
-        """Where sources are, by name; raises StoreError if that cannot be read."""
+        """Where sources are, by name; empty if that is damaged, which is told in the log."""
         vectors = self._requests.run(lambda: self._requests.fetch([self._sources_id], _NAMESPACE))
         vector = vectors.get(self._sources_id)
         try:
             return _SOURCES.validate_json(vector.metadata["sources"]) if vector else {}
-        except (KeyError, TypeError, ValidationError) as exc:
-            raise StoreError(
-                f"Pinecone's index {self._name!r} does not say in a form that this version reads "
-                "which sources it has: use another index"
-            ) from exc
+        except (KeyError, TypeError, ValidationError):
+            self._tell_damaged("list of sources", "they are known by their images in its place")
+            return {}
 
     def write_sources(self, sources: Mapping[str, str]) -> None:
         """Replace what `read_sources` gives."""
@@ -119,17 +118,15 @@ class Facts:
         self._write_parts(f"recipe/{recipe.fingerprint}", recipe.to_bytes())
 
     def read_sample(self) -> ImageSample:
-        """The newest sample, empty if there is none; raises StoreError if a part is missing."""
+        """The newest sample; empty if there is none, or it is damaged, which is told in the log."""
         fingerprint = self._read_sample_version()
         if not fingerprint:
             return ImageSample()
         try:
             return ImageSample.from_bytes(self._read_parts(self._sample_parts(fingerprint)))
-        except (KeyError, TypeError, ValueError) as exc:
-            raise StoreError(
-                f"the sample {fingerprint} of Pinecone's index {self._name!r} cannot be read; "
-                "the next ingest replaces it"
-            ) from exc
+        except (KeyError, TypeError, ValueError):
+            self._tell_damaged("sample", "it begins anew with the next images")
+            return ImageSample()
 
     def write_sample(self, sample: ImageSample) -> None:
         """Replace the sample, and wait until it can be read."""
