@@ -11,10 +11,9 @@ from fastapi import Response
 from image_search.errors import ImageSearchError
 from image_search.familiarity import is_familiar
 from image_search.index import Record
-from image_search.values import Embeddings
 from service import problems
 from service.loaded_index import LoadedIndex
-from service.pipeline import SearchResult, Timing
+from service.pipeline import EmbeddedImage, SearchResult, Timing
 
 # What an image that could not be searched with has found.
 _NOTHING: Final[dict[str, Any]] = {"matches": [], "familiarity": None, "familiar": None}
@@ -48,9 +47,10 @@ def batch(
     return _made_with(loaded, timing, {"results": [one(*result) for result in results]})
 
 
-def embedding(loaded: LoadedIndex, embedding: Embeddings, timing: Timing) -> Response:
-    """An `EmbeddingResponse` for float32 [512]."""
-    return _made_with(loaded, timing, {"embedding": embedding})
+def embedding(loaded: LoadedIndex, embedded: EmbeddedImage) -> Response:
+    """An `EmbeddingResponse`."""
+    answer = {"embedding": embedded.embedding, **_familiar(embedded.familiarity)}
+    return _made_with(loaded, embedded.timing, answer)
 
 
 def comparison(loaded: LoadedIndex, score: float, timing: Timing) -> Response:
@@ -101,11 +101,11 @@ def _found(result: SearchResult, *, thumbnails: bool) -> dict[str, Any]:
         }
         for match in result.matches
     ]
-    return {
-        "matches": matches,
-        "familiarity": result.familiarity,
-        "familiar": is_familiar(result.familiarity),
-    }
+    return {"matches": matches, **_familiar(result.familiarity)}
+
+
+def _familiar(p_value: float | None) -> dict[str, Any]:
+    return {"familiarity": p_value, "familiar": is_familiar(p_value)}
 
 
 def _listed(record: Record) -> dict[str, Any]:

@@ -479,6 +479,8 @@ class EmbeddingResponse(BaseModel):
             examples=[EXAMPLE_EMBEDDING],
         ),
     ]
+    familiarity: Familiarity
+    familiar: Familiar
     model: Annotated[ModelSpec, _MODEL]
     took_ms: Annotated[TookMs, _TOOK]
 

@@ -387,6 +387,13 @@ def result(*matches: Match) -> SearchResult:
     return SearchResult(matches, Model("vgg16", "w", "f", 32, 1, "int8", 512), TookMs(*[0.0] * 5))
 
 
+def test_a_strip_says_that_nothing_like_the_query_is_in_the_index() -> None:
+    words = "Nothing like this is in the index."
+    for familiar in (True, None, False):
+        html = dataclasses.replace(result(match()), familiar=familiar)._repr_html_()
+        assert (words in html) == (familiar is False)
+
+
 def test_the_strip_of_pictures_escapes_what_others_wrote() -> None:
     evil = '"><script>alert(1)</script>'
     html = result(
@@ -715,6 +722,7 @@ def test_the_methods_take_what_the_operations_of_the_service_do() -> None:
         (Match, schemas.MatchResponse),
         (Model, ModelSpec),
         (TookMs, schemas.TookMs),
+        (SearchResult, schemas.SearchResponse),
         (EmbedResult, schemas.EmbeddingResponse),
         (Comparison, schemas.ComparisonResponse),
         (IndexedImage, schemas.ImageResponse),

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_search_client import command, terminal
+from image_search_client import Client, SearchResult, command, terminal
 from tests.support.images import KINDS, QUERY, draw, encode
 from tests.support.servers import SERVICE_KEY
 from worker.sources import sample
@@ -60,7 +61,7 @@ def test_json_is_a_line_for_each_query(picture: str, capsys: pytest.CaptureFixtu
     run = Run(capsys, "query", picture, "missing.png", picture, "--json", "--top-k", "1")
     first, second, third = (json.loads(line) for line in run.out.splitlines())
     assert run.code == command.EXIT_INCOMPLETE
-    assert first.keys() == {"image", "matches", "model", "took_ms"}
+    assert first.keys() == {"image", "matches", "familiarity", "familiar", "model", "took_ms"}
     assert first["image"] == third["image"] == picture
     assert first["matches"] == third["matches"]
     assert second["problem"]["code"] == "unreadable"
@@ -161,6 +162,25 @@ def test_a_label_that_no_image_has_is_named(
     ]
     run = Run(capsys, "query", picture, "--label", KIND, "--min-score", "2")
     assert (run.code, run.out, run.err) == (0, "no matches\n", "")
+
+
+@pytest.mark.parametrize("familiar", [True, None, False])
+def test_a_picture_that_nothing_is_like_is_said_to_be(
+    picture: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    familiar: bool | None,  # noqa: FBT001
+) -> None:
+    search = Client.search
+
+    def judged(client: Client, image: Any, **options: Any) -> SearchResult:
+        return replace(search(client, image, **options), familiarity=0.01, familiar=familiar)
+
+    monkeypatch.setattr(Client, "search", judged)
+    said = "Nothing like this is in the index." in Run(capsys, "query", picture).out
+    assert said == (familiar is False)
+    answer = json.loads(Run(capsys, "query", picture, "--json").out)
+    assert (answer["familiarity"], answer["familiar"]) == (0.01, familiar)
 
 
 def test_two_pictures_are_compared(

@@ -17,6 +17,7 @@ from image_search.manifest import Manifest
 from image_search.sample import TEXTURES, ImageSample
 from image_search.settings import load_settings
 from image_search.stores import create_index
+from image_search_client.results import BatchAnswer, decode
 from tests.support.images import KINDS, draw, encode
 from tests.support.servers import serve, upload, wait_for
 from worker.confidence import recalibrate
@@ -184,14 +185,21 @@ def test_a_picture_unlike_all_has_matches_without_confidence(
     assert upload(client, encode(picture), min_confidence=0).json()["matches"] == []
     base64_image = base64.b64encode(encode(picture)).decode()
     assert client.post("/query", json={"image": base64_image}).json()["familiar"] is False
+    embedded = client.post("/embeddings", files={"image": encode(picture)}).json()
+    assert embedded["familiarity"] == pytest.approx(answer["familiarity"])
+    assert embedded["familiar"] is False
 
 
 def test_each_image_of_a_batch_is_told_apart(client: TestClient) -> None:
     pictures = [encode(draw(KINDS[0], 901)), encode(noise()), b"no picture"]
     files = [("images", (f"{number}", each)) for number, each in enumerate(pictures)]
-    results = client.post("/search/batch", files=files).json()["results"]
+    response = client.post("/search/batch", files=files)
+    results = response.json()["results"]
     assert [result["familiar"] for result in results] == [True, False, None]
     assert results[2]["familiarity"] is None
+    outcomes = decode(response.content, BatchAnswer).results_or_errors()
+    assert [outcomes[number].familiar for number in (0, 1)] == [True, False]
+    assert outcomes[1].familiarity == results[1]["familiarity"]
 
 
 def test_only_of_a_single_picture_it_can_be_told(client: TestClient) -> None:

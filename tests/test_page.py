@@ -523,6 +523,46 @@ def test_confidence_is_shown_and_asked_for_where_there_is_one(page: Page) -> Non
     assert asked[-1]["min_confidence"] == 0.6
 
 
+def test_a_picture_that_nothing_is_like_is_said_to_be(
+    open_page: Callable[..., Page], page: Page
+) -> None:
+    def confident(route: Route) -> None:
+        answer = route.fetch().json()
+        for match in answer["matches"]:
+            match["confidence"] = 0.9
+        route.fulfill(json=answer)
+
+    judgements: list[bool | None] = [None, True, False]
+
+    def judged(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "familiar": judgements[0]})
+
+    page.route("**/query", confident)
+    page.route("**/embeddings", judged)
+    while True:
+        upload(page, encode(QUERY))
+        first = shown(page)
+        unfamiliar = judgements[0] is False
+        expect(page.locator("#unfamiliar")).to_be_visible(visible=unfamiliar)
+        expect(page.locator(".percent")).to_have_count(0 if unfamiliar else TOP_K)
+        if unfamiliar:
+            break
+        judgements.pop(0)
+    words = "Nothing like this is in the index."
+    expect(page.locator("#unfamiliar")).to_contain_text(words)
+    expect(page.locator("#announcement")).to_contain_text(words)
+    other = open_page(page.url)
+    shown(other)
+    expect(other.locator("#unfamiliar")).to_be_visible()
+    # Of several examples it cannot be told, and an image of the index is like itself.
+    page.get_by_role("button", name=f"{first[1]} as a positive example").click()
+    expect(page.locator("#unfamiliar")).to_be_hidden()
+    page.locator(".picture").first.click()
+    expect(page.locator("#query-label")).not_to_have_text("Your picture")
+    shown(page)
+    expect(page.locator("#unfamiliar")).to_be_hidden()
+
+
 def test_one_of_many_labels_is_found_by_typing(page: Page) -> None:
     labels: list[dict[str, str | int | None]] = [
         {"label": f"label {number}", "count": None} for number in range(300)

@@ -20,7 +20,7 @@ from image_search_client.errors import (
 )
 from image_search_client.inputs import Example, read_image
 from image_search_client.names import readable
-from image_search_client.results import SearchResult
+from image_search_client.results import UNFAMILIAR, SearchResult
 from image_search_client.version import VERSION
 
 EXIT_FAILED: Final = 1
@@ -261,6 +261,8 @@ def _print_matches(result: SearchResult, protocol: terminal.Protocol | None) -> 
     if not result:
         print("no matches")
         return
+    if result.familiar is False:
+        print(UNFAMILIAR)
     if protocol:
         columns = shutil.get_terminal_size().columns
         print(terminal.strips([match.thumbnail for match in result], protocol, columns))
@@ -276,6 +278,8 @@ def _as_json(outcome: _Outcome) -> dict[str, Any]:
     if isinstance(outcome, SearchResult):
         return {
             "matches": outcome.to_dicts(),
+            "familiarity": outcome.familiarity,
+            "familiar": outcome.familiar,
             "model": asdict(outcome.model),
             "took_ms": asdict(outcome.took_ms),
         }

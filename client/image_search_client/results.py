@@ -20,6 +20,7 @@ MetadataValue: TypeAlias = str | int | float | bool | list[str]
 
 _DATA_URI: Final = re.compile(r"data:image/[a-z0-9.+-]+;base64,")
 _PICTURE_SIDE: Final = 96
+UNFAMILIAR: Final = "Nothing like this is in the index. The nearest images:"
 
 
 class Thumbnail(bytes):
@@ -92,11 +93,18 @@ class TookMs:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult(Sequence[Match]):
-    """The matches of one query, best first; a sequence of them. In Jupyter a strip of pictures."""
+    """The matches of one query, best first; a sequence of them. In Jupyter a strip of pictures.
+
+    `familiarity` (0 to 1) is the share of the index's images that are as unlike the others as the
+    query is; `familiar` is False where nothing like the query is in the index. Both are None where
+    that cannot be told.
+    """
 
     matches: tuple[Match, ...]
     model: Model
     took_ms: TookMs
+    familiarity: float | None = None
+    familiar: bool | None = None
 
     def __len__(self) -> int:
         return len(self.matches)
@@ -119,7 +127,8 @@ class SearchResult(Sequence[Match]):
         return _dataframe(_row(match) for match in self.matches)
 
     def _repr_html_(self) -> str:
-        return _strip(self.matches)
+        warning = f"<p>{UNFAMILIAR}</p>" if self.familiar is False else ""
+        return warning + _strip(self.matches)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,11 +187,13 @@ class SearchResults(Sequence[SearchResult]):
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """The embedding of an image: 512 numbers."""
+    """The embedding of an image: 512 numbers. `familiarity` and `familiar` as in SearchResult."""
 
     embedding: list[float]
     model: Model
     took_ms: TookMs
+    familiarity: float | None = None
+    familiar: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +255,8 @@ class BatchItem:
     """What a batch search found for one image, or why not."""
 
     matches: tuple[Match, ...] = ()
+    familiarity: float | None = None
+    familiar: bool | None = None
     problem: Problem | None = None
 
 
@@ -261,7 +274,9 @@ class BatchAnswer:
             tuple(
                 item.problem.error()
                 if item.problem
-                else SearchResult(item.matches, self.model, self.took_ms)
+                else SearchResult(
+                    item.matches, self.model, self.took_ms, item.familiarity, item.familiar
+                )
                 for item in self.results
             )
         )

@@ -146,7 +146,7 @@ async def embed(
     """The embedding that the index's model gives an image, for POST /query or for your own use."""
     pipeline, loaded = _parts(request)
     embedded = await pipeline.embed(loaded, image.file)
-    return answers.embedding(loaded, embedded.embedding, embedded.timing)
+    return answers.embedding(loaded, embedded)
 
 
 @router.post(

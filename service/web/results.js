@@ -12,7 +12,7 @@ import { request } from "./api.js";
 import { go } from "./address.js";
 import { announce, element, get, keepFocus, onPlainClick, thumbnail } from "./dom.js";
 import { closeNotice, notify } from "./notice.js";
-import { MAX_EXAMPLES, isEmpty, modelKey, toBody, toFragment, withQuery } from "./search.js";
+import { MAX_EXAMPLES, isEmpty, isUnfamiliar, modelKey, toBody, toFragment, withQuery } from "./search.js";
 import { selectButton } from "./selection.js";
 import { health, known, labels, search } from "./state.js";
 import { runAlone } from "./task.js";
@@ -67,10 +67,17 @@ function fits(model) {
 }
 
 /** @param {SearchResponse} answer */
-function showMatches({ matches, took_ms }) {
+function showMatches({ matches: found, took_ms }) {
+  const unfamiliar = isUnfamiliar(search.value);
+  // The service sees no more than the embedding, which does not tell.
+  const matches = unfamiliar ? found.map((match) => ({ ...match, confidence: null })) : found;
   if (matches.length === 0) {
-    const narrowed = search.value.labels.length > 0 || search.value.minConfidence > 0;
-    showNothing("No matches", narrowed ? "No image of the index passes these options." : "The index has no other images.");
+    const { labels: only, minConfidence } = search.value;
+    const narrowed = only.length > 0 || minConfidence > 0;
+    let why = narrowed ? "No image of the index passes these options." : "The index has no other images.";
+    // What a match among the images of chosen labels is worth depends on that choice.
+    if (only.length > 0 && minConfidence > 0) why = "Where labels are chosen matches have no confidence: choose one of the two.";
+    showNothing("No matches", why);
     get("reset").hidden = !narrowed;
     offerMeant();
     return;
@@ -82,9 +89,11 @@ function showMatches({ matches, took_ms }) {
   get("matches").replaceChildren(...matches.map(card));
   get("none").hidden = true;
   get("hint").hidden = false;
+  get("unfamiliar").hidden = !unfamiliar;
   get("results-title").textContent = matches.length === 1 ? "1 match" : `${matches.length} matches`;
   get("took").textContent = `in ${took_ms.total < 10 ? took_ms.total.toFixed(1) : Math.round(took_ms.total)} ms`;
-  announce(`${get("results-title").textContent}. Best: ${describe(matches[0])}`);
+  const warning = unfamiliar ? "Nothing like this is in the index. " : "";
+  announce(`${warning}${get("results-title").textContent}. Best: ${describe(matches[0])}`);
   keepFocus("results-title");
 }
 
@@ -97,6 +106,7 @@ function showNothing(title, text) {
   get("results-title").textContent = title;
   get("took").textContent = "";
   get("hint").hidden = true;
+  get("unfamiliar").hidden = true;
   get("none").hidden = !text;
   get("none-text").textContent = text;
   get("reset").hidden = true;

@@ -5,9 +5,9 @@
  * options; for a comparison `#compare&a.id=…&b.id=…`, or the others with `a.` and `b.`.
  *
  * @typedef {{id: string}} Indexed An image of the index.
- * @typedef {{embedding: string, model: string, preview: string | null}} Uploaded A picture that was
- *   uploaded: its embedding (512 little-endian float32 in base64url), the model that computed it,
- *   and a tiny picture (data URI).
+ * @typedef {{embedding: string, model: string, preview: string | null, familiar: boolean | null}}
+ *   Uploaded A picture that was uploaded: its embedding (512 little-endian float32 in base64url), the
+ *   model that computed it, a tiny picture (data URI), and whether the index has anything like it.
  * @typedef {{topK: number, labels: string[], minConfidence: number, deduplicate: boolean}} Options
  * @typedef {{query: Indexed | Uploaded | null, positive: string[], negative: string[]} & Options}
  *   Search
@@ -47,6 +47,16 @@ export function isEmpty(search) {
  */
 export function withQuery(query, old) {
   return { ...old, query, positive: [], negative: [] };
+}
+
+/**
+ * Whether the search is known to be for a picture that nothing of the index is like.
+ *
+ * @param {Search} search
+ */
+export function isUnfamiliar({ query, positive, negative }) {
+  const alone = positive.length === 0 && negative.length === 0;
+  return alone && query !== null && "familiar" in query && query.familiar === false;
 }
 
 /** @param {Search} search */
@@ -118,6 +128,7 @@ function append(fields, prefix, image) {
   fields.append(`${prefix}model`, image.model);
   const preview = PREVIEW.exec(image.preview ?? "");
   if (preview) fields.append(`${prefix}preview`, `${preview[1]}.${toUrlAlphabet(preview[2])}`);
+  if (image.familiar === false) fields.append(`${prefix}familiar`, "false");
 }
 
 /**
@@ -137,6 +148,7 @@ function read(fields, prefix) {
     embedding,
     model: fields.get(`${prefix}model`) ?? "",
     preview: preview && `data:image/${preview[1]};base64,${fromUrlAlphabet(preview[2])}`,
+    familiar: fields.get(`${prefix}familiar`) === "false" ? false : null,
   };
 }
 

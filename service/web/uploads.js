@@ -36,7 +36,7 @@ export async function upload(file, signal, whole = null) {
       whole: whole ?? URL.createObjectURL(file),
     });
   }
-  return { embedding, model: modelKey(answer.model), preview };
+  return { embedding, model: modelKey(answer.model), preview, familiar: answer.familiar };
 }
 
 /** @param {Blob} file */
