@@ -40,12 +40,11 @@ _COMMAND: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from image_search.decoding.child import main; main(int(sys.argv[1]))"
 )
-# One thread and one heap, and large blocks go back to the system at once.
+# One thread and one heap: less address space that is reserved and not used.
 _ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(_MIB),
 }
 # All else, keys among it, is none of a decoder's business.
 _INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
@@ -63,7 +62,7 @@ class Limits:
     memory: int = 224 * _MIB
     large_memory: int = 416 * _MIB
     cpu_seconds: float = 4.0
-    wall_seconds: float = 20.0
+    wall_seconds: float = 60.0
 
 
 class Decoder:
@@ -215,11 +214,12 @@ class _Process:
             )
         self._tasks = 0
         self._late = False
+        self._spent = False
 
     @property
     def is_spent(self) -> bool:
         """Whether it has ended, or has done enough."""
-        return self._tasks >= _MOST_TASKS or self._process.poll() is not None
+        return self._spent or self._tasks >= _MOST_TASKS or self._process.poll() is not None
 
     def run(
         self, content: bytes, task: dict[str, Any], wall_seconds: float
@@ -235,6 +235,8 @@ class _Process:
             self._connection.send_bytes(content)
             # No pickles: a decoder that was taken over by an image could send anything.
             answer = json.loads(self._connection.recv_bytes())
+            # What its heap keeps counts: the next try gets a new one, which has all its memory.
+            self._spent = answer.get("error") == "memory"
             return answer, self._connection.recv_bytes() if "size" in answer else None
         except (EOFError, OSError):
             return {"error": self._reason()}, None

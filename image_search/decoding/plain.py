@@ -65,10 +65,11 @@ def _plain_jpeg(content: bytes, min_side: int) -> bool:
             if not progressive:
                 # With all components in the first scan, no other is read.
                 return content[segment] == components and pixels <= _MOST_JPEG_PIXELS
-            # It is held whole, as coefficients.
+            if pixels > _MOST_PIXELS:  # it is held whole, as coefficients
+                return False
             end = content.find(b"\xff\xd9", at)
             scans = content.count(b"\xff\xda", at, end if end >= 0 else len(content))
-            return pixels <= _MOST_PIXELS and pixels * scans <= _MOST_JPEG_PIXELS
+            return pixels * scans <= _MOST_JPEG_PIXELS
         elif marker in {0xE1, 0xE2}:
             head = content[segment : segment + 16].partition(b"\0")[0]
             if head in {b"Exif", b"MPF"}:
