@@ -51,7 +51,8 @@ def children() -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def tight() -> Iterator[Decoder]:
-    with Decoder(MANY, processes=1, limits=TIGHT) as decoder:
+    limits = Limits(cpu_seconds=TIGHT.cpu_seconds, wall_seconds=TIGHT.wall_seconds)
+    with Decoder(MANY, processes=1, limits=limits) as decoder:
         yield decoder
 
 
