@@ -343,6 +343,18 @@ def test_a_part_is_chosen_by_touch_and_by_keys(open_page: Callable[..., Page], u
     expect(page.locator("#crop")).to_be_hidden()
 
 
+def test_a_picture_of_noise_is_shown_too(open_page: Callable[..., Page], page: Page) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    upload(page, encode(Image.fromarray(noise)))
+    shown(page)
+    assert is_loaded(page.locator("#query-picture"))
+    expect(page.get_by_role("button", name="Part of it")).to_be_visible()
+    assert len(page.url) < 8000
+    other = open_page(page.url)
+    shown(other)
+    assert is_loaded(other.locator("#query-picture"))
+
+
 # --- from one search to the next ------------------------------------------------------------------
 
 

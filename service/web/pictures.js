@@ -5,7 +5,8 @@
 const MAX_SIDE = 1024;
 const MAX_BYTES = 500_000;
 const MAX_SIDE_AS_IT_IS = 4096;
-const PREVIEW_SIDE = 96;
+// The largest that fits is taken: a noisy picture needs more characters.
+const PREVIEW_SIDES = [96, 64, 40, 24];
 const MAX_PREVIEW_CHARACTERS = 4000;
 
 /**
@@ -45,11 +46,14 @@ async function shrunk(bitmap, file) {
 
 /** @param {ImageBitmap} bitmap */
 function preview(bitmap) {
-  const drawn = draw(bitmap, PREVIEW_SIDE, whole(bitmap));
-  // Browsers that cannot write WebP answer with PNG.
-  let uri = drawn.toDataURL("image/webp", 0.7);
-  if (!uri.startsWith("data:image/webp")) uri = drawn.toDataURL("image/jpeg", 0.6);
-  return uri.length <= MAX_PREVIEW_CHARACTERS ? uri : null;
+  for (const side of PREVIEW_SIDES) {
+    const drawn = draw(bitmap, side, whole(bitmap));
+    // Browsers that cannot write WebP answer with PNG.
+    let uri = drawn.toDataURL("image/webp", 0.7);
+    if (!uri.startsWith("data:image/webp")) uri = drawn.toDataURL("image/jpeg", 0.6);
+    if (uri.length <= MAX_PREVIEW_CHARACTERS) return uri;
+  }
+  return null;
 }
 
 /**
