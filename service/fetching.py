@@ -3,7 +3,10 @@
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import Final
 from urllib.parse import urljoin
 
@@ -14,8 +17,22 @@ from service.problems import ProblemError
 MAX_REDIRECTS: Final = 3
 _SECONDS: Final = 5.0
 _SCHEMES: Final = {"http": 80, "https": 443}
+# Of its own, so that slow name servers keep nothing else from being done.
+_RESOLVERS: Final = ThreadPoolExecutor(4, thread_name_prefix="resolver")
 # NAT64 carries any IPv4 address in its last four bytes, also private ones: RFC 6052.
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+# All that is routed globally, but for NAT64: RFC 4291, section 2.4.
+_GLOBAL_IPV6: Final = ipaddress.IPv6Network("2000::/3")
+# IANA's registries of special-purpose addresses, where `is_global` is not as strict; and the
+# virtual address at which Azure's machines find their host.
+_NOT_PUBLIC: Final = tuple(
+    map(
+        ipaddress.ip_network,
+        ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23", "3fff::/20"),
+    )
+)
+# Interfaces that are tunnelled to the IPv4 address in the last four bytes: RFC 5214.
+_ISATAP: Final = {0x00005EFE, 0x02005EFE}
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -23,12 +40,25 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def is_public(address: Address) -> bool:
     """Whether the address, and any IPv4 address within it, is globally routable."""
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
+        last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(inner)
-    return address.is_global and not (address.is_multicast or address.is_reserved)
+            return is_public(last)
+        if address.ipv4_mapped:
+            return is_public(address.ipv4_mapped)
+        if address not in _GLOBAL_IPV6:
+            return False
+        if address.sixtofour and not is_public(address.sixtofour):
+            return False
+        if int(address) >> 32 & 0xFFFFFFFF in _ISATAP and not is_public(last):
+            return False
+    special = any(address in network for network in _NOT_PUBLIC)
+    return address.is_global and not (special or address.is_multicast or address.is_reserved)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Made once: it takes milliseconds, and the event loop waits for them."""
+    return httpx2.create_ssl_context()
 
 
 async def fetch_image(
@@ -51,7 +81,7 @@ async def fetch_image(
 
 async def _fetch(url: str, max_bytes: int, allowed: Callable[[Address], bool]) -> bytes:
     # A proxy of the environment would connect to addresses that it resolves itself.
-    async with httpx2.AsyncClient(trust_env=False, timeout=_SECONDS) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=_SECONDS, verify=_tls()) as client:
         for _ in range(MAX_REDIRECTS + 1):
             request = await _request(client, url, allowed)
             response = await client.send(request, stream=True)
@@ -77,8 +107,9 @@ async def _request(
     if parsed.userinfo:
         raise _not_fetched(url, "it holds a user name or a password")
     port = parsed.port or _SCHEMES[parsed.scheme]
-    found = await asyncio.get_running_loop().getaddrinfo(
-        parsed.raw_host.decode(), port, type=socket.SOCK_STREAM
+    found = await asyncio.get_running_loop().run_in_executor(
+        _RESOLVERS,
+        partial(socket.getaddrinfo, parsed.raw_host.decode(), port, type=socket.SOCK_STREAM),
     )
     addresses = [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found]
     if not addresses or not all(map(allowed, addresses)):

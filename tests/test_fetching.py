@@ -3,6 +3,8 @@
 import asyncio
 import ipaddress
 import socket
+import ssl
+import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -105,6 +107,9 @@ def test_size_and_time_are_limited(server: Any, monkeypatch: pytest.MonkeyPatch)
         *("127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "0.0.0.0"),
         *("10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "224.0.0.1"),
         *("[::1]", "[::]", "[fe80::1]", "[fc00::1]", "[ff02::1]", "255.255.255.255"),
+        *("168.63.129.16", "192.0.0.1", "192.88.99.1", "100.100.100.200", "198.18.0.1"),
+        *("[fec0::1]", "[3fff::1]", "[5f00::1]", "[100::1]", "[::7f00:1]", "[64:ff9b:1::1]"),
+        *("[2001::7f00:1]", "[2001:db8::1]", "[2600::5efe:7f00:1]", "[fd00:ec2::254]"),
         *("[::ffff:127.0.0.1]", "[::ffff:a9fe:a9fe]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]"),
     ],
 )
@@ -119,7 +124,9 @@ def test_addresses_that_are_not_public_are_refused(server: Any, host: str) -> No
     assert server.seen == [f"127.0.0.1:{server.server_port}"], "only the redirect was asked for"
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
 def test_public_addresses_are_allowed(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
@@ -136,12 +143,12 @@ def resolver(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
     asked: list[str] = []
     left = list(answers)
 
-    async def getaddrinfo(_: Any, host: str, port: int, **__: Any) -> list[Any]:
+    def getaddrinfo(host: str, port: int, **__: Any) -> list[Any]:
         asked.append(host)
         found = left.pop(0) if len(left) > 1 else left[0]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in found]
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return asked
 
 
@@ -201,3 +208,41 @@ def test_queries_take_urls_when_the_operator_allows_it(
     with serve(load_settings()) as client:
         wait_for(client, 200)
         assert_problem(client.post("/query", json=body), 403, "urls_disabled")
+
+
+def test_slow_name_servers_keep_nothing_else_from_being_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered = threading.Event()
+
+    def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        assert answered.wait(60)
+        return []
+
+    async def many() -> None:
+        fetches = [
+            asyncio.create_task(fetch_image(f"http://{number}.example/", max_bytes=LIMIT))
+            for number in range(40)
+        ]
+        await asyncio.sleep(0.05)
+        # What queries by id share with all that is synchronous.
+        await asyncio.to_thread(answered.set)
+        await asyncio.gather(*fetches, return_exceptions=True)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    asyncio.run(many())
+    assert answered.is_set()
+
+
+def test_one_tls_context_does_for_all(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    create = ssl.create_default_context
+
+    def counted(*args: Any, **options: Any) -> ssl.SSLContext:
+        made.append(args)
+        return create(*args, **options)
+
+    fetch(f"{server.url}/picture")
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    fetch(f"{server.url}/picture")
+    assert made == []
