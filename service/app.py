@@ -12,6 +12,7 @@ from image_search.settings import Settings
 from service import browsers, openapi, page, problems
 from service.admission import MAX_REQUESTS, Admission
 from service.follower import IndexFollower
+from service.health import Health
 from service.keys import HEADER, Keys
 from service.metrics import CountRequests, Metrics
 from service.routes import images, operation, search
@@ -33,6 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             yield State(
                 follower=follower,
+                health=Health(follower, settings.store),
                 settings=settings,
                 metrics=counters,
                 admission=Admission(MAX_REQUESTS),

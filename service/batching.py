@@ -1,6 +1,7 @@
 """A stage of work: a queue whose threads each take all that waits, and do it at once."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -34,6 +35,8 @@ class Stage(Generic[Job]):
         self._closing = False
         self._count = threads
         self._threads: list[threading.Thread] = []
+        # When each thread that works began with its batch.
+        self._since: dict[threading.Thread, float] = {}
 
     def __len__(self) -> int:
         """How many jobs wait."""
@@ -44,6 +47,13 @@ class Stage(Generic[Job]):
         """Whether all threads run."""
         with self._changed:
             return sum(thread.is_alive() for thread in self._threads) == self._count
+
+    def is_stuck(self, seconds: float) -> bool:
+        """Whether all threads have worked at one batch each for longer than that."""
+        with self._changed:
+            latest = time.monotonic() - seconds
+            busy = [since for since in self._since.values() if since < latest]
+            return len(busy) >= self._count
 
     def start(self) -> None:
         """Start the threads, or those that have ended."""
@@ -76,6 +86,7 @@ class Stage(Generic[Job]):
             batch = [self._waiting.popleft() for _ in range(min(len(self), self._max_batch))]
             if self._waiting:
                 self._changed.notify()
+            self._since[threading.current_thread()] = time.monotonic()
             return batch
 
     def _run(self) -> None:
@@ -89,5 +100,8 @@ class Stage(Generic[Job]):
                     self._threads.remove(threading.current_thread())
                 self._fail(batch, exc)
                 return
+            finally:
+                with self._changed:
+                    self._since.pop(threading.current_thread(), None)
             # Else an idle thread would keep the last jobs, and all that they refer to.
             del batch

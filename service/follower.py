@@ -12,11 +12,10 @@ from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, StoreError
 from image_search.familiarity import Familiarity
 from image_search.index import VectorIndex
-from image_search.manifest import Manifest
 from image_search.settings import Settings
 from image_search.stores import open_index
 from image_search.values import AUTO, BUNDLED, IMAGENET, Store
-from service.errors import EngineFailedError, StartingError
+from service.errors import DeadlineExceededError, EngineFailedError, StartingError
 from service.loaded_index import LoadedIndex
 from service.metrics import Metrics
 from service.pipeline import Pipeline
@@ -71,23 +70,28 @@ class IndexFollower:
             self._state.index.close()
 
     def loaded(self) -> LoadedIndex:
-        """The index and its model; raises what `check` raises, but for the store's own errors."""
+        """The index and its model.
+
+        Raises StartingError, IndexNotFoundError, StoreError, WeightsError, IndexMismatchError or
+        EngineFailedError.
+        """
         state = self._state
         if isinstance(state, ImageSearchError):
             # A new error each time: one that is raised twice collects both tracebacks.
             raise type(state)(*state.args)
         return state
 
-    def check(self) -> tuple[Manifest, int]:
-        """The manifest and the number of images, if a search would succeed now.
+    def check(self) -> LoadedIndex:
+        """The index and its model, if all threads that search and write do their work.
 
-        Raises StartingError, IndexNotFoundError, StoreError, WeightsError, IndexMismatchError or
-        EngineFailedError.
+        Raises what `loaded` raises, and DeadlineExceededError.
         """
-        index = self.loaded().index
+        loaded = self.loaded()
         if not (self.pipeline.alive and self.writer.alive):
             raise EngineFailedError(_ENGINE_FAILED)
-        return index.manifest, index.count()
+        if self.pipeline.is_stuck:
+            raise DeadlineExceededError("searches do not come to an end: restart the service")
+        return loaded
 
     def _follow(self) -> None:
         while not self._closing.is_set():

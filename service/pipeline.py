@@ -36,6 +36,8 @@ _DECODE_THREADS: Final = 2
 # Each has a process, so that two costly images take at most the memory that two may take.
 _COSTLY_DECODE_THREADS: Final = 2
 _STORE_THREADS: Final = 2
+# Longer than any image may take, and than anyone waits.
+_SECONDS_UNTIL_STUCK: Final = 20.0
 
 
 class Timing:
@@ -175,6 +177,11 @@ class Pipeline:
     def alive(self) -> bool:
         """Whether all threads run."""
         return all(stage.alive for stage in self._stages)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether there is a stage that no search gets through."""
+        return any(stage.is_stuck(_SECONDS_UNTIL_STUCK) for stage in self._stages)
 
     @property
     def queue_depth(self) -> int:

@@ -5,6 +5,7 @@ from typing import TypedDict
 from image_search.settings import Settings
 from service.admission import Admission
 from service.follower import IndexFollower
+from service.health import Health
 from service.keys import Keys
 from service.metrics import Metrics
 
@@ -13,6 +14,7 @@ class State(TypedDict):
     """The parts of one application."""
 
     follower: IndexFollower
+    health: Health
     settings: Settings
     metrics: Metrics
     admission: Admission

@@ -27,7 +27,7 @@ from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from image_search.stores.embedded.index import EmbeddedIndex
 from image_search.values import LABEL_FIELD, Embeddings, Features, Pixels
-from service import admission, follower, pipeline
+from service import admission, follower, health, pipeline
 from service.admission import MAX_REQUESTS
 from service.batching import Stage
 from service.follower import IndexFollower
@@ -607,6 +607,31 @@ def test_health_sees_a_thread_that_has_ended_without_a_word(
         embedder.error = None
         wait_until(lambda: server.health() == (200, None))
         assert best(server.search(0)) == IMAGES[0][0]
+
+
+@pytest.mark.parametrize("stage", ["decode", "embed", "query"])
+def test_health_sees_a_stage_that_no_search_gets_through(
+    server: Server, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with busy(server, stage):
+        if stage != "query":
+            assert server.health() == (200, None), "busy is not stuck"
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "_SECONDS_UNTIL_STUCK", 0.0)
+            assert server.health() == (503, "deadline_exceeded")
+    wait_until(lambda: server.health() == (200, None))
+
+
+def test_health_does_not_wait_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_SECONDS_TO_ANSWER", 0.2)
+    monkeypatch.setattr(health, "_SECONDS_OF_CACHE", {"embedded": -1.0})
+    server.gates["query"].close()
+    assert server.health() == (503, "deadline_exceeded")
+    # The thread that waits is the only one.
+    assert server.health() == (503, "deadline_exceeded")
+    assert sum(thread.name == "health" for thread in threading.enumerate()) == 1
+    server.gates["query"].open()
+    wait_until(lambda: server.health() == (200, None))
 
 
 def test_the_pauses_between_restarts_grow(

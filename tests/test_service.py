@@ -315,6 +315,22 @@ def test_a_broken_store_is_reported_and_recovers(
     assert str(tmp_path) in caplog.text
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_health_fails_as_searches_do_when_a_file_of_the_index_is_damaged(
+    new_client: TestClient, settings: Settings, embedder: Embedder, damage: str
+) -> None:
+    fill(settings, embedder)
+    wait_for(new_client, 200)
+    for file in settings.data_dir.rglob("*.lance"):
+        if file.is_file():
+            content = file.read_bytes()
+            file.unlink()
+            if damage == "cut":
+                file.write_bytes(content[: len(content) // 2])
+    assert_problem(upload(new_client, encode(QUERY)), 503, "store_unavailable")
+    wait_for(new_client, 503, "store_unavailable")
+
+
 def test_every_error_that_reaches_http_has_a_status() -> None:
     from image_search import errors
     from service import errors as service_errors

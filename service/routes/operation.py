@@ -20,6 +20,7 @@ _UNAVAILABLE: Final = (
     "store_unavailable",
     "misconfigured",
     "engine_failed",
+    "deadline_exceeded",
 )
 
 
@@ -29,9 +30,9 @@ _UNAVAILABLE: Final = (
     summary="Whether a search would succeed",
     responses=problems.responses(*_UNAVAILABLE, anywhere=False),
 )
-def health(request: Request) -> HealthResponse:
+async def health(request: Request) -> HealthResponse:
     """200 when a search would succeed, 503 with the reason when not."""
-    manifest, count = request.state.follower.check()
+    manifest, count = await request.state.health.check()
     settings = request.state.settings
     return HealthResponse(
         status="ok",
