@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -342,13 +343,13 @@ def test_only_what_was_drawn_is_read_from_a_folder(
         draw(sample.KINDS[0], number).save(file)
     source = open_source(str(tmp_path), split="train", data_dir=tmp_path)
     read: list[str] = []
-    read_bytes: Callable[[Path], bytes] = Path.read_bytes
+    open_: Callable[..., int] = os.open
 
-    def note_and_read(path: Path) -> bytes:
-        read.append(path.name)
-        return read_bytes(path)
+    def note_and_open(path: Path, *options: Any) -> int:
+        read.append(Path(path).name)
+        return open_(path, *options)
 
-    monkeypatch.setattr(Path, "read_bytes", note_and_read)
+    monkeypatch.setattr(os, "open", note_and_open)
     picked = list(source.pick({3, 17, 29}))
     assert [item.metadata["path"] for item in picked] == [
         "label/03.png",
