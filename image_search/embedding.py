@@ -143,7 +143,7 @@ def has_gpu() -> bool:
     from image_search.engines import tensorflow
 
     if not tensorflow.has_gpu():
-        _log.warning("no GPU is to be seen: embedding on the CPU, which is slower")
+        _log.warning("no GPU found: embedding on the CPU, which is slower")
         return False
     return True
 

@@ -226,7 +226,7 @@ def test_a_gpu_that_is_missing_is_told_in_one_line(
     assert not has_gpu()
     assert not has_gpu()
     assert caplog.messages == (
-        ["no GPU is to be seen: embedding on the CPU, which is slower"] if built_for_gpu else []
+        ["no GPU found: embedding on the CPU, which is slower"] if built_for_gpu else []
     )
     has_gpu.cache_clear()
 

@@ -26,11 +26,13 @@ def numbered(count: int, made: list[int]) -> Source:
 
 def test_activation_sample_is_of_what_will_be_ingested(settings: Settings) -> None:
     made: list[int] = []
-    pixels = activation_sample(numbered(200, made), 32, settings, limit=6)
-    assert pixels.shape == (4, 32, 32, 3)
-    assert pixels[:, 0, 0, 0].tolist() == [1, 2, 4, 5]
-    assert made == [0, 1, 2, 3, 4, 5]
-    assert len(activation_sample(numbered(200, []), 32, settings, limit=None)) == 133
+    source = numbered(200, made).limited(6)
+    drawn = [int(item.id) for item in source.items()]
+    made.clear()
+    pixels = activation_sample(source, 32, settings)
+    assert pixels[:, 0, 0, 0].tolist() == [number for number in drawn if number % 3]
+    assert made == list(range(drawn[-1] + 1))
+    assert len(activation_sample(numbered(200, []), 32, settings)) == 133
 
 
 def sized(small: int, large: int) -> Source:
@@ -48,18 +50,18 @@ def sized(small: int, large: int) -> Source:
 @pytest.mark.parametrize(
     ("small", "large", "limit", "size", "median"),
     [(50, 0, None, 96, "32"), (0, 50, None, 160, "200"), (50, 350, None, 160, "200"),
-     (50, 350, 40, 96, "32"), (0, 0, None, 160, "no image")],
+     (50, 350, 40, 160, "200"), (0, 0, None, 160, "no image")],
 )  # fmt: skip
 def test_the_usual_size_of_images_decides_the_input_size(
     small: int, large: int, limit: int | None, size: int, median: str
 ) -> None:
     settings = load_settings(input_size="auto")
-    found, reason = choose_input_size(sized(small, large), settings, limit)
+    found, reason = choose_input_size(sized(small, large).limited(limit), settings)
     assert found == size
     assert median in reason
 
 
 def test_a_set_input_size_is_kept_without_looking_at_an_image() -> None:
     made: list[int] = []
-    found, reason = choose_input_size(numbered(10, made), load_settings(input_size=64), None)
+    found, reason = choose_input_size(numbered(10, made), load_settings(input_size=64))
     assert (found, reason, made) == (64, "as set", [])

@@ -260,10 +260,8 @@ def test_what_is_no_recipe_is_refused(content: bytes) -> None:
 # --- from a source --------------------------------------------------------------------------------
 
 
-def fit(source: Source, limit: int | None = None, **settings: Any) -> Recipe | None:
-    return fit_recipe(
-        source, "bundled", 32, (), load_settings(**settings), limit=limit, stop=threading.Event()
-    )
+def fit(source: Source, **settings: Any) -> Recipe | None:
+    return fit_recipe(source, "bundled", 32, (), load_settings(**settings), threading.Event())
 
 
 def drawn(count: int, reads: list[int] | None = None) -> Source:
@@ -320,14 +318,14 @@ def test_plain_embeddings_need_no_image_to_be_read() -> None:
 
 
 @pytest.mark.slow
-def test_unreadable_images_and_those_beyond_the_limit_do_not_count(
+def test_unreadable_images_and_those_beyond_the_total_do_not_count(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     good = list(drawn(110).items())
     broken = [Item(f"broken {n}", None, ImageError("damaged"), {}) for n in range(5)]
     unused = [Item(f"unused {n}", None, b"never opened", {}) for n in range(5)]
-    source = Source("mixed", 120, lambda: iter([*broken, *good, *unused]))
-    one, other = fit(source, limit=115), fit(Source("good", 115, lambda: iter(broken + good)))
+    source = Source("mixed", 115, lambda: iter([*broken, *good, *unused]))
+    one, other = fit(source), fit(Source("good", 115, lambda: iter(broken + good)))
     assert one is not None
     assert other is not None
     assert one.fingerprint == other.fingerprint

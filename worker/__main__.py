@@ -289,7 +289,7 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
         source = source.limited(arguments.limit)
         _tell(source)
         if index is None:
-            new = create_index_for(source, settings, limit=None, stop=stop.event)
+            new = create_index_for(source, settings, stop.event)
             if new is None:
                 return stop.exit_code
             embedder = new[0]

@@ -5,7 +5,6 @@ import random
 import statistics
 import threading
 from contextlib import suppress
-from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -35,20 +34,20 @@ _ACTIVATION_IMAGES: Final = 256
 
 
 def create_index_for(
-    source: Source, settings: Settings, *, limit: int | None, stop: threading.Event
+    source: Source, settings: Settings, stop: threading.Event
 ) -> tuple[Embedder, VectorIndex] | None:
-    """A new index for the first `limit` images of a source, and its model, fitted to them.
+    """A new index for the images of a source, and its model, fitted to them.
 
     None when `stop` was set meanwhile. Raises WeightsError, StoreError and what the source raises.
     """
     weights = choose_weights(settings.weights)
-    input_size, reason = choose_input_size(source, settings, limit)
+    input_size, reason = choose_input_size(source, settings)
     maxima: tuple[float, ...] = ()
     if settings.precision == "int8" or (settings.precision == "auto" and not has_gpu()):
-        pixels = activation_sample(source, input_size, settings, limit)
+        pixels = activation_sample(source, input_size, settings)
         if len(pixels):
             maxima = measure_activation_maxima(weights, pixels)
-    recipe = fit_recipe(source, weights, input_size, maxima, settings, limit=limit, stop=stop)
+    recipe = fit_recipe(source, weights, input_size, maxima, settings, stop)
     if stop.is_set():
         return None
     embedder = Embedder(weights, input_size, maxima, recipe)
@@ -82,16 +81,16 @@ def load_embedder(index: VectorIndex, settings: Settings) -> Embedder:
     return embedder
 
 
-def choose_input_size(source: Source, settings: Settings, limit: int | None) -> tuple[int, str]:
-    """The input size of a new index for the first `limit` images of a source, and why.
+def choose_input_size(source: Source, settings: Settings) -> tuple[int, str]:
+    """The input size of a new index for the images of a source, and why.
 
     Without a setting, the median of the shorter sides of up to 100 images decides, which are drawn
     at random.
     """
     if settings.input_size != AUTO:
         return settings.input_size, "as set"
-    total = source.total if limit is None else min(limit, source.total)
-    drawn = set(random.Random(0).sample(range(total), min(_SIZED_IMAGES, total)))
+    count = min(_SIZED_IMAGES, source.total)
+    drawn = set(random.Random(0).sample(range(source.total), count))
     sides = []
     with make_decoder(settings) as decoder:
         for item in source.pick(drawn):
@@ -107,16 +106,14 @@ def choose_input_size(source: Source, settings: Settings, limit: int | None) -> 
     return size, f"for {kind} images: the median of the shorter sides is {median} pixels"
 
 
-def activation_sample(
-    source: Source, input_size: int, settings: Settings, limit: int | None
-) -> Pixels:
-    """What int8 is fitted to: the first readable of the source's first `limit` images, 256 at most.
+def activation_sample(source: Source, input_size: int, settings: Settings) -> Pixels:
+    """What int8 is fitted to: the first readable images of the source, 256 at most.
 
     uint8 [n, input_size, input_size, 3].
     """
     pixels: list[Pixels] = []
     with make_decoder(settings) as decoder:
-        for item in islice(source.items(), limit):
+        for item in source.items():
             if isinstance(item.content, ImageError):
                 continue
             with suppress(ImageError):  # ingest tells of it

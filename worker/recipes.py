@@ -59,11 +59,9 @@ def fit_recipe(
     input_size: int,
     activation_maxima: Sequence[float],
     settings: Settings,
-    *,
-    limit: int | None,
     stop: threading.Event,
 ) -> Recipe | None:
-    """The recipe of the settings, fitted to a random sample of the source's first `limit` images.
+    """The recipe of the settings, fitted to a random sample of the source.
 
     None where plain embeddings are asked for, or there are too few images for another recipe; then
     a line says so. Raises SettingsError for a recipe that is only in older indexes.
@@ -82,7 +80,7 @@ def fit_recipe(
             "for a new one"
         )
     labels: list[str | None] = []
-    batches = _batches(source, IMAGES, input_size, settings, limit, stop, labels)
+    batches = _batches(source, IMAGES, input_size, settings, stop, labels)
     features = measure_features(weights, input_size, activation_maxima, form.pooling, batches)
     if stop.is_set():
         return None
@@ -246,13 +244,11 @@ def _batches(
     count: int,
     input_size: int,
     settings: Settings,
-    limit: int | None,
     stop: threading.Event,
     labels: list[str | None],
 ) -> Iterator[Pixels]:
     """Pixels of images drawn at random, as sources are ordered by label, and their labels."""
-    total = source.total if limit is None else min(limit, source.total)
-    chosen = set(random.Random(0).sample(range(total), min(count, total)))
+    chosen = set(random.Random(0).sample(range(source.total), min(count, source.total)))
     batch: list[Pixels] = []
     with Progress("fitting", len(chosen), "images") as progress, make_decoder(settings) as decoder:
         for item in source.pick(chosen):
