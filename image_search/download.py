@@ -46,6 +46,11 @@ def download(url: str, path: Path, *, md5: str, retry_delay: float = 1.0) -> Pat
             part.unlink()
             raise
         return part.replace(path)
+    except ImportError as exc:
+        raise DownloadError(
+            "the environment names a SOCKS proxy (ALL_PROXY, HTTP_PROXY or HTTPS_PROXY): "
+            "install httpx2[socks], or name an HTTP proxy"
+        ) from exc
     except httpx2.HTTPStatusError as exc:
         raise DownloadError(f"{url} answered {exc.response.status_code}") from exc
     except httpx2.HTTPError as exc:

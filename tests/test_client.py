@@ -855,3 +855,20 @@ def test_the_service_does_not_mind_the_variables_of_the_client(
     monkeypatch.setenv("IMAGE_SEARCH_URL", "http://127.0.0.1:8000")
     monkeypatch.setenv("IMAGE_SEARCH_API_KEY", "secret")
     load_settings()
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_a_socks_proxy_is_told(
+    client: type[Client | AsyncClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with pytest.raises(ValueError, match="SOCKS"):
+        client("http://example.invalid")
+
+
+def test_this_machine_is_asked_without_a_proxy(
+    service_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    with Client(service_url) as client:
+        assert client.health().count > 0

@@ -222,3 +222,11 @@ def test_folder_that_cannot_be_written(server: Server, tmp_path: Path, below: st
     assert str(path) in caught.value.in_full
     assert str(tmp_path) not in str(caught.value), "which may be an answer over HTTP"
     assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_a_socks_proxy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    with pytest.raises(DownloadError, match="SOCKS"):
+        download("http://example.invalid/x", tmp_path / "x", md5="0" * 32)

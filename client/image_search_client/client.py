@@ -42,6 +42,9 @@ from image_search_client.version import VERSION
 _LONGEST_EXCERPT: Final = 200
 
 
+_THIS_MACHINE: Final = ("all://localhost", "all://127.0.0.1", "all://[::1]")
+
+
 class Client:
     """The image search service at an address.
 
@@ -77,13 +80,21 @@ class Client:
         if api_key is not None:
             headers["X-API-Key"] = api_key
         self._retries = retries
-        self._http = httpx2.Client(
-            base_url=base_url,
-            headers=headers,
-            timeout=timeout,
-            transport=transport,
-            verify=tls.context(),
-        )
+        try:
+            self._http = httpx2.Client(
+                base_url=base_url,
+                headers=headers,
+                timeout=timeout,
+                transport=transport,
+                verify=tls.context(),
+                # This machine is asked itself, whatever proxy the environment names.
+                mounts=dict.fromkeys(_THIS_MACHINE),
+            )
+        except ImportError as exc:
+            raise ValueError(
+                "the environment names a SOCKS proxy (ALL_PROXY, HTTP_PROXY or HTTPS_PROXY): "
+                "install httpx2[socks], or name an HTTP proxy"
+            ) from exc
         url = self._http.base_url
         # For people: without a user's name and password, which a URL may hold.
         self._address = f"{url.scheme}://{url.netloc.decode()}{url.path.rstrip('/')}"
