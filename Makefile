@@ -4,9 +4,11 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
   $$name -c '$(SUPPORTED)' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCE ?= auto
-# A worker holds the network, and some of them TensorFlow: about a gigabyte each.
-PYTEST = $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+# As many processes as processors: more threads in each would wait for each other. One that has TensorFlow takes a gigabyte.
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+PYTEST = $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 TSC := npx --yes --package typescript@5.9.3 tsc
 
 .PHONY: run test quick matrix lock test-docker check bench setup clean
@@ -32,12 +34,17 @@ quick: setup  ## run the tests that need a second or less each
 	$(PYTEST) -m "not docker and not slow"
 
 matrix: setup  ## run the quick tests with each supported Python that is installed
-	$(BIN)/nox -- -m "not docker and not slow"
+	$(ONE_THREAD) $(BIN)/nox -- --numprocesses=logical --maxprocesses=4 -m "not docker and not slow"
 
-lock: setup  ## write the lock file anew, with what pyproject.toml asks for and the versions it had
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --extra dev --extra gpu --extra bench \
-	  pyproject.toml client/pyproject.toml --output-file requirements.lock
+# For every platform and supported Python, with the hash of each file.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $(UPGRADE) \
+  --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+
+lock:  ## write the lock files anew: what pyproject.toml asks for, in the versions that they have
+	@[ -x $(BIN)/uv ] || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; }
+	$(COMPILE) --extra dev --extra bench pyproject.toml client/pyproject.toml --output-file requirements.lock
+	$(COMPILE) --constraint requirements.lock --extra service pyproject.toml --output-file requirements-service.lock
+	$(COMPILE) --constraint requirements.lock --extra gpu pyproject.toml --output-file requirements-gpu.lock
 
 test-docker: setup  ## build the images and test them on a Docker engine
 	$(BIN)/python -m pytest -m docker
@@ -55,7 +62,6 @@ check: setup  ## linter, formatter, strict types, import rules
 	fi
 
 bench: setup  ## measure speed and memory, as ratios of one run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks.bench $(SOURCE:auto=sample)
 
 setup: $(VENV)/.installed
@@ -64,7 +70,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml client/pyproject.toml VERSI
 	@$(or $(PYTHON),false) -c '$(SUPPORTED)' || \
 	  { echo "error: Python 3.11, 3.12 or 3.13 is needed; set PYTHON=path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --editable '.[dev]' --editable ./client
+	$(PIP) install --quiet --requirement requirements.lock
+	$(PIP) install --quiet --no-deps --editable . --editable ./client
+	@$(PIP) check >/dev/null || { $(PIP) check; echo "error: the lock file is stale: make lock" >&2; exit 1; }
 	@touch $@
 
 clean:  ## remove the environment and caches, not the data
