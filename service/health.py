@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 # How long an answer is good for. Each query to Pinecone is a request that costs.
 _SECONDS_OF_CACHE: Final[dict[Store, float]] = {"embedded": 1.0, "pinecone": 30.0}
+_SECONDS_OF_FAILURE: Final = 1.0
 # Less than the health check of a container waits.
 _SECONDS_TO_ANSWER: Final = 4.0
 
@@ -41,8 +43,7 @@ class Health:
         Raises what `IndexFollower.check` raises, and DeadlineExceededError.
         """
         loaded = self._follower.check()
-        is_old = time.monotonic() - self._asked_at > _SECONDS_OF_CACHE[self._store]
-        if loaded is not self._loaded or (self._count.done() and is_old):
+        if loaded is not self._loaded or self._is_old():
             self._ask(loaded)
         try:
             async with asyncio.timeout(_SECONDS_TO_ANSWER):
@@ -55,6 +56,18 @@ class Health:
             # A new error each time: one that is raised twice collects both tracebacks.
             raise type(exc)(*exc.args) from None
         return loaded.index.manifest, count
+
+    def doubt(self) -> None:
+        """Ask again before the next answer: a search has failed since the last success."""
+        if self._count.done() and self._count.exception() is None:
+            self._asked_at = -math.inf
+
+    def _is_old(self) -> bool:
+        if not self._count.done():
+            return False
+        failed = self._count.exception() is not None
+        seconds = _SECONDS_OF_FAILURE if failed else _SECONDS_OF_CACHE[self._store]
+        return time.monotonic() - self._asked_at > seconds
 
     def _ask(self, loaded: LoadedIndex) -> None:
         self._loaded, self._count, self._asked_at = loaded, Future(), time.monotonic()

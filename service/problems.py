@@ -268,7 +268,9 @@ def install(app: FastAPI) -> None:
     """Answer every error of the application with problem details."""
 
     @app.exception_handler(ImageSearchError)
-    async def known(_request: Request, error: ImageSearchError) -> JSONResponse:
+    async def known(request: Request, error: ImageSearchError) -> JSONResponse:
+        if isinstance(error, StoreError):
+            request.state.health.doubt()
         if error.details:
             _log.warning("%s", error.in_full)
         problem = problem_of(error)

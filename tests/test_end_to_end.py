@@ -25,12 +25,12 @@ from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from tests.support import ROOT
-from tests.support.images import draw, folder_of
+from tests.support.images import folder_of
 from tests.support.indexes import assert_same_records, count
 from tests.support.processes import run, service, start
 from tests.support.servers import find_free_port
 from tests.support.waiting import wait_until
-from worker.sources import open_source, sample
+from worker.sources import Item, open_source
 
 pytestmark = pytest.mark.slow
 
@@ -434,6 +434,11 @@ def test_real_cifar10_end_to_end(
 # --- precision ------------------------------------------------------------------------------------
 
 
+def drawn(settings: Settings, limit: int) -> Item:
+    """One of the images that `ingest sample --limit` ingests."""
+    return next(open_source("sample", data_dir=settings.data_dir).limited(limit).items())
+
+
 def test_an_index_keeps_the_precision_that_it_was_built_in(settings: Settings) -> None:
     code, out, err = run("worker", "ingest", "sample", "--limit", "40")
     assert (code, "int8" in out) == (0, True), err
@@ -442,9 +447,10 @@ def test_an_index_keeps_the_precision_that_it_was_built_in(settings: Settings) -
     assert len(built.manifest.activation_maxima) == 12
     # Without the setting, and in any other process, embeddings are those of the same numbers.
     again = Embedder("bundled", 32, built.manifest.activation_maxima)
-    image = np.asarray(draw(sample.KINDS[0], 0))
-    [expected] = again.embed([again.pixels(Image.fromarray(image))])
+    item = drawn(settings, 40)
+    [expected] = again.embed([again.pixels(Image.fromarray(np.asarray(item.content)))])
     [match] = built.query(expected, 1)
+    assert match.id == item.id
     assert match.score > 0.9999
     code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_PRECISION="float32")
     assert code == 1
@@ -472,8 +478,11 @@ def test_an_index_keeps_the_recipe_that_it_was_built_with(settings: Settings) ->
     # Anyone makes the same embeddings of what the index has.
     again = Embedder("bundled", 32, built.manifest.activation_maxima, built.load_recipe())
     assert again.model == model
-    image = np.asarray(draw(sample.KINDS[0], 0))
-    [match] = built.query(again.embed([again.pixels(Image.fromarray(image))])[0], 1)
+    item = drawn(settings, 120)
+    [match] = built.query(
+        again.embed([again.pixels(Image.fromarray(np.asarray(item.content)))])[0], 1
+    )
+    assert match.id == item.id
     assert match.score > 0.9999
     assert built.calibration is not None
     code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_RECIPE="none")
