@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from image_search.errors import SettingsError
 from image_search.settings import Settings, load_settings
 from service.app import create_app
-from tests.support.servers import assert_problem, serve
+from tests.support.servers import assert_problem, serve, wait_for
 
 
 @pytest.fixture
@@ -118,6 +118,7 @@ def test_a_public_address_with_a_path_is_known_to_the_documentation() -> None:
         assert client.get("/static-offline-docs/swagger-ui.css").status_code == 200
     # A path of the service's own as the prefix.
     with serve(load_settings(public_url="https://example.org/images")) as client:
+        wait_for(client, 503, "no_index")
         assert_problem(client.get("/images/x"), 503, "no_index")
     for url in ("example.org", "ftp://example.org", "https://"):
         with pytest.raises(SettingsError, match="PUBLIC_URL"):

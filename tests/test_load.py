@@ -545,20 +545,21 @@ def test_searches_go_on_beside_images_that_cost_much(tight_server: Server) -> No
 def test_an_image_that_costs_much_does_not_keep_the_service_from_stopping(
     fake_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    others = decoding_processes()
     limits = Limits(cpu_seconds=600, wall_seconds=600)
     monkeypatch.setattr(pipeline, "Decoder", partial(Decoder, limits=limits))
     monkeypatch.setattr(admission, "DEADLINE_SECONDS", 0.5)
     with serving(fake_settings, monkeypatch) as server:
         # Its client is told, and it is still being decoded.
         assert_problem(post(server, qoi(2200)), 503, "deadline_exceeded")
-        assert decoding_processes()
+        assert decoding_processes() - others
         server.service.terminate()
         server.service.join()
-        assert not decoding_processes()
+        assert not decoding_processes() - others
 
 
-def decoding_processes() -> list[psutil.Process]:
-    return psutil.Process().children()
+def decoding_processes() -> set[psutil.Process]:
+    return set(psutil.Process().children())
 
 
 # --- engines that fail ---------------------------------------------------------------------------
