@@ -562,6 +562,25 @@ def test_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "sample-castle-042" in items
 
 
+def test_what_is_picked_of_the_sample_alone_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def note_and_draw(kind: str, seed: int) -> Image.Image:
+        seen.append((kind, seed))
+        return draw(kind, seed)
+
+    monkeypatch.setattr(sample, "draw", note_and_draw)
+    source = opened("sample")
+    picked = list(source.pick({999, 3}))
+    first, last = sample.KINDS[0], sample.KINDS[-1]
+    assert [item.id for item in picked] == [f"sample-{first}-003", f"sample-{last}-099"]
+    assert seen == [(first, 3), (last, 99)]
+    list(source.pick({3}))
+    assert len(seen) == 2, "it is drawn once"
+    seen.clear()
+    assert len(list(opened("sample").limited(40).items())) == len(seen) == 40
+
+
 @pytest.mark.slow
 def test_the_samples_test_images_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "draw", draw)
