@@ -9,9 +9,9 @@ from image_search.values import Embeddings, RecipeName
 
 # Of 300 CIFAR-10 images, copies through JPEG at quality 75 are above these, and none of 4,096 other
 # images is: the nearest have 0.968 plain, and 0.844 whitened. Copies that were resized, too,
-# are mostly below: at 32 pixels a side they are no nearer than similar images. By the labels, where
-# images of a class are nearer, it is as strict as for plain ones. So it is for neighbours and
-# components, which python -m benchmarks.duplicates measures.
+# are mostly below: at 32 pixels a side they are no nearer than similar images. The
+# values of discriminant, neighbours and components are as strict as that of plain ones, and not
+# measured yet: python -m benchmarks.duplicates
 NEAR_DUPLICATE_COSINE: Final[dict[RecipeName, float]] = {
     "none": 0.97,
     "neighbours": 0.97,

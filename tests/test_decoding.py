@@ -265,7 +265,8 @@ def test_a_process_that_ended_idle_costs_no_image() -> None:
 
 def test_waiting_is_limited_by_the_clock() -> None:
     limits = Limits(cpu_seconds=60, wall_seconds=1)
-    with Decoder(MANY, limits=limits) as decoder, pytest.raises(ImageTooCostlyError):
+    late = pytest.raises(ImageTooCostlyError, match="more than 1 s to decode")
+    with Decoder(MANY, limits=limits) as decoder, late:
         decoder.decode(qoi(3000), min_side=SIDE)
 
 

@@ -5,15 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from image_search.errors import ImageError, SourceError
-from image_search.index import Record, check_record
-from image_search.values import DIMENSION
-from worker.sources import Item, Source, open_source
+from tests.support.sources import items, opened
 from worker.sources.skipped import Kind
 
 CLASSES = ["cat", "Ka\u0308se"]
@@ -21,19 +18,6 @@ FEATURES = {
     "image": {"_type": "Image"},
     "label": {"names": CLASSES, "_type": "ClassLabel"},
 }
-
-
-def opened(path: Path, **options: Any) -> Source:
-    return open_source(str(path), data_dir=Path("nowhere"), **options)
-
-
-def items(source: Source) -> dict[str, Item]:
-    found = {item.id: item for item in source.items()}
-    assert len(found) == source.total
-    vector = np.ones(DIMENSION, np.float32)
-    for item in found.values():
-        check_record(Record(item.id, vector, item.label, item.metadata, b""))
-    return found
 
 
 def write(

@@ -9,20 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 
 from image_search.errors import ImageError, SourceError
-from image_search.index import Record, check_record
-from image_search.values import DIMENSION
-from worker.sources import Item, Source, open_source, remote
+from tests.support.sources import items, opened
+from worker.sources import remote
 from worker.sources.skipped import Kind
 
 Rows = list[dict[str, Any]]
-
-
-def opened(path: Path, **options: Any) -> Source:
-    return open_source(str(path), data_dir=Path("nowhere"), **options)
 
 
 def write(path: Path, rows: Rows, delimiter: str = ",", encoding: str = "utf-8") -> Path:
@@ -45,16 +39,6 @@ def write(path: Path, rows: Rows, delimiter: str = ",", encoding: str = "utf-8")
             image.parent.mkdir(parents=True, exist_ok=True)
             image.write_bytes(name.encode())
     return path
-
-
-def items(source: Source) -> dict[str, Item]:
-    found = {item.id: item for item in source.items()}
-    assert len(found) == source.total
-    for item in found.values():
-        check_record(
-            Record(item.id, np.ones(DIMENSION, np.float32), item.label, item.metadata, b"")
-        )
-    return found
 
 
 SUFFIXES = ["csv", "tsv", "jsonl", "ndjson"]

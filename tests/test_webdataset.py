@@ -6,28 +6,12 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from image_search.errors import SourceError
-from image_search.index import Record, check_record
-from image_search.values import DIMENSION
 from tests.support import SHARED
-from worker.sources import Item, Source, open_source
+from tests.support.sources import items, opened
 from worker.sources.skipped import Kind
-
-
-def opened(path: Path, **options: Any) -> Source:
-    return open_source(str(path), data_dir=Path("nowhere"), **options)
-
-
-def items(source: Source) -> dict[str, Item]:
-    found = {item.id: item for item in source.items()}
-    assert len(found) == source.total
-    vector = np.ones(DIMENSION, np.float32)
-    for item in found.values():
-        check_record(Record(item.id, vector, item.label, item.metadata, b""))
-    return found
 
 
 def write(path: Path, files: dict[str, bytes]) -> Path:

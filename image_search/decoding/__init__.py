@@ -186,10 +186,11 @@ def _failure(answer: dict[str, Any], limits: Limits, memory: int) -> _FailedErro
             return _FailedError(
                 NotAnImageError("the image is damaged: its decoder crashed"), needs_memory=True
             )
-        case _:
+        case reason:
+            seconds = limits.wall_seconds if reason == "late" else limits.cpu_seconds
             return _FailedError(
                 ImageTooCostlyError(
-                    f"the image takes more than {limits.cpu_seconds:g} s to decode: make it "
+                    f"the image takes more than {seconds:g} s to decode: make it "
                     "smaller, or save it as a JPEG that is not progressive"
                 )
             )
@@ -261,7 +262,9 @@ class _Process:
         code = self._process.wait()
         if code > 0:
             raise RuntimeError(f"a decoding process ended with exit code {code}")
-        if self._late or code == -signal.SIGPROF:
+        if self._late:
+            return "late"
+        if code == -signal.SIGPROF:
             return "time"
         # The kernel does so where memory ends.
         return "memory" if code == -signal.SIGKILL else "crashed"
