@@ -144,13 +144,17 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 def test_a_full_disk_is_explained_and_what_was_acknowledged_is_kept(tmp_path: Path) -> None:
     data = tmp_path / "small"
-    with mounted(data, "size=3m"):
-        code, _, err = run("worker", "ingest", "sample", IMAGE_SEARCH_DATA_DIR=str(data))
+    command = ("worker", "ingest", "sample")
+    with mounted(data, "size=4m"):
+        code, _, _ = run(*command, "--limit", "200", IMAGE_SEARCH_DATA_DIR=str(data))
+        assert code == 0
+        code, _, err = run(*command, IMAGE_SEARCH_DATA_DIR=str(data))
         assert code == 1
         assert "disk is full" in err
         kept = count(load_settings(data_dir=data))
+        assert 200 <= kept < 1000
         subprocess.run(["mount", "-o", "remount,size=50m", data], check=True)
-        code, out, _ = run("worker", "ingest", "sample", IMAGE_SEARCH_DATA_DIR=str(data))
+        code, out, _ = run(*command, IMAGE_SEARCH_DATA_DIR=str(data))
         assert code == 0
         assert f"{1000 - kept} images embedded, {kept} unchanged" in out
 
