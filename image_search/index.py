@@ -3,7 +3,7 @@
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -13,6 +13,7 @@ from image_search.calibration import Calibration
 from image_search.errors import RecordError
 from image_search.filters import Filter
 from image_search.manifest import Manifest
+from image_search.provenance import KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
 from image_search.values import (
@@ -117,12 +118,12 @@ class VectorIndex(ABC):
         """Another one when another sample was saved before the index was opened; or empty."""
 
     @abstractmethod
-    def load_sources(self) -> dict[str, str]:
-        """Where the sources are that images came from, by the name that their ids begin with."""
+    def load_sources(self) -> dict[str, KnownSource]:
+        """The sources that images came from, by name."""
 
     @abstractmethod
-    def save_sources(self, sources: Mapping[str, str]) -> None:
-        """Replace what `load_sources` gives."""
+    def save_source(self, name: str, source: KnownSource) -> None:
+        """Add a source, or replace the one of this name; other processes may add others."""
 
     def load_recipe(self) -> Recipe | None:
         """What the embeddings were made with, to make an Embedder with; None for plain ones."""

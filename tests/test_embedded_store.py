@@ -18,6 +18,7 @@ from image_search.errors import (
 )
 from image_search.index import Record
 from image_search.manifest import Manifest
+from image_search.provenance import KnownSource
 from image_search.sample import TEXTURES, ImageSample
 from image_search.settings import Settings
 from image_search.stores import create_index, open_index
@@ -112,7 +113,8 @@ def test_other_damaged_files_beside_the_table_are_told_and_replaced(
     index = create(settings)
     sample = ImageSample().joined(["a"], np.ones((1, TEXTURES), np.float32))
     index.save_sample(sample)
-    index.save_sources({"a": "/somewhere"})
+    place = KnownSource(place="/somewhere")
+    index.save_source("a", place)
     written = [path for path in table_folder(settings).parent.iterdir() if path.stat().st_size]
     damaged = [path for path in written if path.is_file()]
     assert len(damaged) == 2
@@ -122,8 +124,8 @@ def test_other_damaged_files_beside_the_table_are_told_and_replaced(
         assert (opened.load_sample().ids, opened.load_sources()) == ((), {})
         assert all(str(path) in caplog.text for path in damaged)
         opened.save_sample(sample)
-        opened.save_sources({"a": "/somewhere"})
-        assert (opened.load_sample().ids, opened.load_sources()) == (("a",), {"a": "/somewhere"})
+        opened.save_source("a", place)
+        assert (opened.load_sample().ids, opened.load_sources()) == (("a",), {"a": place})
 
 
 def remove_the_table(folder: Path) -> None:

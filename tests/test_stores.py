@@ -1,7 +1,9 @@
 """One contract, run against every store; scores are compared with NumPy, filters with Python."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from image_search.errors import IndexNotFoundError, RecordError
 from image_search.filters import Condition, parse_filter
 from image_search.index import Match, Record, VectorIndex
 from image_search.manifest import Manifest, ModelSpec
+from image_search.provenance import KnownSource
 from image_search.recipe import Form, Recipe
 from image_search.sample import TEXTURES, ImageSample
 from image_search.settings import load_settings
@@ -589,9 +592,29 @@ def test_all_ids_are_given(create: Indexes) -> None:
 def test_an_index_keeps_where_its_sources_are(create: Indexes) -> None:
     index = create()
     assert index.load_sources() == {}
-    for places in ({"pics": "/a/pics"}, {"pics": "/b/pics", "Käse~1": "/c/犬"}):
-        index.save_sources(places)
-        assert create.open().load_sources() == places
+    saved: dict[str, KnownSource] = {}
+    time = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    for name, source in {
+        "pics": KnownSource(place="/a/pics"),
+        "Käse~1": KnownSource(place="/c/犬", prefix="K%C3%A4se~1/", ingested_at=time),
+    }.items():
+        for place in ("/elsewhere", source.place):
+            saved[name] = source.model_copy(update={"place": place})
+            index.save_source(name, saved[name])
+            assert create.open().load_sources() == saved
     assert create(namespace="other").load_sources() == {}
     assert index.count() == 0
     assert index.list_ids().ids == []
+
+
+def test_sources_that_are_saved_at_once_are_all_kept(create: Indexes) -> None:
+    index = create()
+    sources = {f"album{n}": KnownSource(place=f"/{n}") for n in range(24)}
+    with ThreadPoolExecutor(8) as pool:
+        opened = [create.open() for _ in range(8)]
+        list(
+            pool.map(
+                lambda n: opened[n % 8].save_source(f"album{n}", sources[f"album{n}"]), range(24)
+            )
+        )
+    assert index.load_sources() == sources

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from image_search.stores import open_index
 from worker.auto import refuse_mixture, source_to_ingest, source_to_search_for
 from worker.confidence import recalibrate
 from worker.ingest import Summary, ingest
+from worker.listing import as_json, as_text, list_sources
 from worker.model import create_index_for, load_embedder
 from worker.origin import named_in, remember
 from worker.prune import SeenSource, check_prune, prune
@@ -67,6 +69,8 @@ def main() -> int:
         settings = load_settings(**overrides)
         if arguments.command == "evaluate":
             return _evaluate(arguments, settings)
+        if arguments.command == "sources":
+            return _sources(arguments, settings)
         return _ingest(arguments, settings)
     except (SettingsError, SourceError) as exc:
         return _fail(exc.in_full, EXIT_USAGE)
@@ -130,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("cosine", "euclidean", "dotproduct"),
         help="metric of a new index (default: cosine)",
     )
+    _add_batch_size(ingest_parser)
     _add_index_options(ingest_parser)
     evaluate_parser = commands.add_parser(
         "evaluate",
@@ -169,7 +174,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where the report goes (default: evaluation, in the data folder)",
     )
+    _add_batch_size(evaluate_parser)
     _add_index_options(evaluate_parser)
+    sources_parser = commands.add_parser(
+        "sources",
+        help="list where the images of the index came from",
+        description="List the sources that were ingested: how many images the index has of each,\n"
+        "when its last ingest ran to its end, and where it is. Images that were put over HTTP are\n"
+        "counted under (others).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sources_parser.add_argument("--json", action="store_true", help="print a list of objects")
+    _add_index_options(sources_parser)
     return parser
 
 
@@ -223,10 +239,13 @@ def _tell(source: Source) -> None:
         print(line, file=sys.stderr)
 
 
-def _add_index_options(parser: argparse.ArgumentParser) -> None:
+def _add_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=_positive, metavar="N", help="images embedded at once (default: 128)"
     )
+
+
+def _add_index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", metavar="NAME", help="index (default: images)")
     parser.add_argument(
         "--namespace", metavar="NAME", help="part of the index (default: __default__)"
@@ -309,6 +328,8 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
         summary = ingest(seen.source, index, embedder, settings, stop=stop.event)
         if arguments.prune is not None and not summary.interrupted:
             prune(index, seen, arguments.prune)
+        if not summary.interrupted:
+            remember(index, source, datetime.now(UTC))
         index.flush()
         if summary.embedded or summary.relabelled or index.calibration is None:
             recalibrate(index, summary.sample, stop.event)
@@ -351,6 +372,13 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
     print(report.summary(evaluation.figures))
     print(f"report: {path}, made in {time.monotonic() - started:.1f} s")
     return EXIT_UNREADABLE if evaluation.unreadable else 0
+
+
+def _sources(arguments: argparse.Namespace, settings: Settings) -> int:
+    with open_index(settings) as index:
+        sources = list_sources(index)
+    print(as_json(sources) if arguments.json else as_text(sources))
+    return 0
 
 
 def _report(

@@ -6,15 +6,17 @@ for each name where its source is, so that another of the same name gets another
 
 import hashlib
 import os
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from image_search.errors import ImageError
 from image_search.index import VectorIndex
+from image_search.provenance import KnownSource
 from worker.ingest import DIGEST_FIELD, digest
 from worker.sources import Source
-from worker.sources.names import file_bytes, id_of
+from worker.sources.names import composed, file_bytes, id_of
 
 # So many images are compared to tell whether a source that was somewhere else is the same.
 _COMPARED: Final = 64
@@ -31,14 +33,13 @@ def named_in(index: VectorIndex, source: Source) -> Source:
     origin = source.origin
     if origin is None:
         return source
-    places = index.load_sources()
+    places = {name: known.place for name, known in index.load_sources().items()}
     names = [name for name in places if name == origin.name or name.startswith(f"{origin.name}~")]
     for name in names:
         if places[name] == origin.place:
             return origin.named(name)
     if origin.name not in places:
-        prefix = id_of(file_bytes(f"{origin.name}/"))
-        if not index.list_ids(prefix=prefix, limit=1).ids:
+        if not index.list_ids(prefix=prefix_of(source), limit=1).ids:
             return source
         names.append(origin.name)
     for name in names:
@@ -49,13 +50,35 @@ def named_in(index: VectorIndex, source: Source) -> Source:
     return origin.named(f"{origin.name}~{short}")
 
 
-def remember(index: VectorIndex, source: Source) -> None:
-    """Keep in the index where the source is; raises StoreError."""
+def remember(index: VectorIndex, source: Source, ingested_at: datetime | None = None) -> None:
+    """Keep in the index where the source is, and when it was ingested; raises StoreError.
+
+    Without a time, the one that the index has stays.
+    """
+    name, prefix = registered_name(source), prefix_of(source)
+    place = source.origin.place if source.origin else ""
+    known = index.load_sources().get(name)
+    ingested_at = ingested_at or (known.ingested_at if known else None)
+    new = KnownSource(place=place, prefix=prefix, ingested_at=ingested_at)
+    if new != known:
+        index.save_source(name, new)
+
+
+def registered_name(source: Source) -> str:
+    """What the index knows the source by; a data set has one name for all its splits."""
+    return source.origin.name if source.origin else source.name.partition(" ")[0]
+
+
+def prefix_of(source: Source) -> str:
+    """What the ids of its images begin with."""
     if source.origin is None:
-        return
-    places = index.load_sources()
-    if places.get(source.origin.name) != source.origin.place:
-        index.save_sources({**places, source.origin.name: source.origin.place})
+        return f"{registered_name(source)}-"
+    return prefix_of_name(source.origin.name)
+
+
+def prefix_of_name(name: str) -> str:
+    """What ids begin with, of a source that is known by this name."""
+    return id_of(file_bytes(f"{composed(name)}/"))
 
 
 def _are_two(place: str, other: str) -> bool:

@@ -7,8 +7,9 @@ from typing import Final
 
 from image_search.errors import SettingsError
 from image_search.index import VectorIndex
+from worker.origin import prefix_of_name
 from worker.sources import Item, Source
-from worker.sources.names import as_text, composed, file_bytes, id_of
+from worker.sources.names import as_text, composed
 from worker.sources.skipped import Kind
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def _gone(index: VectorIndex, name: str, seen: SeenSource) -> tuple[list[str], i
     What others have put under ids that begin like the source's is not the source's.
     """
     title = composed(as_text(name))
-    prefix = id_of(file_bytes(f"{composed(name)}/"))
+    prefix = prefix_of_name(name)
     ids: list[str] = []
     total = 0
     cursor = ""

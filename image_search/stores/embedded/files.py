@@ -14,6 +14,7 @@ from typing import Final, Self, TypeVar
 from pydantic import TypeAdapter
 
 from image_search.calibration import Calibration
+from image_search.provenance import KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
 from image_search.settings import Settings
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SOURCES = TypeAdapter(dict[str, str])
+_SOURCES = TypeAdapter(dict[str, KnownSource])
 
 _TABLE_SUFFIX: Final = ".lance"  # LanceDB's own
 
@@ -48,6 +49,11 @@ class IndexFiles:
     def lock(self) -> Path:
         """The file whose lock writers share; see locks.py."""
         return self.folder / f"{self.namespace}.lock"
+
+    @property
+    def facts_lock(self) -> Path:
+        """The file whose lock is held while a small file beside the table is read and replaced."""
+        return self.folder / f"{self.namespace}.facts.lock"
 
     @property
     def _versions(self) -> Path:
@@ -126,14 +132,14 @@ class IndexFiles:
         """Remove the sample, if there is one."""
         self._sample.unlink(missing_ok=True)
 
-    def read_sources(self) -> dict[str, str]:
-        """Where sources are, by name; empty if that is damaged, which is told in the log."""
+    def read_sources(self) -> dict[str, KnownSource]:
+        """The sources by name; empty if the file is damaged, which is told in the log."""
         sources = _read(
             self._sources, _SOURCES.validate_json, "sources are known by their images in its place"
         )
         return sources or {}
 
-    def write_sources(self, sources: Mapping[str, str]) -> None:
+    def write_sources(self, sources: Mapping[str, KnownSource]) -> None:
         """Replace what `read_sources` gives."""
         _write(self._sources, _SOURCES.dump_json(dict(sources)))
 

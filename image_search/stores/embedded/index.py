@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Self, TypeVar
 
@@ -15,13 +15,14 @@ from image_search.errors import StoreError
 from image_search.filters import Filter
 from image_search.index import IdPage, Match, Record, VectorIndex, best_first
 from image_search.manifest import Manifest
+from image_search.provenance import KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
 from image_search.stores.embedded import table as tables
 from image_search.stores.embedded import upkeep
 from image_search.stores.embedded.errors import errors_of_the_store
 from image_search.stores.embedded.files import IndexFiles
-from image_search.stores.embedded.locks import writing
+from image_search.stores.embedded.locks import alone, writing
 from image_search.stores.embedded.scores import scores
 from image_search.stores.embedded.sql import filter_sql, ids_sql, literal
 from image_search.values import Embeddings, Metric
@@ -83,13 +84,13 @@ class EmbeddedIndex(VectorIndex):
     def sample_version(self) -> str:
         return self._sample_version
 
-    def load_sources(self) -> dict[str, str]:
+    def load_sources(self) -> dict[str, KnownSource]:
         with self._errors():
             return self._files.read_sources()
 
-    def save_sources(self, sources: Mapping[str, str]) -> None:
-        with self._errors():
-            self._files.write_sources(sources)
+    def save_source(self, name: str, source: KnownSource) -> None:
+        with self._errors(), alone(self._files.facts_lock):
+            self._files.write_sources({**self._files.read_sources(), name: source})
 
     def _load_recipe(self, fingerprint: str) -> Recipe:
         with self._errors():

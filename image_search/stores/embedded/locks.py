@@ -42,6 +42,13 @@ def nobody_writing(lock: Path) -> Iterator[bool]:
 
 
 @contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """While a file is read and replaced: other processes and threads wait."""
+    with _locked(lock, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
 def _locked(lock: Path, operation: int) -> Iterator[bool]:
     """Whether the lock was to be had; of a process that is killed, the system releases it."""
     try:

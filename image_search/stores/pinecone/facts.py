@@ -7,6 +7,7 @@ data-plane key.
 
 import asyncio
 import base64
+import hashlib
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from image_search.calibration import Calibration
 from image_search.errors import IndexMismatchError, StoreError
 from image_search.manifest import Manifest
+from image_search.provenance import KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
 from image_search.stores.pinecone.records import ANY_VECTOR, parts
@@ -25,7 +27,7 @@ from image_search.stores.pinecone.requests import FIRST_DELAY, LIST_IDS, Request
 _log = logging.getLogger(__name__)
 
 _NAMESPACE: Final = "__manifest__"
-_SOURCES: Final = TypeAdapter(dict[str, str])
+_SOURCES: Final = TypeAdapter(dict[str, KnownSource])
 _PART: Final = 36_000  # characters of base64, which fit into a record's metadata
 
 
@@ -85,22 +87,28 @@ class Facts:
         """Replace the calibration, and wait until it can be read."""
         self._write({self._calibration_id: {"calibration": calibration.model_dump_json()}})
 
-    def read_sources(self) -> dict[str, str]:
-        """Where sources are, by name; empty if that is damaged, which is told in the log."""
-        vectors = self._requests.run(lambda: self._requests.fetch([self._sources_id], _NAMESPACE))
-        vector = vectors.get(self._sources_id)
-        try:
-            return _SOURCES.validate_json(vector.metadata["sources"]) if vector else {}
-        except (KeyError, TypeError, ValidationError):
-            self._tell_damaged("list of sources", "they are known by their images in its place")
-            return {}
+    def read_sources(self) -> dict[str, KnownSource]:
+        """The sources by name; those that are damaged are left out, which is told in the log."""
 
-    def write_sources(self, sources: Mapping[str, str]) -> None:
-        """Replace what `read_sources` gives."""
-        text = _SOURCES.dump_json(dict(sources)).decode()
-        if len(text) > _PART:
-            raise StoreError("the index has too many sources: give their parent folder instead")
-        self._write({self._sources_id: {"sources": text}})
+        async def fetch() -> list[Any]:
+            ids = await self._list(f"{self._sources_id}/")
+            # Where earlier versions kept all of them.
+            vectors = await self._requests.fetch([self._sources_id, *ids], _NAMESPACE)
+            return [vectors[id_] for id_ in (self._sources_id, *ids) if id_ in vectors]
+
+        sources: dict[str, KnownSource] = {}
+        for vector in self._requests.run(fetch, self._requests.patience):
+            try:
+                sources |= _SOURCES.validate_json(vector.metadata["sources"])
+            except (KeyError, TypeError, ValidationError):
+                self._tell_damaged("list of sources", "they are known by their images in its place")
+        return sources
+
+    def write_source(self, name: str, source: KnownSource) -> None:
+        """Add a source or replace it: a record each, as two workers may do so at once."""
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        text = _SOURCES.dump_json({name: source}).decode()
+        self._write({f"{self._sources_id}/{digest}": {"sources": text}})
 
     def read_recipe(self, fingerprint: str) -> Recipe:
         """The recipe; raises StoreError if it or a part of it is missing."""
@@ -174,20 +182,23 @@ class Facts:
         """Delete what `_write_parts` wrote."""
 
         async def delete() -> None:
-            token = ""
-            ids: list[str] = []
-            while True:
-                page = await self._requests.list_ids(_NAMESPACE, f"{name}/", LIST_IDS, token)
-                ids += page.ids
-                token = page.cursor
-                if not token:
-                    break
+            ids = await self._list(f"{name}/")
             if ids:
                 await self._requests.again(
                     partial(self._requests.index.delete, ids=ids, namespace=_NAMESPACE)
                 )
 
         self._requests.run(delete, self._requests.patience)
+
+    async def _list(self, prefix: str) -> list[str]:
+        ids: list[str] = []
+        token = ""
+        while True:
+            page = await self._requests.list_ids(_NAMESPACE, prefix, LIST_IDS, token)
+            ids += page.ids
+            token = page.cursor
+            if not token:
+                return ids
 
     def _write(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
         records = [

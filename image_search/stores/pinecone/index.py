@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -17,6 +17,7 @@ from image_search.errors import RecordError, StoreError
 from image_search.filters import Filter
 from image_search.index import IdPage, Match, Record, VectorIndex, best_first
 from image_search.manifest import Manifest
+from image_search.provenance import KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
 from image_search.stores.pinecone.facts import Facts
@@ -83,11 +84,11 @@ class PineconeIndex(VectorIndex):
     def sample_version(self) -> str:
         return self._facts.sample_version
 
-    def load_sources(self) -> dict[str, str]:
+    def load_sources(self) -> dict[str, KnownSource]:
         return self._facts.read_sources()
 
-    def save_sources(self, sources: Mapping[str, str]) -> None:
-        self._facts.write_sources(sources)
+    def save_source(self, name: str, source: KnownSource) -> None:
+        self._facts.write_source(name, source)
 
     def _load_recipe(self, fingerprint: str) -> Recipe:
         return self._facts.read_recipe(fingerprint)
