@@ -81,7 +81,7 @@ def measure(data: DataSet, size: int) -> list[Table]:
     pictures = opened(indexed, size)
     rows, recalls = [], []
     for name, recipe in recipes.items():
-        embedder = Embedder(weights(), size, maxima, recipe)
+        embedder = Embedder.load(weights(), size, maxima, recipe)
         known = _embedded(embedder, pictures)
         own = np.arange(EDITED)
         scores = np.stack(

@@ -44,8 +44,8 @@ def measure(source: str, images: int) -> list[Table]:
     """Speed, and agreement on at most `images` images."""
     pixels, _ = load_images(source, "train", max(CALLS))
     default = Default.of(pixels)
-    float32 = Embedder(weights(), INPUT_SIZE).embed
-    plain_int8 = Embedder(weights(), INPUT_SIZE, default.activation_maxima).embed
+    float32 = Embedder.load(weights(), INPUT_SIZE).embed
+    plain_int8 = Embedder.load(weights(), INPUT_SIZE, default.activation_maxima).embed
     _, convolutions = load_weights(weights())
     others = peers.float32_peers(convolutions)
     predict = peers.keras_predict(convolutions)

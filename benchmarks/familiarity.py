@@ -53,7 +53,7 @@ def main() -> None:
     for name, (source, _) in kinds.items():
         indexed = pixels(*source, size, arguments.images)
         maxima = measure_activation_maxima(weights(), indexed[:ACTIVATION_IMAGES])
-        embedder = Embedder(weights(), size, maxima)
+        embedder = Embedder.load(weights(), size, maxima)
         sample = ImageSample().joined(
             [str(n) for n in range(len(indexed))], seen(embedder, indexed)
         )

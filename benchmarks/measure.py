@@ -17,7 +17,7 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from image_search.embedding import Embedder, measure_activation_maxima, measure_features, to_pixels
+from image_search.embedding import Embedder, Network, measure_activation_maxima, to_pixels
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
 from image_search.settings import Settings, load_settings
@@ -109,9 +109,9 @@ class Default:
         maxima = measure_activation_maxima(weights(), pixels[:ACTIVATION_IMAGES])
         fitted_to = batches(pixels[:IMAGES], BATCH)
         form = form_for(INPUT_SIZE)
-        features = measure_features(weights(), INPUT_SIZE, maxima, form.pooling, fitted_to)
-        recipe = fit_neighbours(features, form)
-        return cls(Embedder(weights(), INPUT_SIZE, maxima, recipe), maxima, recipe)
+        network = Network(weights(), INPUT_SIZE, maxima, form.pooling)
+        recipe = fit_neighbours(network.measure(fitted_to), form)
+        return cls(Embedder(network, recipe), maxima, recipe)
 
     def manifest(self, settings: Settings) -> Manifest:
         """That of an index of its embeddings."""

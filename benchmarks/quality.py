@@ -35,7 +35,7 @@ def measure(source: str, images: int) -> list[Table]:
     default = Default.of(pixels)
     embedders = {
         "int8 (default)": default.embedder,
-        "float32": Embedder(weights(), INPUT_SIZE, recipe=default.recipe),
+        "float32": Embedder.load(weights(), INPUT_SIZE, recipe=default.recipe),
     }
     found = {
         name: neighbours(embedder.embed, pixels, queries) for name, embedder in embedders.items()

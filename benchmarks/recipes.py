@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.measure import ACTIVATION_IMAGES, Table, normalised, weights
-from image_search.embedding import measure_activation_maxima, measure_features, to_pixels
+from image_search.embedding import Network, measure_activation_maxima, to_pixels
 from image_search.recipe import Form, Recipe
 from image_search.settings import load_settings
 from image_search.values import PLAIN_POOLING, Embeddings, Features, Pixels, Pooling
@@ -68,7 +68,7 @@ class Images:
 
     def features(self, size: int, maxima: Sequence[float], pooling: Pooling) -> Features:
         """What the network makes of them."""
-        return measure_features(weights(), size, maxima, pooling, self.pixels(size))
+        return Network(weights(), size, maxima, pooling).measure(self.pixels(size))
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def measure(source: str, images: int) -> list[Table]:
         subprocess.run(worker, env=environ, check=True, stdout=subprocess.DEVNULL)
         index = open_index(load_settings(data_dir=folder))
         model, maxima = index.manifest.model, index.manifest.activation_maxima
-        embedder = Embedder(model.weights, model.input_size, maxima, index.load_recipe())
+        embedder = Embedder.load(model.weights, model.input_size, maxima, index.load_recipe())
         embedder.warm_up()
         with service(environ) as (process, seconds_to_ready):
             tables = [

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import hashlib
 import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,6 @@ from image_search.manifest import ModelSpec
 from image_search.recipe import Recipe
 from image_search.sample import TEXTURE_BLOCKS, TEXTURES
 from image_search.values import (
-    DIMENSION,
     PLAIN_POOLING,
     Embeddings,
     Features,
@@ -37,13 +37,13 @@ PREPROCESSING_VERSION: Final = 2
 _REDUCING_GAP: Final = 3
 
 
-class Embedder:
+class Network:
     """VGG16 without its classifier, on a GPU if there is one, else on the CPU.
 
-    `weights` is `bundled`, `imagenet` or a path; `input_size` in pixels, at least 32. Without a
-    recipe the last feature map is averaged; with one, embeddings are made as that says. With
-    `activation_maxima`, from `measure_activation_maxima`, it computes in int8. Safe to use
-    from several threads. Raises WeightsError when the weights cannot be had.
+    `weights` is `bundled`, `imagenet` or a path; `input_size` in pixels, at least 32. With
+    `activation_maxima`, from `measure_activation_maxima`, it computes in int8. Feature maps are
+    pooled as `pooling` says. Safe to use from several threads. Raises WeightsError when the weights
+    cannot be had.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Embedder:
         weights: str,
         input_size: int,
         activation_maxima: Sequence[float] = (),
-        recipe: Recipe | None = None,
+        pooling: Pooling = PLAIN_POOLING,
     ) -> None:
         name, convolutions = load_weights(weights)
         self.model = ModelSpec(
@@ -60,13 +60,71 @@ class Embedder:
             input_size=input_size,
             preprocessing=PREPROCESSING_VERSION,
             precision="int8" if activation_maxima else "float32",
-            recipe=recipe.name if recipe else "none",
-            recipe_fingerprint=recipe.fingerprint if recipe else "",
         )
-        self._recipe = recipe
-        pooling = recipe.form.pooling if recipe else PLAIN_POOLING
         poolings = (pooling, Pooling(TEXTURE_BLOCKS, 1))
+        self._features = sum(pooling.channels)
         self._forward = _compile(convolutions, input_size, activation_maxima, poolings)
+        self._kept: dict[bytes, Features] = {}
+
+    def outputs(self, batch: Sequence[Pixels] | Pixels) -> tuple[Features, Features]:
+        """float32 [n, features] and [n, 384] of uint8 RGB [n, input_size, input_size, 3].
+
+        The second is what `Familiarity` is told by. What `measure` kept is not computed again.
+        """
+        if self._kept:
+            found = [self._kept.pop(_digest(image), None) for image in batch]
+            new = [image for image, row in zip(batch, found, strict=True) if row is None]
+            computed = iter(self._computed(new))
+            rows = np.array([next(computed) if row is None else row for row in found], np.float32)
+            rows = rows.reshape(len(found), self._features + TEXTURES)
+        else:
+            rows = self._computed(batch)
+        return rows[:, : self._features], rows[:, self._features :]
+
+    def measure(self, batches: Iterable[Pixels]) -> Features:
+        """What recipes are fitted to: float32 [n, features] of batches of uint8 RGB pixels.
+
+        All outputs are kept, 6 kB an image, until `outputs` is asked for them.
+        """
+        measured = [np.empty((0, self._features), np.float32)]
+        for batch in batches:
+            rows = self._computed(batch)
+            self._kept.update(zip(map(_digest, batch), rows, strict=True))
+            measured.append(rows[:, : self._features])
+        return np.concatenate(measured)
+
+    def _computed(self, batch: Sequence[Pixels] | Pixels) -> Features:
+        if len(batch) == 0:
+            return np.empty((0, self._features + TEXTURES), np.float32)
+        return self._forward(np.asarray(batch))
+
+
+class Embedder:
+    """Embeddings of images, as a network and a recipe make them.
+
+    Without a recipe they are what the network gives, whose pooling has to be the plain one, and
+    otherwise that of the recipe. Safe to use from several threads.
+    """
+
+    def __init__(self, network: Network, recipe: Recipe | None = None) -> None:
+        self.model = network.model
+        if recipe:
+            of_recipe = {"recipe": recipe.name, "recipe_fingerprint": recipe.fingerprint}
+            self.model = network.model.model_copy(update=of_recipe)
+        self._recipe = recipe
+        self._network = network
+
+    @classmethod
+    def load(
+        cls,
+        weights: str,
+        input_size: int,
+        activation_maxima: Sequence[float] = (),
+        recipe: Recipe | None = None,
+    ) -> "Embedder":
+        """With a network of its own; the arguments are those of `Network`."""
+        pooling = recipe.form.pooling if recipe else PLAIN_POOLING
+        return cls(Network(weights, input_size, activation_maxima, pooling), recipe)
 
     def pixels(self, image: Image.Image) -> Pixels:
         """uint8 [input_size, input_size, 3] of an RGB image."""
@@ -78,10 +136,7 @@ class Embedder:
 
     def embed_with_textures(self, batch: Sequence[Pixels] | Pixels) -> tuple[Embeddings, Features]:
         """What `embed` gives, and float32 [n, 384]: what `Familiarity` is told by."""
-        if len(batch) == 0:
-            return np.empty((0, DIMENSION), np.float32), np.empty((0, TEXTURES), np.float32)
-        outputs = self._forward(np.asarray(batch))
-        features, textures = outputs[:, :-TEXTURES], outputs[:, -TEXTURES:]
+        features, textures = self._network.outputs(batch)
         return self._recipe.apply(features) if self._recipe else features, textures
 
     def warm_up(self) -> None:
@@ -117,23 +172,6 @@ def measure_activation_maxima(weights: str, pixels: Pixels) -> tuple[float, ...]
     return openvino.measure_activation_maxima(convolutions, pixels)
 
 
-def measure_features(
-    weights: str,
-    input_size: int,
-    activation_maxima: Sequence[float],
-    pooling: Pooling,
-    batches: Iterable[Pixels],
-) -> Features:
-    """What recipes are fitted to: float32 [n, features] of batches of uint8 RGB pixels.
-
-    Raises WeightsError when the weights cannot be had.
-    """
-    _, convolutions = load_weights(weights)
-    forward = _compile(convolutions, input_size, activation_maxima, [pooling])
-    features = [forward(batch) for batch in batches]
-    return np.concatenate([np.empty((0, sum(pooling.channels)), np.float32), *features])
-
-
 @cache
 def has_gpu() -> bool:
     """Whether there is a GPU to embed on; logs a warning where only the software for it is."""
@@ -162,6 +200,10 @@ def _compile(
     from image_search.engines import openvino
 
     return openvino.compile_forward(convolutions, input_size, activation_maxima, poolings)
+
+
+def _digest(pixels: Pixels) -> bytes:
+    return hashlib.sha256(pixels.tobytes()).digest()
 
 
 def _release_memory() -> None:

@@ -183,7 +183,7 @@ class IndexFollower:
             BUNDLED,
         }:
             weights = self._settings.weights  # the path of the file that the manifest names
-        embedder = Embedder(
+        embedder = Embedder.load(
             weights,
             manifest.model.input_size,
             manifest.activation_maxima,

@@ -50,7 +50,7 @@ def fake_embedder() -> FakeEmbedder:
 @pytest.fixture(scope="session")
 def embedder() -> Embedder:
     """The real network with the bundled weights."""
-    return Embedder("bundled", 32)
+    return Embedder.load("bundled", 32)
 
 
 @pytest.fixture(scope="session")

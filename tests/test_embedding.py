@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from image_search import embedding, weights
-from image_search.embedding import Embedder, has_gpu, measure_activation_maxima, measure_features
+from image_search.embedding import Embedder, Network, has_gpu, measure_activation_maxima
 from image_search.engines import tensorflow
 from image_search.engines.tensorflow import import_keras
 from image_search.errors import IndexMismatchError, WeightsError
@@ -82,7 +82,7 @@ def test_embeddings_are_those_of_keras(embedder: Embedder) -> None:
 @pytest.mark.slow
 def test_larger_inputs_are_averaged_over_the_last_feature_map() -> None:
     images = pictures(2, size=64)
-    embeddings = Embedder("bundled", 64).embed(images)
+    embeddings = Embedder.load("bundled", 64).embed(images)
     np.testing.assert_allclose(embeddings, keras_embeddings(images, 64), rtol=1e-3, atol=1e-3)
 
 
@@ -129,11 +129,11 @@ def test_bundled_weights_embed_as_their_original(real_images: Any, size: int, co
     # The same for both, as int8 rounds elsewhere when they differ a little.
     maxima = measure_activation_maxima(str(ORIGINAL), pixels[:256])
     for activation_maxima, least in (((), 0.9995), (maxima, 0.999)):
-        bundled = Embedder("bundled", size, activation_maxima).embed(pixels)
-        original = Embedder(str(ORIGINAL), size, activation_maxima).embed(pixels)
+        bundled = Embedder.load("bundled", size, activation_maxima).embed(pixels)
+        original = Embedder.load(str(ORIGINAL), size, activation_maxima).embed(pixels)
         assert cosines(bundled, original).min() >= least
     features, of_original = (
-        measure_features(name, size, (), POOLINGS[1], [pixels])
+        Network(name, size, (), POOLINGS[1]).measure([pixels])
         for name in ("bundled", str(ORIGINAL))
     )
     assert cosines(features, of_original).min() >= 0.9998
@@ -190,7 +190,7 @@ def test_on_a_gpu_with_tensor_cores_tensorflow_computes_in_float16(
     images = pictures(20)
     gpu = Gpu(monkeypatch, (9, 0))
     monkeypatch.setattr(embedding, "has_gpu", lambda: True)
-    on_gpu = Embedder("bundled", 32)
+    on_gpu = Embedder.load("bundled", 32)
     assert gpu.memory_grows
     assert on_gpu.model == embedder.model
     embeddings = on_gpu.embed(images)
@@ -206,7 +206,7 @@ def test_on_an_older_gpu_tensorflow_computes_in_float32(monkeypatch: pytest.Monk
     expected = keras_embeddings(images)
     Gpu(monkeypatch, (6, 1))
     monkeypatch.setattr(embedding, "has_gpu", lambda: True)
-    embeddings = Embedder("bundled", 32).embed(images)
+    embeddings = Embedder.load("bundled", 32).embed(images)
     np.testing.assert_allclose(embeddings, expected, rtol=1e-3, atol=1e-3)
     assert not (embeddings == embeddings.astype(np.float16)).all()
 
@@ -244,7 +244,7 @@ def test_engines_agree_on_real_images(embedder: Embedder, real_images: Any) -> N
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_engines_agree_on_the_features_of_recipes(real_images: Any, pooling: Pooling) -> None:
     enlarged = real_images[:60].repeat(2, axis=1).repeat(2, axis=2)
-    features = measure_features("bundled", 64, (), pooling, [enlarged[:20], enlarged[20:]])
+    features = Network("bundled", 64, (), pooling).measure([enlarged[:20], enlarged[20:]])
     assert features.shape == (60, sum(pooling.channels))
     reference = tensorflow.compile_forward(load_weights("bundled")[1], 64, [pooling])
     expected = reference(enlarged)
@@ -258,7 +258,7 @@ def test_int8_keeps_embeddings_and_neighbours_of_real_images(
     embedder: Embedder, real_images: Any
 ) -> None:
     indexed, queries = real_images[:800], real_images[800:]
-    int8 = Embedder("bundled", 32, measure_activation_maxima("bundled", indexed[:256]))
+    int8 = Embedder.load("bundled", 32, measure_activation_maxima("bundled", indexed[:256]))
     assert int8.model == embedder.model.model_copy(update={"precision": "int8"})
     similarities = cosines(int8.embed(real_images), embedder.embed(real_images))
     assert similarities.mean() > 0.999
@@ -286,19 +286,41 @@ def test_features_of_recipes_are_means_of_keras_maps(pooling: Pooling) -> None:
     ).predict(images[..., ::-1] - MEAN_BGR, verbose=0)
     powers = [np.power(found, pooling.exponent).mean(axis=(1, 2)) for found in maps]
     expected = np.power(np.concatenate(powers, axis=1), 1 / pooling.exponent)
-    found = measure_features("bundled", 64, (), pooling, [images[:4], images[4:]])
+    found = Network("bundled", 64, (), pooling).measure([images[:4], images[4:]])
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
 def test_means_in_float16_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(4, size=64)
-    expected = measure_features("bundled", 64, (), POOLINGS[1], [images])
+    expected = Network("bundled", 64, (), POOLINGS[1]).measure([images])
     assert expected.max() ** 3 > np.finfo(np.float16).max
     Gpu(monkeypatch, (9, 0))
     monkeypatch.setattr(embedding, "has_gpu", lambda: True)
-    found = measure_features("bundled", 64, (), POOLINGS[1], [images])
+    found = Network("bundled", 64, (), POOLINGS[1]).measure([images])
     assert cosines(found, expected).min() > 0.9999
+
+
+def test_what_a_recipe_was_fitted_to_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(12)
+    network = Network("bundled", 32)
+    features, textures = Network("bundled", 32).outputs(images)
+    np.testing.assert_allclose(network.measure([images[2:6], images[6:9]]), features[2:9], 1e-5)
+    computed: list[int] = []
+    forward = network._forward
+
+    def counted(batch: Any) -> Any:
+        computed.append(len(batch))
+        return forward(batch)
+
+    monkeypatch.setattr(network, "_forward", counted)
+    for _ in range(2):
+        order = np.random.default_rng(0).permutation(12)
+        found = network.outputs(list(images[order]))
+        np.testing.assert_allclose(found[0], features[order], 1e-5)
+        np.testing.assert_allclose(found[1], textures[order], 1e-5)
+    assert computed == [5, 12]
+    assert [len(rows) for rows in network.outputs([])] == [0, 0]
 
 
 def test_activation_maxima_are_those_of_keras() -> None:
@@ -331,7 +353,7 @@ def test_a_file_of_keras_weights_can_be_used(embedder: Embedder, tmp_path: Path)
     network = import_keras().applications.VGG16(weights=None, include_top=False)
     network.set_weights(bundled_arrays())
     network.save_weights(path)
-    mine = Embedder(str(path), 32)
+    mine = Embedder.load(str(path), 32)
     assert mine.model.weights == "mine.weights.h5"
     assert mine.model.fingerprint == embedder.model.fingerprint
     manifest = Manifest.new(embedder.model, "cosine", "n")
@@ -344,7 +366,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path, content: bytes |
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(WeightsError, match=r"wrong\.h5"):
-        Embedder(str(path), 32)
+        Embedder.load(str(path), 32)
 
 
 @saves_with_keras
@@ -353,7 +375,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.weights.h5"
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save_weights(path)
     with pytest.raises(WeightsError, match=r"other\.weights\.h5"):
-        Embedder(str(path), 32)
+        Embedder.load(str(path), 32)
 
 
 def test_another_model_is_refused_with_both_sides_named(embedder: Embedder) -> None:
@@ -366,7 +388,7 @@ def test_another_model_is_refused_with_both_sides_named(embedder: Embedder) -> N
 
 def test_imagenet_weights_are_reported_when_they_cannot_be_had() -> None:
     with pytest.raises(WeightsError, match="ImageNet"):
-        Embedder("imagenet", 32)
+        Embedder.load("imagenet", 32)
 
 
 def test_auto_is_bundled_and_anything_else_is_itself() -> None:
@@ -390,9 +412,9 @@ def test_imagenet_is_the_file_that_keras_caches(
     cached.parent.mkdir(parents=True)
     shutil.copy(ORIGINAL, cached)
     with pytest.raises(WeightsError, match="checksum"):
-        Embedder("imagenet", 32)
+        Embedder.load("imagenet", 32)
     # The file at hand is a copy with another HDF5 layout, and so another checksum.
     checksum = hashlib.md5(cached.read_bytes()).hexdigest()
     monkeypatch.setattr(weights, "_IMAGENET_MD5", checksum)
-    model = Embedder("imagenet", 32).model
+    model = Embedder.load("imagenet", 32).model
     assert (model.weights, model.fingerprint) == ("imagenet", "d9a27cc1fc7f975e")

@@ -450,7 +450,7 @@ def test_an_index_keeps_the_precision_that_it_was_built_in(settings: Settings) -
     assert built.manifest.model.precision == "int8"
     assert len(built.manifest.activation_maxima) == 12
     # Without the setting, and in any other process, embeddings are those of the same numbers.
-    again = Embedder("bundled", 32, built.manifest.activation_maxima)
+    again = Embedder.load("bundled", 32, built.manifest.activation_maxima)
     item = drawn(settings, 40)
     [expected] = again.embed([again.pixels(Image.fromarray(np.asarray(item.content)))])
     [match] = built.query(expected, 1)
@@ -480,7 +480,7 @@ def test_an_index_keeps_the_recipe_that_it_was_built_with(settings: Settings) ->
     model = built.manifest.model
     assert model.recipe == "neighbours"
     # Anyone makes the same embeddings of what the index has.
-    again = Embedder("bundled", 32, built.manifest.activation_maxima, built.load_recipe())
+    again = Embedder.load("bundled", 32, built.manifest.activation_maxima, built.load_recipe())
     assert again.model == model
     item = drawn(settings, 120)
     [match] = built.query(

@@ -261,7 +261,8 @@ def test_what_is_no_recipe_is_refused(content: bytes) -> None:
 
 
 def fit(source: Source, **settings: Any) -> Recipe | None:
-    return fit_recipe(source, "bundled", 32, (), load_settings(**settings), threading.Event())
+    fitted = fit_recipe(source, "bundled", 32, (), load_settings(**settings), threading.Event())
+    return fitted[0] if fitted else None
 
 
 def drawn(count: int, reads: list[int] | None = None) -> Source:
@@ -283,7 +284,7 @@ def test_embeddings_with_a_recipe_are_its_own(embedder: Embedder) -> None:
     recipe = fit(source)
     assert recipe is not None
     assert recipe.name == "neighbours"
-    with_recipe = Embedder("bundled", 32, (), recipe)
+    with_recipe = Embedder.load("bundled", 32, (), recipe)
     assert with_recipe.model == embedder.model.model_copy(
         update={"recipe": "neighbours", "recipe_fingerprint": recipe.fingerprint}
     )

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from image_search.embedding import Embedder, has_gpu, measure_activation_maxima, to_pixels
+from image_search.embedding import Embedder, Network, has_gpu, measure_activation_maxima, to_pixels
 from image_search.errors import ImageError
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
@@ -47,10 +47,11 @@ def create_index_for(
         pixels = activation_sample(source, input_size, settings)
         if len(pixels):
             maxima = measure_activation_maxima(weights, pixels)
-    recipe = fit_recipe(source, weights, input_size, maxima, settings, stop)
+    fitted = fit_recipe(source, weights, input_size, maxima, settings, stop)
     if stop.is_set():
         return None
-    embedder = Embedder(weights, input_size, maxima, recipe)
+    recipe, network = fitted or (None, Network(weights, input_size, maxima))
+    embedder = Embedder(network, recipe)
     manifest = Manifest.new(embedder.model, settings.metric, settings.namespace, maxima, reason)
     index = create_index(settings, manifest, recipe)
     if index.manifest != manifest:  # another worker has created it meanwhile
@@ -76,7 +77,7 @@ def load_embedder(index: VectorIndex, settings: Settings) -> Embedder:
         if model.recipe != "none":
             built_with.require_model(model.model_copy(update={"recipe": settings.recipe}))
         _log.warning("the index has plain embeddings (recipe none), and keeps them")
-    embedder = Embedder(weights, size, built_with.activation_maxima, index.load_recipe())
+    embedder = Embedder.load(weights, size, built_with.activation_maxima, index.load_recipe())
     built_with.require_model(embedder.model)
     return embedder
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_search.decoding import Decoder
-from image_search.embedding import measure_features, to_pixels
+from image_search.embedding import Network, to_pixels
 from image_search.errors import ImageError, SettingsError
 from image_search.progress import Progress
 from image_search.recipe import Form, Recipe
@@ -60,11 +60,13 @@ def fit_recipe(
     activation_maxima: Sequence[float],
     settings: Settings,
     stop: threading.Event,
-) -> Recipe | None:
-    """The recipe of the settings, fitted to a random sample of the source.
+) -> tuple[Recipe, Network] | None:
+    """The recipe of the settings, fitted to a random sample of the source, and its network.
 
+    The network has kept what it made of these images, so that their embeddings cost nothing more.
     None where plain embeddings are asked for, or there are too few images for another recipe; then
-    a line says so. Raises SettingsError for a recipe that is only in older indexes.
+    a line says so. Raises SettingsError for a recipe that is only in older indexes, and
+    WeightsError.
     """
     form = form_for(input_size)
     name: RecipeName
@@ -81,15 +83,16 @@ def fit_recipe(
         )
     labels: list[str | None] = []
     batches = _batches(source, IMAGES, input_size, settings, stop, labels)
-    features = measure_features(weights, input_size, activation_maxima, form.pooling, batches)
+    network = Network(weights, input_size, activation_maxima, form.pooling)
+    features = network.measure(batches)
     if stop.is_set():
         return None
     try:
         if name == "discriminant":
-            return fit_discriminant(features, labels, form)
+            return fit_discriminant(features, labels, form), network
         if name == "components":
-            return fit_components(features, form)
-        return fit_neighbours(features, form)
+            return fit_components(features, form), network
+        return fit_neighbours(features, form), network
     except TooFewImagesError as exc:
         _log.warning(
             "the index gets plain embeddings (recipe none), which find less: %s. With more "

@@ -16,7 +16,6 @@ from image_search.sample import TEXTURES
 from image_search.settings import Settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION, Embeddings, Features, Pixels
-from service import follower
 from tests.support.images import KINDS, PER_KIND, drawn
 from tests.support.pinecone import API_KEY, PineconeEmulator
 from worker.ingest import ingest
@@ -50,7 +49,7 @@ def serve_fakes(
     patch: pytest.MonkeyPatch, make: Callable[..., Embedder] = lambda *_: FakeEmbedder()
 ) -> None:
     """Let services make their embedders so."""
-    patch.setattr(follower, "Embedder", make)
+    patch.setattr(Embedder, "load", make)
 
 
 @contextmanager
