@@ -211,15 +211,18 @@ def _mutual_neighbours(rows: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]
     unit = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _ROUNDING)).astype(
         np.float32
     )
-    nearest = np.zeros((len(unit), len(unit)), np.bool_)
+    nearest = []
     for start in range(0, len(unit), _ROWS):
         similarities = unit[start : start + _ROWS] @ unit.T
         own = np.arange(len(similarities))
         similarities[own, start + own] = -np.inf
-        found = np.argpartition(-similarities, _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
-        nearest[start + own[:, np.newaxis], found] = True
-    one, other = np.nonzero(np.triu(nearest & nearest.T))
-    return one, other
+        found = np.argpartition(-similarities, _NEIGHBOURS, axis=1)
+        nearest.append(found[:, :_NEIGHBOURS].copy())
+    other = np.concatenate(nearest).ravel()
+    one = np.arange(len(other)) // _NEIGHBOURS
+    mutual = np.intersect1d(one * len(unit) + other, other * len(unit) + one)
+    one, other = np.divmod(mutual, len(unit))
+    return one[one < other], other[one < other]
 
 
 def _whitened(scatter: Floats, shrinkage: float) -> Floats:
