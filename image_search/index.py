@@ -3,7 +3,7 @@
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -125,6 +125,21 @@ class VectorIndex(ABC):
     def save_source(self, name: str, source: KnownSource) -> None:
         """Add a source, or replace the one of this name; other processes may add others."""
 
+    @abstractmethod
+    def load_deletions(self) -> dict[str, str]:
+        """Images that were deleted for good, by id, with the SHA-256 of what they were read from.
+
+        At most `MOST_DELETIONS`: those that were deleted first are forgotten.
+        """
+
+    @abstractmethod
+    def save_deletions(self, deletions: Mapping[str, str]) -> None:
+        """Add to what `load_deletions` gives; other processes may add others."""
+
+    @abstractmethod
+    def forget_deletions(self, ids: Collection[str]) -> None:
+        """Take these ids out of what `load_deletions` gives."""
+
     def load_recipe(self) -> Recipe | None:
         """What the embeddings were made with, to make an Embedder with; None for plain ones."""
         fingerprint = self._manifest.model.recipe_fingerprint
@@ -194,6 +209,13 @@ class VectorIndex(ABC):
 
     @abstractmethod
     def _fetch(self, ids: Sequence[str]) -> dict[str, Record]: ...
+
+    def find_digests(self, digests: Collection[str]) -> dict[str, list[str]]:
+        """For each of these SHA-256 that records have in `DIGEST_FIELD` the ids of those."""
+        return self._find_digests(digests) if digests else {}
+
+    @abstractmethod
+    def _find_digests(self, digests: Collection[str]) -> dict[str, list[str]]: ...
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete the records with these ids; ids that do not exist do not matter."""

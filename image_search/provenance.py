@@ -1,11 +1,12 @@
 """Where the images of an index came from, and which were deleted; kept beside the index."""
 
 from datetime import datetime
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 # So many of the images that were deleted last are remembered.
-MOST_DELETIONS = 100_000
+MOST_DELETIONS: Final = 100_000
 
 
 class KnownSource(BaseModel):

@@ -64,6 +64,8 @@ MetadataValue = str | int | float | bool | list[str]
 Metadata = Mapping[str, MetadataValue]
 
 LABEL_FIELD: Final = "label"
+# The field of a record's metadata that has the SHA-256, in hex, of what the image was read from.
+DIGEST_FIELD: Final = "sha256"
 THUMBNAIL_FIELD: Final = "thumbnail"
 
 # Pinecone's limits, kept by every store so that an index can move.

@@ -10,6 +10,7 @@ from typing import Final
 
 from image_search.errors import RecordError, StoreError
 from image_search.index import Record, VectorIndex
+from image_search.values import DIGEST_FIELD
 from service.batching import Stage
 
 _log = logging.getLogger(__name__)
@@ -77,11 +78,15 @@ def _commit(jobs: list[_Job]) -> None:
     ids = [job.id for job in jobs]
     records = [job.record for job in jobs if job.record is not None]
     try:
-        present = set(index.fetch(ids))
+        found = index.fetch(ids)
+        present = set(found)
         if records:
             index.upsert(records)
-        else:
-            index.delete([id_ for id_ in ids if id_ in present])
+        elif found:
+            # First, so that no ingest brings back what was answered to be gone.
+            digests = {id_: record.metadata.get(DIGEST_FIELD) for id_, record in found.items()}
+            index.save_deletions({id_: str(digest) for id_, digest in digests.items() if digest})
+            index.delete(list(found))
     except RecordError as exc:
         if len(jobs) == 1:
             _fail(jobs, exc)

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from image_search.values import DIGEST_FIELD
 from tests.support import ROOT
 from tests.support.images import png
-from worker.ingest import DIGEST_FIELD
 from worker.sources import Source, open_source
 from worker.sources.sample import KINDS
 

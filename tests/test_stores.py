@@ -607,6 +607,39 @@ def test_an_index_keeps_where_its_sources_are(create: Indexes) -> None:
     assert index.list_ids().ids == []
 
 
+def test_an_index_keeps_what_was_deleted_for_good(create: Indexes) -> None:
+    index = create()
+    assert index.load_deletions() == {}
+    index.save_deletions({})
+    deletions = {f"é'{n}".encode().hex() + '/"': f"{n:064x}" for n in range(300)}
+    ids = list(deletions)
+    for part in (ids[:200], ids[200:], ids[:10]):
+        index.save_deletions({id_: deletions[id_] for id_ in part})
+    assert create.open().load_deletions() == deletions
+    index.forget_deletions([*ids[:150], "unknown"])
+    assert create.open().load_deletions() == {id_: deletions[id_] for id_ in ids[150:]}
+    assert create(namespace="other").load_deletions() == {}
+    assert index.count() == 0
+
+
+def test_images_are_found_by_digest(create: Indexes) -> None:
+    index = create()
+    assert index.find_digests([]) == {}
+    assert index.find_digests(["a" * 64]) == {}
+    index.upsert(
+        [
+            replace(record(f"{n}/'{n}"), metadata={"sha256": f"{n // 2:064x}", "n": n})
+            for n in range(700)
+        ]
+    )
+    index.upsert([replace(record("none"), metadata={"sha256x": f"{1:064x}"})])
+    index.flush()
+    wanted = [f"{n:064x}" for n in range(1, 600)]
+    found = index.find_digests(wanted)
+    assert found.keys() == {f"{n:064x}" for n in range(1, 350)}
+    assert sorted(found[f"{7:064x}"]) == ["14/'14", "15/'15"]
+
+
 def test_sources_that_are_saved_at_once_are_all_kept(create: Indexes) -> None:
     index = create()
     sources = {f"album{n}": KnownSource(place=f"/{n}") for n in range(24)}

@@ -134,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("cosine", "euclidean", "dotproduct"),
         help="metric of a new index (default: cosine)",
     )
+    ingest_parser.add_argument(
+        "--restore",
+        action="store_true",
+        help="bring back what was deleted over HTTP, which stays out of the index otherwise",
+    )
     _add_batch_size(ingest_parser)
     _add_index_options(ingest_parser)
     evaluate_parser = commands.add_parser(
@@ -325,13 +330,20 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
         embedder.warm_up()
         started = time.monotonic()
         seen = SeenSource(source)
-        summary = ingest(seen.source, index, embedder, settings, stop=stop.event)
+        summary = ingest(
+            seen.source,
+            index,
+            embedder,
+            settings,
+            stop=stop.event,
+            restore=arguments.restore,
+        )
         if arguments.prune is not None and not summary.interrupted:
             prune(index, seen, arguments.prune)
         if not summary.interrupted:
             remember(index, source, datetime.now(UTC))
         index.flush()
-        if summary.embedded or summary.relabelled or index.calibration is None:
+        if summary.embedded or summary.relabelled or summary.moved or index.calibration is None:
             recalibrate(index, summary.sample, stop.event)
         _report(source, summary, index, settings, time.monotonic() - started)
         is_whole = not summary.unreadable and not source.skipped.lost
@@ -394,6 +406,13 @@ def _report(
     )
     if summary.relabelled:
         print(f"{summary.relabelled:,} images got another label or other metadata")
+    if summary.moved:
+        print(f"{summary.moved:,} images were in the index under another name: not embedded again")
+    if summary.deleted:
+        print(
+            f"{summary.deleted:,} images stay out of the index, as they were deleted over HTTP: "
+            "--restore brings them back"
+        )
     if source.name == "sample":
         print(
             "these pictures are drawn, for trying; your own need an index of their own: "

@@ -29,7 +29,7 @@ from image_search.errors import ImageError, IndexNotFoundError, RecordError, Sou
 from image_search.index import Match, Record, VectorIndex, check_embedding
 from image_search.progress import Progress
 from image_search.settings import Settings
-from image_search.values import DIMENSION, Embeddings, Metric, Pixels
+from image_search.values import DIGEST_FIELD, DIMENSION, Embeddings, Metric, Pixels
 from worker import measures
 from worker.figures import (
     ConfidenceBin,
@@ -48,7 +48,7 @@ from worker.figures import (
     Strip,
     rounded,
 )
-from worker.ingest import DIGEST_FIELD, digest, make_decoder, open_image
+from worker.ingest import digest, make_decoder, open_image
 from worker.measures import Floats
 from worker.sources import Item, Source
 

@@ -10,10 +10,11 @@ another stopped, and embeds again only what is new or has changed.
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from os import cpu_count
 from queue import Empty, Full, Queue
@@ -27,9 +28,9 @@ from image_search.embedding import Embedder, min_side
 from image_search.errors import ImageError, RecordError
 from image_search.index import Record, VectorIndex, check_embedding
 from image_search.progress import Progress
-from image_search.sample import ImageSample
+from image_search.sample import ImageSample, rank
 from image_search.settings import Settings
-from image_search.values import Metadata, Pixels
+from image_search.values import DIGEST_FIELD, Metadata, Pixels
 from worker.sources import Item, Source
 
 # What is looked up and decoded at once, bounded by count and by the bytes held. To look 1,024 up
@@ -44,9 +45,7 @@ _SECONDS_PER_COMMIT: Final = 2.0
 _QUEUED_BATCHES: Final = 2
 _POLL_SECONDS: Final = 0.1
 
-# The field of a record's metadata that tells whether an image has changed.
-DIGEST_FIELD: Final = "sha256"
-
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -58,10 +57,30 @@ class Summary:
     unchanged: int = 0
     # With another label or other metadata than before, which costs no embedding.
     relabelled: int = 0
+    # Under another id than before, which costs no embedding: renamed, moved, or copied.
+    moved: int = 0
+    # Left out, as they were deleted over HTTP.
+    deleted: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
     # Of what was embedded.
     sample: ImageSample = field(default_factory=ImageSample)
+
+
+class _Deleted:
+    """In place of an image that was deleted over HTTP."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the index knows of a chunk: records by id, and by digest those of images like new ones.
+
+    `digests` are those of the chunk, in order; empty for what cannot be read.
+    """
+
+    digests: list[str]
+    records: dict[str, Record]
+    copies: dict[str, Record]
 
 
 @dataclass(frozen=True)
@@ -80,18 +99,56 @@ def ingest(
     settings: Settings,
     *,
     stop: threading.Event | None = None,
+    restore: bool = False,
 ) -> Summary:
     """Bring the images of `source` into the index; resumable and idempotent.
+
+    What was deleted over HTTP stays out of the index, unless it is to `restore` that. An image that
+    the index has under another id is not embedded again.
 
     `stop` ends it early: the batches in flight are finished and committed. Errors of the source
     and of the store are raised once what was embedded before them is committed, if it can be.
     """
-    return _Ingestion(index, embedder, settings, stop or threading.Event()).run(source)
+    deletions = _Deletions(index.load_deletions(), restore=restore)
+    summary = _Ingestion(index, embedder, settings, stop or threading.Event(), deletions).run(
+        source
+    )
+    if deletions.restored:
+        index.forget_deletions(deletions.restored)
+    return summary
+
+
+class _Deletions:
+    """What was deleted over HTTP: digests by id."""
+
+    def __init__(self, digests: Mapping[str, str], *, restore: bool) -> None:
+        self._digests = digests
+        self._ids: dict[str, list[str]] = {}
+        for id_, one in digests.items():
+            self._ids.setdefault(one, []).append(id_)
+        self._restore = restore
+        # Ids of deletions that no longer hold.
+        self.restored: set[str] = set()
+
+    def hold_for(self, item: Item, found: str, *, has_copy: bool) -> bool:
+        """Whether the image was deleted under this id, or under another and no copy was kept."""
+        if found not in self._ids:
+            return False
+        if self._restore:
+            self.restored.update(self._ids[found])
+            return False
+        ids = (item.id, item.former_id or item.id)
+        return not has_copy or any(self._digests.get(id_) == found for id_ in ids)
 
 
 class _Ingestion:
     def __init__(
-        self, index: VectorIndex, embedder: Embedder, settings: Settings, stop: threading.Event
+        self,
+        index: VectorIndex,
+        embedder: Embedder,
+        settings: Settings,
+        stop: threading.Event,
+        deletions: _Deletions,
     ) -> None:
         self._index = index
         self._embedder = embedder
@@ -99,7 +156,10 @@ class _Ingestion:
         self._decoder = make_decoder(settings)
         self._stop = stop
         self._summary = Summary()
+        self._deletions = deletions
         self._relabelled: set[str] = set()
+        # Ids before, by new ids.
+        self._moved: dict[str, str] = {}
         self._failed = threading.Event()
         self._errors: list[BaseException] = []
         self._decoded: Queue[list[_Decoded | Record] | None] = Queue(_QUEUED_BATCHES)
@@ -133,8 +193,8 @@ class _Ingestion:
         is_new = self._index.count() == 0
         try:
             for chunk in _chunks(source.items()):
-                present = {} if is_new else self._index.fetch(_ids(chunk))
-                for item, result in zip(chunk, self._decode_all(pool, chunk, present), strict=True):
+                known = self._look_up(pool, chunk, is_new=is_new)
+                for item, result in zip(chunk, self._decode_all(pool, chunk, known), strict=True):
                     if self._stop.is_set() or self._failed.is_set():
                         return
                     if isinstance(result, _Decoded | Record):
@@ -145,38 +205,56 @@ class _Ingestion:
                         continue
                     if isinstance(result, ImageError):
                         self._skip(item.id, result)
+                        continue
+                    if isinstance(result, _Deleted):
+                        self._summary.deleted += 1
                     else:
                         self._summary.unchanged += 1
-                        self._progress.update(1)
+                    self._progress.update(1)
         finally:
             pool.shutdown(cancel_futures=True)
             self._decoder.close()
             if batch:
                 self._put(self._decoded, batch)
 
-    def _decode_all(
-        self, pool: ThreadPoolExecutor, chunk: list[Item], present: dict[str, Record]
-    ) -> Iterator["_Decoded | Record | ImageError | None"]:
-        # Small images are decoded faster than the pool hands them out one by one.
-        slices = [chunk[start : start + _SLICE] for start in range(0, len(chunk), _SLICE)]
-        return chain.from_iterable(
-            pool.map(lambda items: [self._decode(item, present) for item in items], slices)
+    def _look_up(self, pool: ThreadPoolExecutor, chunk: list[Item], *, is_new: bool) -> _Known:
+        digests = list(_in_slices(pool, _digest_of, chunk))
+        if is_new:
+            return _Known(digests, {}, {})
+        records = self._index.fetch(_ids(chunk))
+        pairs = zip(chunk, digests, strict=True)
+        new = {one for item, one in pairs if one and not _held(item, one, records)}
+        found = {one: min(ids) for one, ids in self._index.find_digests(new).items()}
+        copies = self._index.fetch(list(found.values()))
+        return _Known(
+            digests, records, {one: copies[id_] for one, id_ in found.items() if id_ in copies}
         )
 
+    def _decode_all(
+        self, pool: ThreadPoolExecutor, chunk: list[Item], known: _Known
+    ) -> Iterator["_Decoded | Record | _Deleted | ImageError | None"]:
+        pairs = list(zip(chunk, known.digests, strict=True))
+        return _in_slices(pool, lambda pair: self._decode(*pair, known), pairs)
+
     def _decode(
-        self, item: Item, present: dict[str, Record]
-    ) -> _Decoded | Record | ImageError | None:
+        self, item: Item, found: str, known: _Known
+    ) -> _Decoded | Record | _Deleted | ImageError | None:
         """None for an item that the index holds as it is."""
         if isinstance(item.content, ImageError):
             return item.content
-        metadata = {**item.metadata, DIGEST_FIELD: digest(item.content)}
-        for id_ in (item.id, item.former_id):
-            record = present.get(id_ or "")
-            if record is None or record.metadata.get(DIGEST_FIELD) != metadata[DIGEST_FIELD]:
-                continue
+        metadata = {**item.metadata, DIGEST_FIELD: found}
+        record = _held(item, found, known.records)
+        if record is not None:
             if (record.label, record.metadata) == (item.label, metadata):
                 return None
             return replace(record, label=item.label, metadata=metadata)
+        if item.id not in known.records:
+            copy = known.copies.get(found)
+            if self._deletions.hold_for(item, found, has_copy=copy is not None):
+                return _Deleted()
+            if copy is not None and self._can_move(copy.id, item.id):
+                self._moved[item.id] = copy.id
+                return replace(copy, id=item.id, label=item.label, metadata=metadata)
         try:
             image = open_image(item.content, self._embedder.model.input_size, self._decoder)
         except ImageError as exc:
@@ -189,10 +267,33 @@ class _Ingestion:
             thumbnail=images.thumbnail(image),
         )
 
+    def _can_move(self, old_id: str, new_id: str) -> bool:
+        """Whether the image can get another id without being embedded again.
+
+        It cannot if the index's sample, of what was drawn at random, has to have it and lacks what
+        the embedder alone tells.
+        """
+        sample = self._sample
+        is_wanted = sample.is_representative and rank(new_id) < sample.bound
+        return not is_wanted or old_id in self._sampled
+
+    @cached_property
+    def _sample(self) -> ImageSample:
+        return self._index.load_sample()
+
+    @cached_property
+    def _sampled(self) -> dict[str, int]:
+        return {id_: row for row, id_ in enumerate(self._sample.ids)}
+
     def _embed(self, batch: list[_Decoded | Record]) -> list[Record]:
         """Records of what was decoded; those that need no embedding stay as they are."""
         records = [one for one in batch if isinstance(one, Record)]
-        self._relabelled.update(record.id for record in records)
+        moved = [record.id for record in records if record.id in self._moved]
+        if moved:
+            moved = [id_ for id_ in moved if self._moved[id_] in self._sampled]
+            textures = self._sample.textures[[self._sampled[self._moved[id_]] for id_ in moved]]
+            self._summary.sample = self._summary.sample.joined(moved, textures)
+        self._relabelled.update(record.id for record in records if record.id not in self._moved)
         new = [one for one in batch if isinstance(one, _Decoded)]
         pixels = [decoded.pixels for decoded in new]
         embeddings, textures = self._embedder.embed_with_textures(pixels)
@@ -226,8 +327,10 @@ class _Ingestion:
             if pending and (last or enough):
                 self._index.upsert(pending)
                 relabelled = sum(record.id in self._relabelled for record in pending)
+                moved = sum(record.id in self._moved for record in pending)
                 self._summary.relabelled += relabelled
-                self._summary.embedded += len(pending) - relabelled
+                self._summary.moved += moved
+                self._summary.embedded += len(pending) - relabelled - moved
                 self._progress.update(len(pending))
                 pending = []
                 due = time.monotonic() + _SECONDS_PER_COMMIT
@@ -278,6 +381,28 @@ def open_image(content: bytes | Pixels, input_size: int, decoder: Decoder) -> Im
     if isinstance(content, bytes):
         return decoder.decode(content, min_side=min_side(input_size))
     return Image.fromarray(content)
+
+
+def _digest_of(item: Item) -> str:
+    return "" if isinstance(item.content, ImageError) else digest(item.content)
+
+
+def _held(item: Item, found: str, records: Mapping[str, Record]) -> Record | None:
+    """The record of an item, if it was made of the same bytes."""
+    for id_ in (item.id, item.former_id):
+        record = records.get(id_ or "")
+        if record is not None and record.metadata.get(DIGEST_FIELD) == found:
+            return record
+    return None
+
+
+def _in_slices(
+    pool: ThreadPoolExecutor, work: Callable[[S], T], values: Sequence[S]
+) -> Iterator[T]:
+    """What `work` makes of each value, in order."""
+    # Small images are decoded faster than the pool hands them out one by one.
+    slices = [values[start : start + _SLICE] for start in range(0, len(values), _SLICE)]
+    return chain.from_iterable(pool.map(lambda part: [work(value) for value in part], slices))
 
 
 def _ids(chunk: list[Item]) -> list[str]:

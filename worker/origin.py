@@ -14,7 +14,8 @@ from typing import Final
 from image_search.errors import ImageError
 from image_search.index import VectorIndex
 from image_search.provenance import KnownSource
-from worker.ingest import DIGEST_FIELD, digest
+from image_search.values import DIGEST_FIELD
+from worker.ingest import digest
 from worker.sources import Source
 from worker.sources.names import composed, file_bytes, id_of
 

@@ -1,12 +1,13 @@
 """Taking out of the index what its source no longer has."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
 from image_search.errors import SettingsError
 from image_search.index import VectorIndex
+from image_search.values import DIGEST_FIELD
 from worker.origin import prefix_of_name
 from worker.sources import Item, Source
 from worker.sources.names import as_text, composed
@@ -50,8 +51,9 @@ def check_prune(source: Source) -> None:
 def prune(index: VectorIndex, seen: SeenSource, most_percent: int) -> int:
     """Take out the images of the source that were not seen in it; returns how many.
 
-    0, and a line says why, where a part of the source could not be read, or they are more than
-    `most_percent` of the images that the index has of it. Raises StoreError.
+    0, and a line says why, where a part of the source could not be read, or more than
+    `most_percent` of the images that the index has of it are lost: not those that the source has
+    under another name. Raises StoreError.
     """
     source = seen.source
     if source.origin is None:
@@ -67,23 +69,35 @@ def prune(index: VectorIndex, seen: SeenSource, most_percent: int) -> int:
     gone, total = _gone(index, name, seen)
     if not gone:
         return 0
-    if 100 * len(gone) > most_percent * total:
+    lost = len(gone) - _count_moved(index, gone, seen)
+    if 100 * lost > most_percent * total:
         _log.warning(
             "nothing is taken out of the index: the source no longer has %s of its %s images, more "
             "than %s %%. If that is right: --prune 100",
-            f"{len(gone):,}",
+            f"{lost:,}",
             f"{total:,}",
             most_percent,
         )
         return 0
     print(f"taking out {len(gone):,} of {total:,} images, which the source no longer has")
-    for start in range(0, len(gone), _AT_ONCE):
-        index.delete(gone[start : start + _AT_ONCE])
-    return len(gone)
+    ids = list(gone)
+    for start in range(0, len(ids), _AT_ONCE):
+        index.delete(ids[start : start + _AT_ONCE])
+    return len(ids)
 
 
-def _gone(index: VectorIndex, name: str, seen: SeenSource) -> tuple[list[str], int]:
-    """Ids of the source's images that were not seen, and how many there are of it in the index.
+def _count_moved(index: VectorIndex, gone: Mapping[str, str], seen: SeenSource) -> int:
+    """How many of those that are gone the source has under another name."""
+    digests = [digest for digest in gone.values() if digest]
+    moved: set[str] = set()
+    for start in range(0, len(digests), _AT_ONCE):
+        found = index.find_digests(set(digests[start : start + _AT_ONCE]))
+        moved.update(digest for digest, ids in found.items() if any(id_ in seen for id_ in ids))
+    return sum(digest in moved for digest in digests)
+
+
+def _gone(index: VectorIndex, name: str, seen: SeenSource) -> tuple[dict[str, str], int]:
+    """The source's images that were not seen, digests by id, and how many the index has of it.
 
     What others have put under ids that begin like the source's is not the source's.
     """
@@ -99,9 +113,9 @@ def _gone(index: VectorIndex, name: str, seen: SeenSource) -> tuple[list[str], i
         cursor = page.cursor
         if not cursor:
             break
-    gone = []
+    gone: dict[str, str] = {}
     for start in range(0, len(ids), _AT_ONCE):
         for id_, record in index.fetch(ids[start : start + _AT_ONCE]).items():
             if composed(str(record.metadata.get("source", ""))) == title:
-                gone.append(id_)
+                gone[id_] = str(record.metadata.get(DIGEST_FIELD, ""))
     return gone, total

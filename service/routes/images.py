@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from image_search.errors import RecordError
 from image_search.index import Record, VectorIndex
-from image_search.values import MAX_ID_LENGTH
+from image_search.values import DIGEST_FIELD, MAX_ID_LENGTH
 from service import answers, problems, schemas
 from service.admission import AdmittedRoute
 from service.problems import ProblemError, image_not_found
@@ -159,7 +159,7 @@ async def put_image(
         id=id,
         embedding=embedded.embedding,
         label=parameters.label,
-        metadata={"source": _SOURCE, **metadata, "sha256": embedded.sha256},
+        metadata={"source": _SOURCE, **metadata, DIGEST_FIELD: embedded.sha256},
         thumbnail=embedded.thumbnail,
     )
     is_new = await follower.writer.upsert(loaded.index, record)

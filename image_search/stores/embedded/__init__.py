@@ -64,6 +64,7 @@ def create_index(
             # What an index of this name that was removed has left.
             files.remove_calibration()
             files.remove_sources()
+            files.remove_deletions()
             files.remove_sample()
         files.sync()
         return EmbeddedIndex.of_table(created, files)

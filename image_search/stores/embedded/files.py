@@ -7,14 +7,15 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from image_search.calibration import Calibration
-from image_search.provenance import KnownSource
+from image_search.provenance import MOST_DELETIONS, KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
 from image_search.settings import Settings
@@ -25,12 +26,17 @@ T = TypeVar("T")
 
 _SOURCES = TypeAdapter(dict[str, KnownSource])
 
+# A line of the file of deletions: id and digest.
+_DELETION = TypeAdapter(tuple[str, str])
+# Such a file is shortened to the last `MOST_DELETIONS` lines.
+_MOST_BYTES_OF_DELETIONS: Final = 64 << 20
+
 _TABLE_SUFFIX: Final = ".lance"  # LanceDB's own
 
 
 @dataclass(frozen=True)
 class IndexFiles:
-    """The files of one namespace: its table, calibration, sample, sources; recipes are of all."""
+    """The files of one namespace: its table, and what is beside it; recipes are of all."""
 
     folder: Path
     namespace: str
@@ -66,6 +72,10 @@ class IndexFiles:
     @property
     def _sources(self) -> Path:
         return self.folder / f"{self.namespace}.sources.json"
+
+    @property
+    def _deletions(self) -> Path:
+        return self.folder / f"{self.namespace}.deletions.jsonl"
 
     @property
     def _sample(self) -> Path:
@@ -147,6 +157,41 @@ class IndexFiles:
         """Forget them."""
         self._sources.unlink(missing_ok=True)
 
+    def read_deletions(self) -> dict[str, str]:
+        """Digests of deleted images by id; a line that a crash has cut off is left out."""
+        try:
+            lines = self._deletions.read_bytes().splitlines()
+        except FileNotFoundError:
+            return {}
+        found: dict[str, str] = {}
+        for line in lines[-MOST_DELETIONS:]:
+            with suppress(ValidationError):
+                id_, digest = _DELETION.validate_json(line)
+                found[id_] = digest
+        return found
+
+    def add_deletions(self, deletions: Mapping[str, str]) -> None:
+        """Add to what `read_deletions` gives."""
+        path = self._deletions
+        if path.exists() and path.stat().st_size > _MOST_BYTES_OF_DELETIONS:
+            self.write_deletions(self.read_deletions())
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # cut off by a crash
+                    file.write(b"\n")
+            file.writelines(map(_line_of, deletions.items()))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_deletions(self, deletions: Mapping[str, str]) -> None:
+        """Replace what `read_deletions` gives."""
+        _write(self._deletions, b"".join(map(_line_of, deletions.items())))
+
+    def remove_deletions(self) -> None:
+        """Forget them."""
+        self._deletions.unlink(missing_ok=True)
+
     def read_recipe(self, fingerprint: str) -> Recipe:
         """The recipe; raises OSError if it is missing, ValueError if it is damaged."""
         return Recipe.from_bytes(self._recipe(fingerprint).read_bytes())
@@ -167,6 +212,10 @@ class IndexFiles:
                 raise OSError(code, os.strerror(code))
         finally:
             os.close(descriptor)
+
+
+def _line_of(deletion: tuple[str, str]) -> bytes:
+    return _DELETION.dump_json(deletion) + b"\n"
 
 
 def _read(path: Path, parse: Callable[[bytes], T], without: str) -> T | None:

@@ -1,10 +1,10 @@
 """Filters and ids in the SQL of LanceDB."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from image_search.filters import Condition, Filter, Group
-from image_search.values import LABEL_FIELD, Scalar
+from image_search.values import DIGEST_FIELD, LABEL_FIELD, Scalar
 
 
 def filter_sql(filter_: Filter) -> str:
@@ -70,6 +70,13 @@ def _path(field: str) -> str:
 def ids_sql(ids: Sequence[str]) -> str:
     """The rows with these ids."""
     return f"id IN ({', '.join(map(literal, ids))})"
+
+
+def digests_sql(digests: Collection[str]) -> str:
+    """The rows whose images have one of these digests."""
+    # Ten times as fast as a condition of a filter, which takes any type.
+    field = f"json_get_string(metadata, {literal(DIGEST_FIELD)})"
+    return f"{field} IN ({', '.join(map(literal, digests))})"
 
 
 def literal(text: str) -> str:

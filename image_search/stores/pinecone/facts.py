@@ -9,7 +9,8 @@ import asyncio
 import base64
 import hashlib
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -18,21 +19,23 @@ from pydantic import TypeAdapter, ValidationError
 from image_search.calibration import Calibration
 from image_search.errors import IndexMismatchError, StoreError
 from image_search.manifest import Manifest
-from image_search.provenance import KnownSource
+from image_search.provenance import MOST_DELETIONS, KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
 from image_search.stores.pinecone.records import ANY_VECTOR, parts
 from image_search.stores.pinecone.requests import FIRST_DELAY, LIST_IDS, Requests
+from image_search.values import DIGEST_FIELD
 
 _log = logging.getLogger(__name__)
 
 _NAMESPACE: Final = "__manifest__"
 _SOURCES: Final = TypeAdapter(dict[str, KnownSource])
+_DELETED_AT_ONCE: Final = 1_000  # Pinecone's limit
 _PART: Final = 36_000  # characters of base64, which fit into a record's metadata
 
 
 class Facts:
-    """Manifest, calibration, sample, sources and recipe of one namespace of the index `name`."""
+    """What is known of one namespace of the index `name`."""
 
     def __init__(self, requests: Requests, name: str, namespace: str) -> None:
         self._requests = requests
@@ -41,6 +44,7 @@ class Facts:
         self._calibration_id = f"{namespace}/calibration"  # no namespace has a slash
         self._sample_id = f"{namespace}/sample"
         self._sources_id = f"{namespace}/sources"
+        self._deletions_id = f"{namespace}/deletions"
         self.sample_version = ""  # as it was read
 
     def read(self) -> tuple[Manifest, Calibration | None] | None:
@@ -109,6 +113,39 @@ class Facts:
         digest = hashlib.sha256(name.encode()).hexdigest()
         text = _SOURCES.dump_json({name: source}).decode()
         self._write({f"{self._sources_id}/{digest}": {"sources": text}})
+
+    def read_deletions(self) -> dict[str, str]:
+        """Digests of deleted images by id; the oldest beyond the bound are removed."""
+
+        async def fetch() -> list[Any]:
+            ids = await self._list(f"{self._deletions_id}/")
+            vectors = await self._requests.fetch(ids, _NAMESPACE)
+            return [vector.metadata for vector in vectors.values()]
+
+        found = self._requests.run(fetch, self._requests.patience)
+        found.sort(key=lambda metadata: float(metadata["time"]))
+        beyond = found[:-MOST_DELETIONS]
+        self.remove_deletions([metadata["id"] for metadata in beyond])
+        return {metadata["id"]: metadata[DIGEST_FIELD] for metadata in found[len(beyond) :]}
+
+    def write_deletions(self, deletions: Mapping[str, str]) -> None:
+        """Add to what `read_deletions` gives."""
+        if not deletions:
+            return
+        now = time.time()
+        self._write(
+            {
+                self._deletion_id(id_): {"id": id_, DIGEST_FIELD: digest, "time": now}
+                for id_, digest in deletions.items()
+            }
+        )
+
+    def remove_deletions(self, ids: Collection[str]) -> None:
+        """Take these ids out of what `read_deletions` gives."""
+        self._delete_ids([self._deletion_id(id_) for id_ in ids])
+
+    def _deletion_id(self, id_: str) -> str:
+        return f"{self._deletions_id}/{hashlib.sha256(id_.encode()).hexdigest()}"
 
     def read_recipe(self, fingerprint: str) -> Recipe:
         """The recipe; raises StoreError if it or a part of it is missing."""
@@ -181,11 +218,16 @@ class Facts:
     def _delete(self, name: str) -> None:
         """Delete what `_write_parts` wrote."""
 
+        self._delete_ids(
+            self._requests.run(lambda: self._list(f"{name}/"), self._requests.patience)
+        )
+
+    def _delete_ids(self, ids: Sequence[str]) -> None:
         async def delete() -> None:
-            ids = await self._list(f"{name}/")
-            if ids:
+            for start in range(0, len(ids), _DELETED_AT_ONCE):
+                part = list(ids[start : start + _DELETED_AT_ONCE])
                 await self._requests.again(
-                    partial(self._requests.index.delete, ids=ids, namespace=_NAMESPACE)
+                    partial(self._requests.index.delete, ids=part, namespace=_NAMESPACE)
                 )
 
         self._requests.run(delete, self._requests.patience)

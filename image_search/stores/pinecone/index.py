@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -36,7 +36,7 @@ from image_search.stores.pinecone.requests import (
     Requests,
     side_by_side,
 )
-from image_search.values import LABEL_FIELD, Embeddings
+from image_search.values import DIGEST_FIELD, LABEL_FIELD, MAX_TOP_K, Embeddings
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ _LABELS: Final = "__labels__"
 _UPSERT_RECORDS: Final = 128
 _MATCHES_WITH_METADATA: Final = 90
 _DELETE_IDS: Final = 1_000
+_FOUND_DIGESTS: Final = 512
 
 
 class PineconeIndex(VectorIndex):
@@ -89,6 +90,15 @@ class PineconeIndex(VectorIndex):
 
     def save_source(self, name: str, source: KnownSource) -> None:
         self._facts.write_source(name, source)
+
+    def load_deletions(self) -> dict[str, str]:
+        return self._facts.read_deletions()
+
+    def save_deletions(self, deletions: Mapping[str, str]) -> None:
+        self._facts.write_deletions(deletions)
+
+    def forget_deletions(self, ids: Collection[str]) -> None:
+        self._facts.remove_deletions(ids)
 
     def _load_recipe(self, fingerprint: str) -> Recipe:
         return self._facts.read_recipe(fingerprint)
@@ -154,6 +164,35 @@ class PineconeIndex(VectorIndex):
             embedding = np.asarray(vector.values, np.float32)
             records[id_] = Record(id_, embedding, label, metadata, thumbnail)
         return records
+
+    def _find_digests(self, digests: Collection[str]) -> dict[str, list[str]]:
+        wanted = sorted(digests)
+        batches = [
+            wanted[start : start + _FOUND_DIGESTS]
+            for start in range(0, len(wanted), _FOUND_DIGESTS)
+        ]
+
+        async def find(batch: list[str]) -> dict[str, Any]:
+            response = await self._requests.again(
+                partial(
+                    self._requests.index.query,
+                    top_k=MAX_TOP_K,
+                    vector=ANY_VECTOR,
+                    namespace=self._namespace,
+                    filter={DIGEST_FIELD: {"$in": batch}},
+                )
+            )
+            ids = [match.id for match in response.matches]
+            return await self._requests.fetch(ids, self._namespace)
+
+        found: dict[str, list[str]] = {}
+        calls = [partial(find, batch) for batch in batches]
+        for vectors in self._requests.run(lambda: side_by_side(calls), self._requests.patience):
+            for id_, vector in vectors.items():
+                digest = vector.metadata[DIGEST_FIELD]
+                if isinstance(digest, str):  # records that were made elsewhere may have a list
+                    found.setdefault(digest, []).append(id_)
+        return found
 
     def _delete(self, ids: Sequence[str]) -> None:
         parts = [ids[start : start + _DELETE_IDS] for start in range(0, len(ids), _DELETE_IDS)]

@@ -170,7 +170,7 @@ class Requests:
         return {id_: vector for response in responses for id_, vector in response.vectors.items()}
 
 
-async def side_by_side(calls: list[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+async def side_by_side(calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
     """Run the calls, some at a time; the first error cancels the rest."""
     free = asyncio.Semaphore(CONCURRENCY)
 
