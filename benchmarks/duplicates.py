@@ -3,28 +3,27 @@
 usage: python -m benchmarks.duplicates CIFAR10 PHOTOS
 
 CIFAR10 is CIFAR-10's archive, PHOTOS a folder or archive with the splits train and val. Ten edits
-of each of 200 images are searched for among 1,000 images, of which these are part. The threshold
+of each of 200 images are searched for among 3,000 images, of which these are part. The threshold
 is the one with the best F1 among copies of one half of the 200; precision and recall are those of
 the other half.
 """
 
 import argparse
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from benchmarks.measure import Table, normalised, weights
-from benchmarks.recipes import FITS, DataSet, Images, load, opened
-from image_search.embedding import Embedder
+from benchmarks.measure import Table, normalised
+from benchmarks.recipes import BATCH, FITS, DataSet, load, opened, seen_by_network
+from image_search.embedding import to_pixels
 from image_search.recipe import Recipe
-from image_search.values import Embeddings
+from image_search.values import PLAIN_POOLING, Embeddings, Pixels
 from worker.recipes import form_for
 
-INDEXED = 1_000
+INDEXED = 3_000
 EDITED = 200
-FITTED_TO = 1_000
 THRESHOLDS = np.arange(0.5, 1, 0.01)
 
 
@@ -71,25 +70,26 @@ def measure(data: DataSet, size: int) -> list[Table]:
     """A threshold for each recipe, and the recall of each edit."""
     maxima = data.maxima(size)
     form = form_for(size)
-    fitted_to = Images(data.indexed.items[:FITTED_TO])
-    features = fitted_to.features(size, maxima, form.pooling)
+    poolings = (PLAIN_POOLING, form.pooling)
+    pictures = opened(data.indexed.items[:INDEXED], size)
+    edited = [edit(picture) for edit in EDITS.values() for picture in pictures[:EDITED]]
+    known, copied = (
+        seen_by_network(batches(some, size), size, maxima, poolings) for some in (pictures, edited)
+    )
     recipes: dict[str, Recipe | None] = {
         "none": None,
-        **{name: fit(features, fitted_to.labels, form) for name, fit in FITS.items()},
+        **{
+            name: fit(known[form.pooling], data.indexed.labels[:INDEXED], form)
+            for name, fit in FITS.items()
+        },
     }
-    indexed = data.indexed.items[:INDEXED]
-    pictures = opened(indexed, size)
     rows, recalls = [], []
     for name, recipe in recipes.items():
-        embedder = Embedder.load(weights(), size, maxima, recipe)
-        known = _embedded(embedder, pictures)
+        make = recipe.apply if recipe else normalised
+        pooling = recipe.form.pooling if recipe else PLAIN_POOLING
+        similarities = make(copied[pooling]) @ make(known[pooling]).T
+        scores = similarities.reshape(len(EDITS), EDITED, -1)
         own = np.arange(EDITED)
-        scores = np.stack(
-            [
-                _embedded(embedder, [edit(picture) for picture in pictures[:EDITED]]) @ known.T
-                for edit in EDITS.values()
-            ]
-        )
         copies = scores[:, own, own]
         others = scores.copy()
         others[:, own, own] = -1
@@ -116,12 +116,10 @@ def _f1(copies: Embeddings, others: Embeddings, threshold: float) -> float:
     return float(2 * found / (found + (others >= threshold).sum() + copies.size))
 
 
-def _embedded(embedder: Embedder, pictures: list[Image.Image]) -> Embeddings:
-    batches = [
-        embedder.embed([embedder.pixels(picture) for picture in pictures[start : start + 32]])
-        for start in range(0, len(pictures), 32)
-    ]
-    return normalised(np.concatenate(batches))
+def batches(pictures: list[Image.Image], size: int) -> Iterator[Pixels]:
+    """uint8 [n, size, size, 3], a few at a time."""
+    for start in range(0, len(pictures), BATCH):
+        yield np.array([to_pixels(picture, size) for picture in pictures[start : start + BATCH]])
 
 
 def main() -> None:
