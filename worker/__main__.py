@@ -3,6 +3,7 @@
 import argparse
 import io
 import logging
+import os
 import signal
 import sys
 import time
@@ -11,12 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from image_search.duplicates import NEAR_DUPLICATE_COSINE
 from image_search.errors import ImageSearchError, IndexNotFoundError, SettingsError, SourceError
 from image_search.index import VectorIndex
 from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from worker.auto import refuse_mixture, source_to_ingest, source_to_search_for
 from worker.confidence import recalibrate
+from worker.duplicates import find_duplicates, json_lines, summary, text_lines
 from worker.ingest import Summary, ingest
 from worker.listing import as_json, as_text, list_sources
 from worker.model import create_index_for, load_embedder
@@ -53,6 +56,16 @@ exit codes:
 """
 
 
+_DUPLICATES_EXIT_CODES: Final = """\
+exit codes:
+  0    the groups are listed, if there are any
+  1    stopped by an error (no index, store)
+  2    wrong usage, bad setting, or a page that cannot be written
+  130  stopped by SIGINT (Ctrl-C)
+"""
+_GROUPS_SHOWN: Final = 100
+
+
 def main() -> int:
     """Parse the command line and run; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -71,11 +84,17 @@ def main() -> int:
             return _evaluate(arguments, settings)
         if arguments.command == "sources":
             return _sources(arguments, settings)
+        if arguments.command == "duplicates":
+            return _duplicates(arguments, settings)
         return _ingest(arguments, settings)
     except (SettingsError, SourceError) as exc:
         return _fail(exc.in_full, EXIT_USAGE)
     except ImageSearchError as exc:
         return _fail(exc.in_full, EXIT_FAILED)
+    except BrokenPipeError:
+        # Who reads has seen enough, as `head` has; nothing is left to be written at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return _fail("stopped", 128 + signal.SIGINT)
     except Exception as exc:  # a defect: say where it is, without a traceback
@@ -191,7 +210,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     sources_parser.add_argument("--json", action="store_true", help="print a list of objects")
     _add_index_options(sources_parser)
+    _add_duplicates(commands)
     return parser
+
+
+def _add_duplicates(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "duplicates",
+        help="list images that are nearly the same picture",
+        description="List groups of near-duplicates of the whole index: the same picture saved "
+        "again,\nresized or lightly cropped. Nothing is changed.",
+        epilog=_DUPLICATES_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_cosine,
+        metavar="COSINE",
+        help="how alike two images are at least, above 0 and at most 1 (default: what was "
+        "measured for the recipe of the index)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=_positive,
+        metavar="N",
+        help=f"only the N largest groups (default: {_GROUPS_SHOWN}; with --json all)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object a line, one for each group"
+    )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="also write the groups as an HTML page of pictures",
+    )
+    _add_index_options(parser)
 
 
 def _add_source_options(parser: argparse.ArgumentParser, default_split: str) -> None:
@@ -285,6 +339,16 @@ def _positive(text: str) -> int:
 
 
 _positive.__name__ = "number"  # argparse names the type in its message
+
+
+def _cosine(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return number
+
+
+_cosine.__name__ = "number"  # argparse names the type in its message
 
 
 def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -390,6 +454,34 @@ def _sources(arguments: argparse.Namespace, settings: Settings) -> int:
     with open_index(settings) as index:
         sources = list_sources(index)
     print(as_json(sources) if arguments.json else as_text(sources))
+    return 0
+
+
+def _duplicates(arguments: argparse.Namespace, settings: Settings) -> int:
+    if arguments.page is not None:
+        try:
+            # It comes with an extra, as neither ingest nor the service needs it.
+            from worker.duplicates_page import check_page, write_page
+        except ModuleNotFoundError as exc:
+            raise SettingsError(
+                f"--page needs {exc.name}: python -m pip install 'image-search[evaluate]'"
+            ) from exc
+        check_page(arguments.page)
+    with open_index(settings) as index:
+        recipe = index.manifest.model.recipe
+        found = find_duplicates(index, arguments.threshold or NEAR_DUPLICATE_COSINE[recipe])
+        if arguments.page is not None:
+            groups_shown = arguments.limit or _GROUPS_SHOWN
+            write_page(found, index, settings.index, arguments.page, groups_shown)
+    most = arguments.limit or (None if arguments.json else _GROUPS_SHOWN)
+    for line in json_lines(found, most) if arguments.json else text_lines(found, most):
+        print(line)
+    about = sys.stderr if arguments.json else sys.stdout
+    for line in summary(found, most):
+        print(line, file=about)
+    if arguments.page is not None:
+        print(f"page: {arguments.page}", file=about)
+    sys.stdout.flush()  # here, where it is noticed that nobody reads
     return 0
 
 

@@ -4,21 +4,18 @@ Labels and ids come from strangers' folders: Jinja2 and Markup escape all that g
 and its content security policy forbids every request and script.
 """
 
-import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Final
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from image_search import __version__
 from image_search.errors import SettingsError
 from worker.figures import EmbeddingMap, Estimate, Evaluation, Figures, Pairs, Reliability, ScoreBin
+from worker.pages import environment, made
 
 REPORT_FILE: Final = "report.html"
 FIGURES_FILE: Final = "figures.json"
@@ -109,17 +106,11 @@ def _estimates(figures: Figures) -> Iterable[tuple[str, Estimate]]:
 
 
 def _html(evaluation: Evaluation) -> str:
-    environment = Environment(
-        loader=PackageLoader("worker", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "share": _share, "data_uri": _data_uri}
+    templates = environment()
+    templates.filters |= {"percent": _percent, "share": _share}
     retrieval = evaluation.figures.retrieval
     plotted = evaluation.embedding_map
-    return environment.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         figures=evaluation.figures,
         protocol=evaluation.figures.protocol,
         retrieval=retrieval,
@@ -135,7 +126,7 @@ def _html(evaluation: Evaluation) -> str:
         map_plot=_map_plot(plotted) if plotted else "",
         map_labels=_map_labels(plotted) if plotted else [],
         score_name=_score_name(evaluation.figures),
-        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by image-search {__version__}",
+        made=made(),
     )
 
 
@@ -149,10 +140,6 @@ def _percent(value: float) -> str:
 
 def _share(value: float) -> str:
     return f"{100 * value:.0f}"
-
-
-def _data_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def _score_name(figures: Figures) -> str:
