@@ -3,13 +3,16 @@
 `{"label": "cat", "year": {"$gte": 2020}}`: fields, and several operators on one field, are ANDed;
 a bare value means `$eq`; a list-valued field matches when any of its elements does. `$ne` and
 `$nin` are the opposites of `$eq` and `$in`, so they match records without the field, too.
-Source: Pinecone's documentation, "Filter by metadata".
+Source: Pinecone's documentation, "Filter by metadata". Beyond it, `$gt`, `$gte`, `$lt` and `$lte`
+take dates: `{"taken": {"$gte": "2024-07-01"}}` stands for its seconds since 1970.
 """
 
+import re
 import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 
 from image_search.errors import FilterError
@@ -29,6 +32,13 @@ MAX_DEPTH: Final = 8
 # Stores take seconds for more.
 MAX_VALUES: Final = 1000
 _QUOTED: Final = 80
+# Of ISO 8601 what RFC 3339 has, and times without an offset.
+_DAY: Final = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_TIME: Final = (
+    r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?"
+    "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?"
+)
+_DATE: Final = re.compile(f"{_DAY}({_TIME})?")
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,8 @@ class _Parser:
                 f"{operator} of field {_quoted(field)} needs {expected.name}, "
                 f"not {_quoted(operand)}"
             )
+        if isinstance(operand, str) and operator in get_args(_Order):
+            operand = _seconds(operand)
         return Condition(field, operator, tuple(operand) if isinstance(operand, list) else operand)
 
 
@@ -130,6 +142,24 @@ def _is_number(value: Any) -> bool:
     # NaN is less than nothing, and an integer may be more than any float.
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and abs(value) <= sys.float_info.max
+
+
+def _seconds(text: str) -> float | None:
+    """Seconds since 1970 of a date, and maybe time, in ISO 8601; None for other text.
+
+    Without a time it is midnight, and without an offset UTC.
+    """
+    if not _DATE.fullmatch(text):
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _is_number_or_date(value: Any) -> bool:
+    return _is_number(value) or (isinstance(value, str) and _seconds(value) is not None)
 
 
 def _is_text_or_number(value: Any) -> bool:
@@ -150,7 +180,17 @@ _SCALAR: Final = _Operand(
     lambda value: isinstance(value, bool) or _is_text_or_number(value),
     {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]},
 )
-_NUMBER: Final = _Operand("a finite number", _is_number, {"type": "number"})
+_NUMBER: Final = _Operand(
+    "a finite number or a date such as 2024-07-14",
+    _is_number_or_date,
+    {
+        "anyOf": [
+            {"type": "number"},
+            {"type": "string", "format": "date", "pattern": f"^{_DAY}$"},
+            {"type": "string", "format": "date-time", "pattern": f"^{_DAY}{_TIME}$"},
+        ]
+    },
+)
 _VALUES: Final = _Operand(
     "a list of at least one string or finite number",
     lambda value: isinstance(value, list) and value != [] and all(map(_is_text_or_number, value)),

@@ -12,6 +12,7 @@ import pi_heif
 from PIL import AvifImagePlugin, ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from image_search.errors import ImageTooLargeError, NotAnImageError
+from image_search.file_metadata import read_file_metadata
 from image_search.values import MOST_PIXELS
 
 THUMBNAIL_SIDE: Final = 128
@@ -35,6 +36,8 @@ PngImagePlugin.MAX_TEXT_CHUNK = 64 * 1024 * 1024
 # Pillow warns between one and two times its limit; a warning does not stop a bomb.
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+# What is damaged in EXIF data is left out, which nobody needs to be told.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 # Formats that decode themselves. Left out are those whose plugin hands what it holds to any other
 # plugin (IPTC) or to a program (EPS, WMF), that are recognised but not decoded (BUFR, GRIB, HDF5,
@@ -100,7 +103,8 @@ def decode(content: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
     come back reduced by a whole factor, so far that the shorter side keeps at least `min_side`
     pixels: it bounds memory and time, and what follows resizes to less anyway. A JPEG file that
     ends early is read if it has at least fifteen sixteenths of its rows or, if it is progressive,
-    each coefficient once; what is missing is grey, or blurred.
+    each coefficient once; what is missing is grey, or blurred. The picture's `info` has the fields
+    of `image_search.file_metadata` and nothing else.
 
     It may cost what the file's header asks for; `image_search.decoding` bounds that.
 
@@ -160,7 +164,10 @@ def _decode(content: bytes, max_pixels: int, min_side: int) -> Image.Image:
         # A decoder may find another size than the header said.
         _check_size(image, max_pixels)
         factor = max(1, min(image.size) // min_side)
-        return _upright_rgb(image, factor)
+        upright = _upright_rgb(image, factor)
+        shown = (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
+        upright.info.update(read_file_metadata(image, shown, content))
+        return upright
 
 
 def _levels_left_out(image: Image.Image, min_side: int) -> int:

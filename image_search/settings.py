@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from image_search.errors import SettingsError
-from image_search.values import MOST_PIXELS, Metric, Precision, RecipeName, Store
+from image_search.values import MOST_PIXELS, FileMetadata, Metric, Precision, RecipeName, Store
 
 ENV_PREFIX = "IMAGE_SEARCH_"
 # The command line of the client reads these; a shell may have them set for both.
@@ -111,6 +111,13 @@ class Settings(BaseSettings):
             "besides.",
         ),
     ] = 200_000_000
+    metadata: Annotated[
+        FileMetadata,
+        Field(
+            description="Fields of metadata that images get from their files: none, default "
+            "(size, format, date, camera), or gps (default and the place)."
+        ),
+    ] = "default"
     max_upload_bytes: Annotated[
         int, Field(ge=1, description="Largest request body that the service reads.")
     ] = 20 * 1024 * 1024

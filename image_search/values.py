@@ -62,6 +62,8 @@ IMAGENET: Final = "imagenet"
 Scalar = str | float | bool
 MetadataValue = str | int | float | bool | list[str]
 Metadata = Mapping[str, MetadataValue]
+# Which fields records get from their image files.
+FileMetadata = Literal["none", "default", "gps"]
 
 LABEL_FIELD: Final = "label"
 # The field of a record's metadata that has the SHA-256, in hex, of what the image was read from.

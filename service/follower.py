@@ -51,7 +51,7 @@ class IndexFollower:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="index follower", daemon=True)
-        self.pipeline = Pipeline(settings.max_pixels, metrics, self._engine_failed)
+        self.pipeline = Pipeline(settings, metrics, self._engine_failed)
         self.writer = Writer()
         metrics.watch(lambda: self.pipeline.queue_depth, lambda: self.loaded().index.count())
 

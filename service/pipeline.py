@@ -15,14 +15,15 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 import numpy as np
 
-from image_search import images
+from image_search import file_metadata, images
 from image_search.calibration import Calibration
 from image_search.decoding import Decoder, is_plain
 from image_search.embedding import min_side
 from image_search.errors import ImageSearchError, RecordError
 from image_search.familiarity import is_familiar
 from image_search.index import Match, check_embedding
-from image_search.values import Embeddings, Pixels
+from image_search.settings import Settings
+from image_search.values import Embeddings, Metadata, Pixels
 from service.batching import Stage
 from service.errors import EngineFailedError
 from service.loaded_index import LoadedIndex
@@ -70,6 +71,7 @@ class EmbeddedImage:
     familiarity: float | None
     sha256: str
     thumbnail: bytes
+    file_metadata: Metadata
     timing: Timing
 
 
@@ -99,6 +101,7 @@ class _ImageJob:
     timing: Timing = field(default_factory=Timing)
     sha256: str = ""
     thumbnail: bytes = b""
+    file_metadata: Metadata = field(default_factory=dict)
     pixels: Pixels = field(init=False)
     embedding: Embeddings = field(init=False)
     familiarity: float | None = None
@@ -134,9 +137,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, max_pixels: int, metrics: Metrics, engine_failed: Callable[[set[LoadedIndex]], None]
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        engine_failed: Callable[[set[LoadedIndex]], None],
     ) -> None:
-        self._decoder = Decoder(max_pixels, processes=_COSTLY_DECODE_THREADS)
+        self._decoder = Decoder(settings.max_pixels, processes=_COSTLY_DECODE_THREADS)
+        self._file_metadata = settings.metadata
         self._metrics = metrics
         self._engine_failed = engine_failed
         self._decoding = Stage(
@@ -251,6 +258,7 @@ class Pipeline:
         if job.for_record:
             job.sha256 = hashlib.sha256(content).hexdigest()
             job.thumbnail = images.thumbnail(image)
+            job.file_metadata = file_metadata.chosen(image.info, self._file_metadata)
         job.timing.seconds["decode"] += time.perf_counter() - started
         self._embedding.put([job])
 
@@ -285,7 +293,12 @@ class Pipeline:
                 )
             else:
                 embedded = EmbeddedImage(
-                    job.embedding, job.familiarity, job.sha256, job.thumbnail, job.timing
+                    job.embedding,
+                    job.familiarity,
+                    job.sha256,
+                    job.thumbnail,
+                    job.file_metadata,
+                    job.timing,
                 )
                 self._answer(job, embedded)
         self._querying.put(queries)

@@ -88,7 +88,7 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     ),
     "invalid_filter": (
         HTTPStatus.UNPROCESSABLE_ENTITY,
-        "$gt of field 'year' needs a finite number, not 'new'",
+        "$gt of field 'year' needs a finite number or a date such as 2024-07-14, not 'new'",
     ),
     "not_an_image": (
         HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
+from image_search.file_metadata import FIELDS
 from image_search.settings import Settings, load_settings, variable
 from service import problems
 from service.app import create_app
@@ -27,6 +28,15 @@ def test_the_settings_table_is_the_settings() -> None:
         assert field.default is not PydanticUndefined
         expected.append((variable(name), str(field.default), field.description))
     assert rows == expected
+
+
+def test_the_page_on_metadata_lists_the_fields_of_files() -> None:
+    page = (ROOT / "docs" / "metadata.md").read_text()
+    [section] = re.findall(
+        r"^## Fields from image files\n(.*?)^## ", page, re.MULTILINE | re.DOTALL
+    )
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \|$", section, re.MULTILINE)
+    assert rows == [(field.name, field.type, field.meaning) for field in FIELDS]
 
 
 def test_the_example_of_env_is_the_settings() -> None:

@@ -29,8 +29,8 @@ from image_search.filters import (
         ({"a": ["x"]}, "needs a string"),
         ({"a": {"$eq": {"b": 1}}}, "needs a string"),
         ({"a": {"$eq": float("nan")}}, "finite"),
-        ({"a": {"$gt": "5"}}, "needs a finite number, not '5'"),
-        ({"a": {"$lte": True}}, "needs a finite number, not True"),
+        ({"a": {"$gt": "5"}}, "needs a finite number or a date such as 2024-07-14, not '5'"),
+        ({"a": {"$lte": True}}, "needs a finite number or a date such as 2024-07-14, not True"),
         ({"a": {"$lt": float("inf")}}, "finite"),
         ({"a": 10**400}, "finite"),
         ({"a": {"$in": "x"}}, "needs a list"),
@@ -66,6 +66,34 @@ def test_short_forms_mean_the_long_ones() -> None:
         "$and",
         (Condition("a", "$gte", 1), Condition("a", "$lt", 2), Condition("b", "$eq", 5)),
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1970-01-01", 0),
+        ("2024-02-29", 1709164800),
+        ("1969-12-31", -86400),
+        ("2024-07-14T18:03:22", 1720980202),
+        ("2024-07-14T18:03:22Z", 1720980202),
+        ("2024-07-14T20:03:22+02:00", 1720980202),
+        ("2024-07-14T18:03:22.500Z", 1720980202.5),
+        ("0001-01-01T00:00:00+23:59", -62135683140),
+    ],
+)
+def test_dates_stand_for_seconds_where_order_counts(text: str, seconds: float) -> None:
+    for operator in ("$gt", "$gte", "$lt", "$lte"):
+        assert parse_filter({"taken": {operator: text}}) == Condition("taken", operator, seconds)
+    assert parse_filter({"taken": text}) == Condition("taken", "$eq", text)
+    assert OAS31Validator(FILTER_SCHEMA).is_valid({"taken": {"$gte": text}})
+
+
+@pytest.mark.parametrize(
+    "text", ["2023-02-29", "2024", "2024-7-1", "20240701", "2024-07-01x", "2024-07-01T25:00:00"]
+)
+def test_what_is_no_date_is_refused(text: str) -> None:
+    with pytest.raises(FilterError, match="a date such as 2024-07-14"):
+        parse_filter({"taken": {"$gte": text}})
 
 
 def test_values_have_a_limit() -> None:

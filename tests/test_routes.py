@@ -498,7 +498,10 @@ def test_an_image_is_put_looked_at_replaced_found_and_deleted(
     new = put(client, "mine/1", label="cat", metadata='{"year": 2026, "tags": ["a"]}')
     assert new.status_code == 201
     sha256 = hashlib.sha256(OTHER).hexdigest()
-    metadata = {"year": 2026, "tags": ["a"], "source": "api", "sha256": sha256}
+    given = {"year": 2026, "tags": ["a"], "source": "api", "sha256": sha256}
+    with Image.open(io.BytesIO(OTHER)) as picture:
+        of_file = {"width": picture.width, "height": picture.height, "format": "png"}
+    metadata = {**given, **of_file}
     shown = client.get("/images/mine/1").json()
     assert shown == new.json()
     thumbnail = shown.pop("thumbnail")
@@ -509,9 +512,10 @@ def test_an_image_is_put_looked_at_replaced_found_and_deleted(
     assert ids(client.post("/search", files={"image": OTHER}))[0] == "mine/1"
     assert "cat" in [each["label"] for each in client.get("/labels").json()["labels"]]
 
-    replaced = put(client, "mine/1", PICTURE, metadata='{"source": "me"}')
+    replaced = put(client, "mine/1", PICTURE, metadata='{"source": "me", "width": 5}')
     assert replaced.status_code == 200
     assert replaced.json()["metadata"]["source"] == "me"
+    assert replaced.json()["metadata"]["width"] == 5
     assert replaced.json()["label"] is None
     np.testing.assert_allclose(
         embedding(index, "mine/1"), embedding(index, ID), rtol=1e-5, atol=1e-6

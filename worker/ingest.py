@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 
 from PIL import Image
 
-from image_search import images
+from image_search import file_metadata, images
 from image_search.decoding import Decoder
 from image_search.embedding import Embedder, min_side
 from image_search.errors import ImageError, RecordError
@@ -240,11 +240,18 @@ class _Ingestion:
         self, item: Item, found: str, known: _Known
     ) -> _Decoded | Record | _Deleted | ImageError | None:
         """None for an item that the index holds as it is."""
+        try:
+            return self._made(item, found, known)
+        except ImageError as exc:
+            return exc
+
+    def _made(self, item: Item, found: str, known: _Known) -> _Decoded | Record | _Deleted | None:
+        """Raises ImageError where the image cannot be read."""
         if isinstance(item.content, ImageError):
-            return item.content
-        metadata = {**item.metadata, DIGEST_FIELD: found}
+            raise item.content
         record = _held(item, found, known.records)
         if record is not None:
+            metadata = self._refreshed(item, record, found)
             if (record.label, record.metadata) == (item.label, metadata):
                 return None
             return replace(record, label=item.label, metadata=metadata)
@@ -253,16 +260,14 @@ class _Ingestion:
             if self._deletions.hold_for(item, found, has_copy=copy is not None):
                 return _Deleted()
             if copy is not None and self._can_move(copy.id, item.id):
+                metadata = self._refreshed(item, copy, found)
                 self._moved[item.id] = copy.id
                 return replace(copy, id=item.id, label=item.label, metadata=metadata)
-        try:
-            image = open_image(item.content, self._embedder.model.input_size, self._decoder)
-        except ImageError as exc:
-            return exc
+        image = self._open(item)
         return _Decoded(
             id=item.id,
             label=item.label,
-            metadata=metadata,
+            metadata=self._metadata(item, image.info, found),
             pixels=self._embedder.pixels(image),
             thumbnail=images.thumbnail(image),
         )
@@ -284,6 +289,30 @@ class _Ingestion:
     @cached_property
     def _sampled(self) -> dict[str, int]:
         return {id_: row for row, id_ in enumerate(self._sample.ids)}
+
+    def _refreshed(self, item: Item, record: Record, sha256: str) -> Metadata:
+        """The metadata of a record of the same image as the item and the settings have it now.
+
+        Raises ImageError where the image has to be read for it, and cannot be.
+        """
+        fields: Mapping[Any, Any] = record.metadata
+        is_file = isinstance(item.content, bytes)
+        if is_file and not file_metadata.is_complete(fields, self._settings.metadata):
+            fields = self._open(item).info
+        return self._metadata(item, fields, sha256)
+
+    def _metadata(self, item: Item, fields: Mapping[Any, Any], sha256: str) -> Metadata:
+        """What the source says of the item wins over the fields of its file."""
+        which = self._settings.metadata
+        of_file = file_metadata.chosen(fields, which)
+        if item.modified is not None and which != "none":
+            of_file[file_metadata.MODIFIED] = item.modified
+        return {**of_file, **item.metadata, DIGEST_FIELD: sha256}
+
+    def _open(self, item: Item) -> Image.Image:
+        if isinstance(item.content, ImageError):
+            raise item.content
+        return open_image(item.content, self._embedder.model.input_size, self._decoder)
 
     def _embed(self, batch: list[_Decoded | Record]) -> list[Record]:
         """Records of what was decoded; those that need no embedding stay as they are."""

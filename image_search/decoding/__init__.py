@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 
 from PIL import Image
 
-from image_search import images
+from image_search import file_metadata, images
 from image_search.decoding.plain import is_plain
 from image_search.errors import (
     ImageError,
@@ -133,7 +133,9 @@ class Decoder:
         with self._process() as process:
             answer, pixels = process.run(content, task, self._limits.wall_seconds)
         if pixels is not None:
-            return Image.frombytes("RGB", tuple(answer["size"]), pixels)
+            image = Image.frombytes("RGB", tuple(answer["size"]), pixels)
+            image.info.update(file_metadata.checked(answer["info"]))
+            return image
         raise _failure(answer, self._limits, memory)
 
     @contextmanager

@@ -55,7 +55,7 @@ def main(descriptor: int) -> None:
 def _decode(content: bytes, task: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
     try:
         image = images.decode(content, max_pixels=task["max_pixels"], min_side=task["min_side"])
-        return {"size": image.size}, image.tobytes()
+        return {"size": image.size, "info": image.info}, image.tobytes()
     except MemoryError:
         return {"error": "memory"}, None
     except ImageTooLargeError as exc:

@@ -84,7 +84,8 @@ class NewImageParameters(BaseModel):
         str,
         Field(
             description="A JSON object: strings, finite numbers, booleans and lists of strings. "
-            "`source` is `api` unless it is given, and `sha256` that of the file.",
+            "`source` is `api` unless it is given, `sha256` is that of the file, and what the file "
+            "says of itself (size, format, date, camera) is added.",
             examples=['{"year": 2026}'],
             json_schema_extra={"format": "json-metadata"},
         ),
@@ -151,7 +152,7 @@ async def put_image(
     parameters: Annotated[NewImageParameters, Query()],
 ) -> Response:
     """It is embedded with the index's model. When this is answered, it is stored durably."""
-    metadata = _metadata(parameters.metadata)
+    given = _metadata(parameters.metadata)
     follower = request.state.follower
     loaded = follower.loaded()
     embedded = await follower.pipeline.embed(loaded, image.file, for_record=True)
@@ -159,7 +160,12 @@ async def put_image(
         id=id,
         embedding=embedded.embedding,
         label=parameters.label,
-        metadata={"source": _SOURCE, **metadata, DIGEST_FIELD: embedded.sha256},
+        metadata={
+            "source": _SOURCE,
+            **embedded.file_metadata,
+            **given,
+            DIGEST_FIELD: embedded.sha256,
+        },
         thumbnail=embedded.thumbnail,
     )
     is_new = await follower.writer.upsert(loaded.index, record)

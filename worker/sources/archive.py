@@ -11,12 +11,13 @@ import tarfile
 import zipfile
 from collections.abc import Collection, Iterator
 from copy import copy
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, Final, cast
 
-from image_search.errors import ImageError, SourceError
-from worker.sources.files import START_BYTES, Choice, Chosen, File, open_files, read_bounded
+from image_search.errors import SourceError
+from worker.sources.files import START_BYTES, Choice, Chosen, File, Read, open_files, read_bounded
 from worker.sources.names import decoded, legacy_encoding, printable
 from worker.sources.skipped import Kind
 from worker.sources.source import Source
@@ -54,12 +55,12 @@ def open_zip(path: Path, choice: Choice) -> Source:
             else:
                 chosen.add(File(member.filename, name), partial(_start, archive, member))
 
-    def read(keys: Collection[str]) -> Iterator[tuple[str, bytes | ImageError]]:
+    def read(keys: Collection[str]) -> Iterator[Read]:
         with zipfile.ZipFile(path) as archive:
             for key in sorted(keys):
                 member = members[key]
                 open_ = partial(_open_member, archive, member)
-                yield key, read_bounded(open_, member.file_size)
+                yield key, read_bounded(open_, member.file_size), _modified(member)
 
     return open_files(path, path.stem, chosen, read, choice)
 
@@ -97,6 +98,14 @@ def _unicode_path(member: zipfile.ZipInfo) -> bytes | None:
             return extra[9 : 4 + size]
         extra = extra[4 + size :]
     return None
+
+
+def _modified(member: zipfile.ZipInfo) -> int | None:
+    """By the clock of who packed it, as if that were UTC: zip archives name no time zone."""
+    try:
+        return int(datetime(*member.date_time, tzinfo=UTC).timestamp())
+    except ValueError:
+        return None
 
 
 def _start(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
@@ -150,12 +159,13 @@ def open_tar(path: Path, choice: Choice) -> Source:
         else:
             chosen.add(File(name, name), partial(starts.__getitem__, target.name))
 
-    def read(keys: Collection[str]) -> Iterator[tuple[str, bytes | ImageError]]:
+    def read(keys: Collection[str]) -> Iterator[Read]:
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.name in keys and members[member.name].offset == member.offset:
                     target = _target(member.name, by_path) or member
-                    yield member.name, read_bounded(partial(extract, archive, target))
+                    content = read_bounded(partial(extract, archive, target))
+                    yield member.name, content, int(target.mtime)
 
     return open_files(path, stem_of(path.name), chosen, read, choice)
 

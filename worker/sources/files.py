@@ -68,6 +68,10 @@ class File:
     name: str
 
 
+# The key of a file, its content, and when it was changed, in seconds since 1970.
+Read = tuple[str, bytes | ImageError, int | None]
+
+
 @dataclass(frozen=True)
 class Choice:
     """What to take of a source, and how to label it."""
@@ -165,6 +169,14 @@ def read_bounded(open_: Callable[[], BinaryIO], size: int = _MAX_FILE_BYTES) -> 
     return b"".join(pieces)
 
 
+def modified(file: Path) -> int | None:
+    """When the file was changed, in seconds since 1970."""
+    try:
+        return int(file.stat().st_mtime)
+    except OSError:  # which reading it tells of
+        return None
+
+
 def open_file(file: Path) -> BinaryIO:
     """Open a file; what is none, such as a FIFO that took its place, is not waited for."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -179,7 +191,7 @@ def open_files(
     path: Path,
     own_name: str,
     chosen: Chosen,
-    read: Callable[[Collection[str]], Iterator[tuple[str, bytes | ImageError]]],
+    read: Callable[[Collection[str]], Iterator[Read]],
     choice: Choice,
     title: str = "",
 ) -> Source:
@@ -211,7 +223,7 @@ def open_files(
 
         def items(keys: Collection[str]) -> Iterator[Item]:
             with damage_named(path):
-                for key, content in read(keys):
+                for key, content, modified in read(keys):
                     entry = by_key[key]
                     found = layout.places[_folder(entry.text)]
                     metadata = {"source": source_name, "path": entry.text}
@@ -220,7 +232,8 @@ def open_files(
                     id_ = id_of(file_bytes(f"{prefix}/{entry.name}"))
                     former = id_of(file_bytes(f"{own_name}/{entry.former_name}"))
                     is_former = name == own_name and former != id_
-                    yield Item(id_, found.label, content, metadata, former if is_former else None)
+                    former_id = former if is_former else None
+                    yield Item(id_, found.label, content, metadata, former_id, modified)
 
         return Source(
             title,

@@ -6,14 +6,15 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
-from image_search.errors import ImageError
 from worker.sources.archive import TAR_SUFFIXES
 from worker.sources.files import (
     START_BYTES,
     Choice,
     Chosen,
     File,
+    Read,
     is_hidden,
+    modified,
     open_file,
     open_files,
     read_bounded,
@@ -43,9 +44,9 @@ def open_folder(path: Path, choice: Choice) -> Source:
         chosen.skip_parts(but=shards)
         return open_webdataset(path, shards, chosen.skipped, choice)
 
-    def read(keys: Collection[str]) -> Iterator[tuple[str, bytes | ImageError]]:
+    def read(keys: Collection[str]) -> Iterator[Read]:
         for key in sorted(keys):
-            yield key, read_bounded(partial(open_file, path / key))
+            yield key, read_bounded(partial(open_file, path / key)), modified(path / key)
 
     return open_files(path, path.resolve().name, chosen, read, choice)
 
@@ -63,9 +64,9 @@ def open_image_file(path: Path, choice: Choice) -> Source:
     chosen = Chosen()
     chosen.files.append(File(file.name, file.name))
 
-    def read(keys: Collection[str]) -> Iterator[tuple[str, bytes | ImageError]]:
+    def read(keys: Collection[str]) -> Iterator[Read]:
         for key in keys:
-            yield key, read_bounded(partial(open_file, file.parent / key))
+            yield key, read_bounded(partial(open_file, file)), modified(file)
 
     title = printable(as_text(str(path)))
     return open_files(file.parent, file.parent.name, chosen, read, choice, title)

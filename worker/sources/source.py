@@ -38,7 +38,8 @@ class Item:
     """One image to ingest.
 
     `content` is an image file's bytes, or uint8 RGB pixels [h, w, 3], or why it cannot be read.
-    `former_id` is the id that versions before 0.2 gave it, where that was another.
+    `former_id` is the id that versions before 0.2 gave it, where that was another. `modified` is
+    when its file was changed, in seconds since 1970, where that is known.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Item:
     content: bytes | Pixels | ImageError
     metadata: Metadata
     former_id: str | None = None
+    modified: int | None = None
 
 
 @dataclass(frozen=True)
