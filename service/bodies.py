@@ -1,7 +1,9 @@
 """The bodies of requests, checked while they are read: type, size and form."""
 
+import asyncio
+import binascii
 import string
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
@@ -19,6 +21,8 @@ IMAGES_FIELD: Final = "images"
 MAX_IMAGES: Final = 32
 # Those of two images that are compared.
 PAIR_FIELDS: Final = ("a", "b")
+# Those of JSON with several images each.
+EXAMPLES_FIELDS: Final = ("positive", "negative")
 _PAIR_EXAMPLE: Final = "curl -F a=@cat.jpg -F b=@dog.jpg"
 _EXAMPLES: Final = {
     IMAGE_FIELD: "curl -F image=@cat.jpg",
@@ -29,6 +33,8 @@ _FORM: Final = "multipart/form-data"
 _JSON: Final = "application/json"
 # JSON but for images in base64.
 MAX_JSON_BYTES: Final = 1024 * 1024
+# A multiple of four.
+_BASE64_PART: Final = 1024 * 1024
 _BASE64: Final = (string.ascii_letters + string.digits + "+/=").encode()
 # More are read than are allowed, to say how many there are.
 _MAX_PARTS: Final = {"max_files": 2 * MAX_IMAGES, "max_fields": MAX_IMAGES}
@@ -50,13 +56,12 @@ class BodyRequest(Request):
         self._check_size(int(length) if length.isdecimal() else 0)
 
     async def json(self) -> Any:
-        """As strict as the standard: no NaN, no half of a surrogate pair."""
-        body = await self.body()
-        value = orjson.loads(body)
-        # Now it is known which of it were images.
-        if len(body) - _image_bytes(value) > MAX_JSON_BYTES:
-            raise _json_too_large()
-        return value
+        """As strict as the standard: no NaN, no half of a surrogate pair.
+
+        What is said to be an image in base64 is its bytes, or the ValueError that it is not.
+        """
+        # Megabytes take long, and the event loop has others to answer.
+        return await asyncio.to_thread(_parsed, await self.body())
 
     async def _receive_limited(self) -> Message:
         message = await self._receive_unlimited()
@@ -86,15 +91,45 @@ def _json_too_large() -> ProblemError:
     )
 
 
-def _image_bytes(value: Any, depth: int = 3) -> int:
-    """Characters of the images in base64 that a request holds."""
-    if isinstance(value, list):
-        return sum(_image_bytes(item, depth) for item in value) if depth else 0
-    if not isinstance(value, dict) or not depth:
-        return 0
-    return sum(
-        len(item) if name == "image" and isinstance(item, str) else _image_bytes(item, depth - 1)
-        for name, item in value.items()
+def _parsed(body: bytes) -> Any:
+    value = orjson.loads(body)
+    examples = [each for each in _examples(value) if isinstance(each.get(IMAGE_FIELD), str)]
+    # Now it is known which of it are images.
+    if len(body) - sum(len(each[IMAGE_FIELD]) for each in examples) > MAX_JSON_BYTES:
+        raise _json_too_large()
+    for each in examples:
+        try:
+            each[IMAGE_FIELD] = _from_base64(each[IMAGE_FIELD])
+        except ValueError as exc:
+            each[IMAGE_FIELD] = ValueError(f"it is not base64: {exc}")
+    return value
+
+
+def _examples(value: Any) -> Iterator[dict[str, Any]]:
+    """The objects of a body that can hold an image each."""
+    if isinstance(value, dict):
+        yield value
+        for name in (*EXAMPLES_FIELDS, *PAIR_FIELDS):
+            found = value.get(name)
+            yield from (
+                each
+                for each in (found if isinstance(found, list) else [found])
+                if isinstance(each, dict)
+            )
+
+
+def _from_base64(text: str) -> bytes:
+    head, comma, body = text.partition(",")
+    if comma and not (head.startswith("data:") and head.endswith(";base64")):
+        raise ValueError("a data URI looks like data:image/png;base64,…")
+    # Programs such as base64 and openssl break its lines.
+    characters = (body if comma else text).encode("ascii").translate(None, b" \t\r\n")
+    if characters.find(b"=", 0, -2) >= 0:
+        raise ValueError("there is more after its padding")
+    # In parts, as no other thread has its turn within one.
+    return b"".join(
+        binascii.a2b_base64(characters[start : start + _BASE64_PART], strict_mode=True)
+        for start in range(0, len(characters), _BASE64_PART)
     )
 
 

@@ -1,6 +1,8 @@
 """Every way of asking and of keeping the index, over HTTP, on both stores."""
 
+import asyncio
 import base64
+import binascii
 import hashlib
 import io
 import json
@@ -9,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import orjson
 import pytest
 from fastapi.exceptions import RequestValidationError
 from fastapi.testclient import TestClient
@@ -152,6 +155,10 @@ OPPOSITE = [{"embedding": [1.0] * DIMENSION}, {"embedding": [-1.0] * DIMENSION}]
         ({"embedding": [1e308] * DIMENSION}, "invalid_parameters", "embedding"),
         ({"image": "no base64!"}, "invalid_parameters", "base64"),
         ({"image": "iVBORé"}, "invalid_parameters", "base64"),
+        ({"image": "QQ="}, "invalid_parameters", "base64"),
+        ({"image": "QQ==QQ=="}, "invalid_parameters", "padding"),
+        ({"image": "A" * (1024 * 1024 - 4) + "QQ==" + "AAAA"}, "invalid_parameters", "padding"),
+        ({"image": 1}, "invalid_parameters", "base64"),
         ({"image": text(b"no picture")}, "not_an_image", "image"),
         ({"id": ID, "filter": {"label": {"$like": "x"}}}, "invalid_filter", "$like"),
         ({"id": ID, "filter": []}, "invalid_parameters", "filter"),
@@ -235,6 +242,27 @@ def test_json_has_a_megabyte_besides_its_images(client: TestClient) -> None:
     assert ask(client, image=base64.encodebytes(large).decode(), top_k=1).status_code == 200
     pair = {"a": {"image": text(large[:700_000])}, "b": {"image": text(large[:700_000])}}
     assert client.post("/compare", json=pair).status_code == 200
+
+
+def test_json_is_parsed_where_nobody_else_waits(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large image in base64 takes a tenth of a second, and the event loop has others."""
+    on_the_loop: list[bool] = []
+
+    def noting(work: Any) -> Any:
+        def noted(*arguments: Any, **options: Any) -> Any:
+            on_the_loop.append(asyncio._get_running_loop() is not None)
+            return work(*arguments, **options)
+
+        return noted
+
+    monkeypatch.setattr(orjson, "loads", noting(orjson.loads))
+    monkeypatch.setattr(binascii, "a2b_base64", noting(binascii.a2b_base64))
+    assert ids(ask(client, image=text(PICTURE)))[0] == ID
+    images = {name: {"image": text(PICTURE)} for name in ("a", "b")}
+    assert client.post("/compare", json=images).status_code == 200
+    assert on_the_loop == [False] * 5
 
 
 def test_too_many_parameters_and_parts_are_refused(client: TestClient) -> None:
