@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ _MOST_TASKS: Final = 1000
 # `-I` and the path: it imports what this process would, but nothing of the folder it is started in.
 _COMMAND: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from image_search.decoding.child import main; main(int(sys.argv[1]))"
+    "from image_search.decoding.child import main; main(*map(int, sys.argv[1].split()))"
 )
 # One thread and one heap: less address space that is reserved and not used.
 _ENVIRONMENT: Final = {
@@ -198,21 +199,31 @@ def _failure(answer: dict[str, Any], limits: Limits, memory: int) -> _FailedErro
             )
 
 
+def _open_memory() -> int:
+    """The descriptor of a file that is in memory where the system has such files."""
+    if sys.platform == "linux":
+        return os.memfd_create("image")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 class _Process:
     """A process that runs `image_search.decoding.child`; one thread at a time may use it."""
 
     def __init__(self) -> None:
         self._connection, other = Pipe()
+        # Through a file in memory, as large files take long through a socket.
+        self._file = _open_memory()
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         with other:
             self._process = subprocess.Popen(  # noqa: S603
                 [
                     *(sys.executable, "-I", "-c", _COMMAND),
-                    *(str(other.fileno()), json.dumps(sys.path)),
+                    *(f"{other.fileno()} {self._file}", json.dumps(sys.path)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=(other.fileno(),),
+                pass_fds=(other.fileno(), self._file),
                 env=inherited | _ENVIRONMENT,
             )
         self._tasks = 0
@@ -229,13 +240,15 @@ class _Process:
     ) -> tuple[dict[str, Any], bytes | None]:
         """The answer, and the RGB pixels if there are any."""
         self._tasks += 1
+        left = memoryview(content)
+        while left:
+            left = left[os.pwrite(self._file, left, len(content) - len(left)) :]
         # Whatever it is waited for, to take the file or to answer, this ends it.
         timer = threading.Timer(wall_seconds, self._end_late)
         timer.daemon = True
         timer.start()
         try:
-            self._connection.send_bytes(json.dumps(task).encode())
-            self._connection.send_bytes(content)
+            self._connection.send_bytes(json.dumps(task | {"bytes": len(content)}).encode())
             # No pickles: a decoder that was taken over by an image could send anything.
             answer = json.loads(self._connection.recv_bytes())
             # What its heap keeps counts: the next try gets a new one, which has all its memory.
@@ -255,6 +268,7 @@ class _Process:
         self._process.kill()
         self._process.wait()
         self._connection.close()
+        os.close(self._file)
 
     def _end_late(self) -> None:
         self._late = True

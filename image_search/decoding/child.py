@@ -1,8 +1,8 @@
 """What runs in a decoding process: one image after another, each within limits.
 
-Started by `image_search.decoding`, which it talks to over one socket. A task is a message of
-JSON, then one with the file; the answer is a message of JSON and, if that has a size, one with the
-RGB pixels. The process knows no secrets and ends with its socket.
+Started by `image_search.decoding`, which it talks to over one socket. A task is a message of JSON,
+and the image is in a file that both have open; the answer is a message of JSON and, if that has a
+size, one with the RGB pixels. The process knows no secrets and ends with its socket.
 """
 
 import io
@@ -26,8 +26,13 @@ _WHOLE: Final = {"AVIF", "HEIF", "JPEG", "JPEG2000", "MPO", "TIFF"}
 _MOST_BYTES_PER_PIXEL: Final = 20
 
 
-def main(descriptor: int) -> None:
-    """Decode what comes over the socket `descriptor`, until its other end is closed."""
+# Whoever waits for something else comes first: searches, above all.
+_NICENESS: Final = 10
+
+
+def main(descriptor: int, file: int) -> None:
+    """Decode what is in `file` for each task that comes over the socket `descriptor`."""
+    os.nice(_NICENESS)
     # Who stops the service stops it, and with it the socket; Ctrl-C reaches all of a terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -40,7 +45,8 @@ def main(descriptor: int) -> None:
     with Connection(descriptor) as parent, suppress(EOFError, OSError):
         while True:
             task = json.loads(parent.recv_bytes())
-            content = parent.recv_bytes()
+            content = os.pread(file, task["bytes"], 0)
+            os.truncate(file, 0)  # it is not held twice
             _limit_memory(held + task["memory"] if held else None)
             signal.setitimer(signal.ITIMER_PROF, task["cpu"])
             answer, pixels = _decode(content, task)
