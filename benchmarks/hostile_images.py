@@ -28,8 +28,8 @@ from image_search import images
 from image_search.decoding import Decoder
 from tests.support.costly import png, qoi, repeated_scans, strips, turned
 from tests.support.images import encode
-from tests.support.processes import Service, service
 from tests.support.processes import run as run_program
+from tests.support.processes import service
 from tests.support.servers import find_free_port
 from tests.support.waiting import wait_until
 
@@ -80,7 +80,7 @@ def measure(source: str, count: int) -> Iterator[Table]:
         if code:
             sys.exit(errors)
         with service(find_free_port(), IMAGE_SEARCH_DATA_DIR=folder) as serving:
-            target = Target(serving)
+            target = Target(serving.process.pid, serving.url)
             wait_until(lambda: serving.health() == httpx2.codes.OK, 120)
             for file in honest[:20]:
                 target.search(file)
@@ -281,10 +281,10 @@ class Peak:
 class Target:
     """A service process; `resident` are the bytes that it holds at rest."""
 
-    def __init__(self, service: Service) -> None:
-        self.process = psutil.Process(service.process.pid)
+    def __init__(self, pid: int, url: str) -> None:
+        self.process = psutil.Process(pid)
         self.resident = 0
-        self._url = service.url
+        self._url = url
 
     def cpu_seconds(self) -> float:
         """Of it and of its processes, those that have ended among them."""

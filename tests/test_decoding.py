@@ -1,6 +1,5 @@
 """The decoding processes and their limits, tried with files made to be costly."""
 
-import random
 import re
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from image_search.errors import (
 )
 from tests.support.costly import many_entries, png, qoi, repeated_scans, strips, turned
 from tests.support.images import encode
+from tests.support.odd import odd_files
 from tests.support.waiting import wait_until
 
 MIB: Final = 1024 * 1024
@@ -329,37 +329,6 @@ def test_a_process_is_light_and_knows_no_secrets(monkeypatch: pytest.MonkeyPatch
 
 
 # --- odd files ---
-
-ODD_KINDS: Final = (
-    *("AVIF", "BLP", "BMP", "DDS", "DIB", "EPS", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MSP"),
-    *("PALM", "PCX", "PDF", "PNG", "PPM", "QOI", "SGI", "SPIDER", "TGA", "TIFF", "WEBP", "XBM"),
-)
-
-
-def odd_files() -> Iterator[tuple[str, bytes]]:
-    """Files of all of Pillow's writers: whole, cut, with other bits, and one's head on another."""
-    chance = random.Random(7)
-    whole = {}
-    picture = Image.linear_gradient("L").resize((60, 40)).rotate(30)
-    for kind in ODD_KINDS:
-        for mode in ("RGB", "RGBA", "L", "P", "1", "F", "I;16"):
-            try:
-                converted = (
-                    picture.convert("I").convert(mode) if ";" in mode else picture.convert(mode)
-                )
-                whole[f"{kind} {mode}"] = encode(converted, kind)
-            except (OSError, ValueError, KeyError):
-                continue  # that format has no such mode
-    for name, content in whole.items():
-        yield name, content
-        yield f"{name} cut", content[: chance.randrange(1, len(content))]
-        for number in range(2):
-            changed = bytearray(content)
-            for _ in range(1 + number * 20):
-                changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
-            yield f"{name} bits {number}", bytes(changed)
-        other = whole[chance.choice(list(whole))]
-        yield f"{name} head", content[:64] + other[64:]
 
 
 @pytest.mark.slow
