@@ -19,8 +19,9 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from PIL import Image
 from benchmarks.hostile_images import Target
 from benchmarks.measure import MEBI, Table, load_images, parser
 from tests.support import ROOT
+from tests.support.gateway import gateway
 from tests.support.images import encode
 from tests.support.processes import run as run_program
 from tests.support.servers import find_free_port
@@ -43,12 +45,9 @@ SEARCHES_A_SECOND = 10
 HEALTH_A_SECOND = 5
 # So long an honest client waits: longer than the service takes for a request.
 PATIENCE = 15.0
-# What an attacker waits before it comes again: its own work is not to be what is measured.
-PAUSE = 0.05
 LEAST_ANSWERED = 0.95
 MOST_SECONDS = {"searches": 2.0, "health": 1.0}
 MOST_MEBI = 1024
-GATEWAY = ROOT / "gateway" / "haproxy.cfg"
 # What an answer tells about the server if it tells too much.
 SECRETS = (str(ROOT), sys.prefix, "site-packages", tempfile.gettempdir(), "Traceback")
 
@@ -77,8 +76,8 @@ class Tally:
 class Attacker:
     """One connection after another; `send` is done on each, until it is closed or time is up."""
 
-    def __init__(self, port: int, until: float, tally: Tally) -> None:
-        self._port, self._until, self._tally = port, until, tally
+    def __init__(self, port: int, until: float, pause: float, tally: Tally) -> None:
+        self._port, self._until, self._pause, self._tally = port, until, pause, tally
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         self._answer = b""
@@ -104,7 +103,7 @@ class Attacker:
             finally:
                 if hasattr(self, "_writer"):
                     self._writer.transport.abort()
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(self._pause)
 
     async def send(self, content: bytes) -> None:
         """Send it as fast as it is taken; raises OSError where it is not."""
@@ -170,21 +169,24 @@ NEVER = 3600.0
 
 @dataclass(frozen=True)
 class Kind:
-    """An attack: how many clients at once, and what each of them does."""
+    """An attack: how many clients at once, what they do, and after what pause again."""
 
     name: str
     clients: int
     make: Callable[[], Sequence[Callable[[Attacker], Awaitable[None]]]]
+    # Hundreds of clients need their time, too, and theirs is not what is measured.
+    pause: float = 0.05
 
 
 KINDS = {
     "heads": Kind(
-        "600 clients that send a byte every 9 s", 600, lambda: [drip(UNFINISHED_HEAD, 9)]
+        "600 clients that send a byte every 9 s", 600, lambda: [drip(UNFINISHED_HEAD, 9)], 1
     ),
     "unfinished": Kind(
         "1,100 requests that never end",
         1100,
         lambda: [drip(UNFINISHED_HEAD, NEVER), drip(UNFINISHED_BODY, NEVER)],
+        1,
     ),
     "bodies": Kind("80 slow bodies that come again", 80, lambda: [drip(UNFINISHED_BODY, 0.5)]),
     "large": Kind("80 bodies of 20 MB", 80, lambda: [whole(form(bytes(20_000_000)))]),
@@ -210,13 +212,13 @@ KINDS = {
 def attack(kind: str, port: int, seconds: float) -> Tally:
     """All clients of a kind, for so many seconds; in a process of its own."""
     tally = Tally()
-    deeds = KINDS[kind].make()
+    deeds, pause = KINDS[kind].make(), KINDS[kind].pause
 
     async def all_of_them() -> None:
         until = time.monotonic() + seconds
         await asyncio.gather(
             *(
-                Attacker(port, until, tally).run(deeds[number % len(deeds)])
+                Attacker(port, until, pause, tally).run(deeds[number % len(deeds)])
                 for number in range(KINDS[kind].clients)
             )
         )
@@ -287,7 +289,7 @@ async def be_honest(port: int, seconds: float, files: Sequence[bytes]) -> tuple[
     return searches, health
 
 
-# --- the service and the gateway ------------------------------------------------------------------
+# --- the service -------------------------------------------------------------------------------
 
 
 class Server:
@@ -333,33 +335,6 @@ def server(folder: str, log: Path) -> Iterator[Server]:
         running.process.wait()
 
 
-@contextmanager
-def gateway(service_port: int, folder: Path) -> Iterator[int | None]:
-    """The port of HAProxy in front of the service; None where it is not installed."""
-    if shutil.which("haproxy") is None:
-        print("HAProxy is not installed: no attack goes through the gateway\n", flush=True)
-        yield None
-        return
-    port = find_free_port()
-    config = GATEWAY.read_text()
-    for old, new in (
-        ("bind :8000", f"bind 127.0.0.1:{port}"),
-        ("resolvers docker init-addr none", ""),
-        ("server-template api- 16 api:8000", f"server api 127.0.0.1:{service_port}"),
-    ):
-        if old not in config:
-            sys.exit(f"{GATEWAY.name} has no line with {old!r} any more")
-        config = config.replace(old, new)
-    path = folder / GATEWAY.name
-    path.write_text(config)
-    process = subprocess.Popen(["haproxy", "-db", "-f", path], stdout=subprocess.DEVNULL)
-    try:
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -374,15 +349,20 @@ def measure(source: str, count: int, seconds: float, kinds: Sequence[str]) -> It
         if code:
             sys.exit(errors)
         log = Path(folder, "log")
-        with server(folder, log) as running, gateway(running.port, Path(folder)) as public:
+        with server(folder, log) as running, ExitStack() as stack:
+            ways = {"straight to the service": running.port}
+            if shutil.which("haproxy"):
+                public = stack.enter_context(gateway(running.port, Path(folder)))
+                ways["through the gateway"] = public
+            else:
+                print("HAProxy is not installed: no attack goes through the gateway\n", flush=True)
             target = Target(running.process.pid, running.url)
-            wait_until(lambda: is_healthy(running.port), 120)
+            wait_until(lambda: is_healthy(running.port))
             asyncio.run(be_honest(running.port, 3, files))
             target.resident = target.process.memory_info().rss
-            for way, port in (("straight to the service", running.port), ("the gateway", public)):
-                if port is not None:
-                    wait_until(lambda port=port: is_healthy(port))  # type: ignore[misc]
-                    yield attacks(way, port, target, running, seconds, kinds, files)
+            for way, port in ways.items():
+                wait_until(partial(is_healthy, port))
+                yield attacks(way, port, target, running, seconds, kinds, files)
 
 
 def is_healthy(port: int) -> bool:
@@ -435,7 +415,7 @@ def attacks(
                 f"{listed(tally.answers)}; honest clients that failed: {listed(failures)}"
             )
     return Table(
-        f"Attacks by way of {way}; the service holds {target.resident / MEBI:.0f} MiB at rest",
+        f"Attacks {way}; the service holds {target.resident / MEBI:.0f} MiB at rest",
         [
             *("attack", "searches answered, %", "p50 ms", "p99 ms"),
             *("/health answered, %", "p99 ms", "MiB more"),

@@ -17,11 +17,13 @@ from service.bodies import BodyRequest, reader
 from service.errors import DeadlineExceededError, OverloadedError
 from service.problems import ProblemError
 
-# Images that are being read, decoded, embedded and searched, all together.
+# Images that are being decoded, embedded and searched, all together.
 MAX_REQUESTS: Final = 80
+# Bodies that are being read; fewer than there may be connections.
+MAX_READING: Final = 240
 DEADLINE_SECONDS: Final = 10.0
-# Bytes of a body that have room with any place, and those beyond of all bodies together.
-_SMALL_BYTES: Final = 1024 * 1024
+# Bytes of a body that always have room, and those beyond of all bodies together.
+_SMALL_BYTES: Final = 512 * 1024
 MAX_LARGE_BYTES: Final = 128 * 1024 * 1024
 # What a body has before it can be called slow.
 _GRACE_SECONDS: Final = 0.2
@@ -33,18 +35,19 @@ _NOW: Final = 0.0
 
 
 class Admission:
-    """A bound on what the service does at once, and on the bytes of the bodies that it holds.
+    """A bound on what the service does at once, and on the bodies that it reads and holds.
 
-    Where there is no room, a body that comes more slowly than all others makes some.
+    Where there is no room to read, a body that comes more slowly than all others makes some.
     """
 
     def __init__(self, places: int) -> None:
         self._free = places
         self._requests: set[Admitted] = set()
+        self.large_json = asyncio.Lock()
 
     @contextmanager
     def take(self, places: int = 1) -> Iterator[None]:
-        """Hold places; raises OverloadedError when there are not so many."""
+        """Hold places for work; raises OverloadedError when there are not so many."""
         if places > self._free:
             raise OverloadedError("too many searches at once: try again in a second")
         self._free -= places
@@ -55,18 +58,19 @@ class Admission:
 
     @contextmanager
     def admit(self) -> Iterator["Admitted"]:
-        """Hold a place for a request; raises OverloadedError when there is none."""
-        if not self._free and (slowest := self._slowest()):
-            self._end(slowest)
+        """Begin to read a request; raises OverloadedError when nobody would work on it."""
         if not self._free:
             raise OverloadedError("too many searches at once: try again in a second")
-        self._free -= 1
+        if self._reading() >= MAX_READING and (slowest := self._slowest()):
+            self._end(slowest)
+        if self._reading() >= MAX_READING:
+            raise OverloadedError("too many requests at once: try again in a second")
         admitted = Admitted(self)
         self._requests.add(admitted)
         try:
             yield admitted
         finally:
-            self._release(admitted)
+            self._requests.discard(admitted)
 
     def make_room(self, request: "Admitted") -> None:
         """End slower requests for this one's bytes; raises OverloadedError if there are none."""
@@ -75,6 +79,9 @@ class Admission:
             if slowest in {None, request}:
                 raise OverloadedError("too many large uploads at once: try again in a second")
             self._end(slowest)
+
+    def _reading(self) -> int:
+        return sum(each.is_reading for each in self._requests)
 
     def _slowest(self, *, large: bool = False) -> "Admitted | None":
         reading = [
@@ -86,23 +93,18 @@ class Admission:
 
     def _end(self, request: "Admitted") -> None:
         request.end()
-        self._release(request)
-
-    def _release(self, request: "Admitted") -> None:
-        if request in self._requests:
-            self._requests.remove(request)
-            self._free += 1
+        self._requests.discard(request)
 
 
 class Admitted:
-    """A request that has a place, and whose body is being read or was read."""
+    """A request whose body is being read or was read."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._since = time.monotonic()
         self.received = 0
         self.is_reading = True
-        # Whether its place was taken from it.
+        # Whether its room was taken from it.
         self.is_ended = False
         self.deadline = asyncio.timeout(DEADLINE_SECONDS)
 
@@ -122,6 +124,13 @@ class Admitted:
         if self.large_bytes:
             self._admission.make_room(self)
 
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Hold a place, once the body is read; raises OverloadedError when there is none."""
+        self.is_reading = False
+        with self._admission.take():
+            yield
+
     def end(self) -> None:
         """Cancel it."""
         self.is_ended = True
@@ -134,9 +143,9 @@ class AdmittedRoute(APIRoute):
 
     One that declares its body by `openapi_extra` takes either, and reads it from the request.
 
-    The key comes first. At most `MAX_REQUESTS` are admitted at once, and each has
-    `DEADLINE_SECONDS`, the reading of its body included. What is beyond that, or whose client has
-    gone, is cancelled.
+    The key comes first. At most `MAX_READING` are read and `MAX_REQUESTS` worked on at once, and
+    each has `DEADLINE_SECONDS`, the reading of its body included. What is beyond that, or whose
+    client has gone, is cancelled.
 
     The application's state is a `service.state.State`.
     """
@@ -164,14 +173,14 @@ class AdmittedRoute(APIRoute):
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
         async def checked(request: Request, admitted: Admitted) -> Response:
-            limited = BodyRequest(request, admitted.receive)
+            limited = BodyRequest(request, admitted.receive, request.state.admission.large_json)
             async with read(limited):
-                admitted.is_reading = False
-                watcher = asyncio.create_task(_watch(request.receive, admitted.deadline))
-                try:
-                    return await handle(limited)
-                finally:
-                    watcher.cancel()
+                with admitted.work():
+                    watcher = asyncio.create_task(_watch(request.receive, admitted.deadline))
+                    try:
+                        return await handle(limited)
+                    finally:
+                        watcher.cancel()
 
         return counted
 

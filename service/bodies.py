@@ -4,7 +4,7 @@ import asyncio
 import binascii
 import string
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Final
 
 import orjson
@@ -43,25 +43,37 @@ _UNKNOWN_TYPES: Final = {"", "application/octet-stream", "binary/octet-stream"}
 
 
 class BodyRequest(Request):
-    """A request whose body is limited; `count` is called with the size of each part."""
+    """A request whose body is limited; `count` is called with the size of each part.
 
-    def __init__(self, request: Request, count: Callable[[int], None]) -> None:
+    Who parses a large body of JSON holds `large`.
+    """
+
+    def __init__(self, request: Request, count: Callable[[int], None], large: asyncio.Lock) -> None:
         super().__init__(request.scope, self._receive_limited)
         self._receive_unlimited = request.receive
         self._count = count
+        self._large = large
         self._limit = request.state.settings.max_upload_bytes
         self._received = self._text = 0
         self._is_json = _media_type(request.headers.get("content-type")) == _JSON
         length = request.headers.get("content-length", "")
         self._check_size(int(length) if length.isdecimal() else 0)
 
+    async def read_json(self) -> None:
+        """Read the body, for `json` alone: FastAPI would hold it until the end of the request."""
+        self._json_body = [await self.body()]
+        self._body = b"is JSON"
+
     async def json(self) -> Any:
         """As strict as the standard: no NaN, no half of a surrogate pair.
 
         What is said to be an image in base64 is its bytes, or the ValueError that it is not.
         """
-        # Megabytes take long, and the event loop has others to answer.
-        return await asyncio.to_thread(_parsed, await self.body())
+        # Megabytes take long, and the event loop has others to answer. They also take several times
+        # their memory meanwhile, so one is parsed after another.
+        is_large = len(self._json_body[0]) > MAX_JSON_BYTES
+        async with self._large if is_large else nullcontext():
+            return await asyncio.to_thread(_parsed, self._json_body)
 
     async def _receive_limited(self) -> Message:
         message = await self._receive_unlimited()
@@ -91,11 +103,13 @@ def _json_too_large() -> ProblemError:
     )
 
 
-def _parsed(body: bytes) -> Any:
-    value = orjson.loads(body)
+def _parsed(bodies: list[bytes]) -> Any:
+    """The JSON of the only body in the list, which is taken out and not held any longer."""
+    size = len(bodies[0])
+    value = orjson.loads(bodies.pop())
     examples = [each for each in _examples(value) if isinstance(each.get(IMAGE_FIELD), str)]
     # Now it is known which of it are images.
-    if len(body) - sum(len(each[IMAGE_FIELD]) for each in examples) > MAX_JSON_BYTES:
+    if size - sum(len(each[IMAGE_FIELD]) for each in examples) > MAX_JSON_BYTES:
         raise _json_too_large()
     for each in examples:
         try:
@@ -133,7 +147,7 @@ def _from_base64(text: str) -> bytes:
     )
 
 
-def reader(route: APIRoute) -> Callable[[Request], AbstractAsyncContextManager[None]]:
+def reader(route: APIRoute) -> Callable[[BodyRequest], AbstractAsyncContextManager[None]]:
     """What reads and checks the body that the route declares; FastAPI finds it read."""
     body = route.body_field
     if body is None:
@@ -143,7 +157,7 @@ def reader(route: APIRoute) -> Callable[[Request], AbstractAsyncContextManager[N
     [field] = [param.alias for param in route.dependant.body_params]
 
     @asynccontextmanager
-    async def form(request: Request) -> AsyncIterator[None]:
+    async def form(request: BodyRequest) -> AsyncIterator[None]:
         _check_media_type(request, _FORM, _EXAMPLES[field])
         async with request.form(**_MAX_PARTS) as parts:
             _check_form(parts, (field,))
@@ -153,12 +167,12 @@ def reader(route: APIRoute) -> Callable[[Request], AbstractAsyncContextManager[N
 
 
 @asynccontextmanager
-async def _no_body(_request: Request) -> AsyncIterator[None]:
+async def _no_body(_request: BodyRequest) -> AsyncIterator[None]:
     yield
 
 
 @asynccontextmanager
-async def _json_or_pair(request: Request) -> AsyncIterator[None]:
+async def _json_or_pair(request: BodyRequest) -> AsyncIterator[None]:
     if is_form(request):
         async with request.form(**_MAX_PARTS) as parts:
             _check_form(parts, PAIR_FIELDS)
@@ -174,13 +188,13 @@ def is_form(request: Request) -> bool:
 
 
 @asynccontextmanager
-async def _json(request: Request) -> AsyncIterator[None]:
+async def _json(request: BodyRequest) -> AsyncIterator[None]:
     _check_media_type(
         request,
         _JSON,
         """curl -H 'Content-Type: application/json' -d '{"id": "cat"}'""",
     )
-    await request.body()
+    await request.read_json()
     yield
 
 

@@ -1,6 +1,7 @@
 """Connections: what no client may do to others, over real sockets."""
 
 import http.client
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ import httpx2
 import pytest
 
 from image_search.settings import Settings
-from service import connections
+from service import connections, healthcheck
 from tests.support.servers import ServiceThread
 from tests.support.waiting import wait_until
 
@@ -157,3 +158,13 @@ def test_json_is_refused_while_it_is_read(settings: Settings, service: ServiceTh
         # The rest of it never comes.
         received = problem(answer(connection))
         assert received["code"] == "upload_too_large"
+
+
+def test_the_health_check_asks_this_machine_and_no_proxy(
+    service: ServiceThread, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The tests' proxies lead nowhere.
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("IMAGE_SEARCH_PORT", str(service.address[1]))
+    assert healthcheck.main() == 1
+    assert re.match("(starting|no_index): ", capsys.readouterr().out)

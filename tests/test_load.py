@@ -431,6 +431,7 @@ def test_a_slow_body_gives_its_place_to_one_that_comes(
 ) -> None:
     monkeypatch.setattr(admission, "DEADLINE_SECONDS", 60)
     monkeypatch.setattr(admission, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(admission, "MAX_READING", MAX_REQUESTS)
     with ExitStack() as stack:
         slowest = stack.enter_context(server.send(0, cut=len(FILES[0])))
         slow = [stack.enter_context(server.send(0, cut=1)) for _ in range(MAX_REQUESTS - 1)]
@@ -451,6 +452,20 @@ def test_a_slow_body_gives_its_place_to_one_that_comes(
             except BlockingIOError:
                 silent += 1
         assert silent >= MAX_REQUESTS - 2
+
+
+def test_bodies_that_are_being_read_take_no_place_of_searches(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many come anew all the time, so that none of them can be called slow."""
+    monkeypatch.setattr(admission, "DEADLINE_SECONDS", 60)
+    monkeypatch.setattr(admission, "_GRACE_SECONDS", 60)
+    with ExitStack() as stack:
+        for _ in range(MAX_REQUESTS + 1):
+            stack.enter_context(server.send(0, cut=1))
+        for number in range(3):
+            assert best(server.search(number)) == IMAGES[number][0]
+    assert overloaded(server) == 0
 
 
 def best_of(server: Server) -> str | None:
