@@ -445,7 +445,7 @@ def main() -> None:
     arguments.add_argument(
         "kinds", metavar="KIND", nargs="*", default=list(KINDS), help=", ".join(KINDS)
     )
-    given: argparse.Namespace = arguments.parse_args()
+    given: argparse.Namespace = arguments.parse_intermixed_args()
     for table in measure(given.source, given.images, given.seconds, given.kinds):
         print(table, flush=True)
 
