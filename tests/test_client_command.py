@@ -8,6 +8,8 @@ import pty
 import re
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,28 @@ def test_the_reader_may_stop_reading(picture: str) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.wait() == 0
+
+
+def test_requests_in_flight_end_before_the_client_is_closed(
+    picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_flight: set[int] = set()
+    at_close: list[int] = []
+
+    def search(*_: Any, **__: Any) -> None:
+        in_flight.add(threading.get_ident())
+        time.sleep(0.1)
+        in_flight.discard(threading.get_ident())
+        raise OSError("no answer")
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "search", search)
+    monkeypatch.setattr(Client, "close", lambda _: at_close.append(len(in_flight)))
+    monkeypatch.setattr("builtins.print", interrupt)
+    assert command.main(["query", *[picture] * 20]) == command.EXIT_INTERRUPTED
+    assert at_close == [0]
 
 
 def test_a_full_disk_is_an_error(picture: str) -> None:

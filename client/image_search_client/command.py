@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
@@ -229,17 +229,19 @@ def _query(client: Client, arguments: Arguments) -> int:
 
     status = 0
     nothing = False
-    outcomes = threads.map_ordered(outcome, asked, _CONCURRENCY)
-    for number, (query, found) in enumerate(zip(asked, outcomes, strict=True)):
-        nothing = nothing or (isinstance(found, SearchResult) and not found)
-        if not isinstance(found, SearchResult):
-            status = _fail(f"{query.name}: {_reason(found)}", EXIT_INCOMPLETE)
-        if arguments.json:
-            _print_json({query.kind: query.name, **_as_json(found)})
-        elif isinstance(found, SearchResult):
-            if len(asked) > 1:
-                print(("\n" if number else "") + terminal.printable(query.name))
-            _print_matches(found, protocol)
+    # Requests in flight end before the client's connections are closed: they would wait for their
+    # time limit otherwise.
+    with closing(threads.map_ordered(outcome, asked, _CONCURRENCY)) as outcomes:
+        for number, (query, found) in enumerate(zip(asked, outcomes, strict=True)):
+            nothing = nothing or (isinstance(found, SearchResult) and not found)
+            if not isinstance(found, SearchResult):
+                status = _fail(f"{query.name}: {_reason(found)}", EXIT_INCOMPLETE)
+            if arguments.json:
+                _print_json({query.kind: query.name, **_as_json(found)})
+            elif isinstance(found, SearchResult):
+                if len(asked) > 1:
+                    print(("\n" if number else "") + terminal.printable(query.name))
+                _print_matches(found, protocol)
     if nothing and arguments.label:
         _name_unknown(arguments.label, client.labels())
     return status

@@ -1,7 +1,7 @@
 """What the synchronous client needs of its surroundings; `aio` has the same for the other."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import sleep
 from typing import ParamSpec, TypeVar
@@ -25,10 +25,11 @@ def in_thread(
 
 def map_ordered(
     function: Callable[[Item], Result], items: Iterable[Item], concurrency: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """The results in the items' order, with at most `concurrency` calls at once.
 
-    Only as many items as twice that are taken ahead. The first error ends it, and is raised.
+    Only as many items as twice that are taken ahead. The first error ends it, and is raised. To
+    close it waits for the calls that have begun.
     """
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(concurrency, thread_name_prefix="image-search") as pool:
