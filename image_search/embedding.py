@@ -25,7 +25,7 @@ from image_search.values import (
     Pixels,
     Pooling,
 )
-from image_search.weights import Convolution, fingerprint, load_weights
+from image_search.weights import Convolution, fingerprint, load_weights, release_bundled
 
 _log = logging.getLogger(__name__)
 
@@ -207,7 +207,8 @@ def _digest(pixels: Pixels) -> bytes:
 
 
 def _release_memory() -> None:
-    """Give the copies of the weights that compiling made back to the system."""
+    """Give the weights, and the copies of them that compiling made, back to the system."""
+    release_bundled()
     gc.collect()
     with suppress(AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

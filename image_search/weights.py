@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -75,6 +76,11 @@ def load_weights(weights: str) -> tuple[str, list[Convolution]]:
     return IMAGENET if weights == IMAGENET else path.name, convolutions
 
 
+def release_bundled() -> None:
+    """Let go of the bundled weights, 59 MB, until they are loaded again."""
+    _bundled.cache_clear()
+
+
 def fingerprint(convolutions: Sequence[Convolution]) -> str:
     """First 16 hex digits of the SHA-256 of all kernels and biases, as little-endian float32."""
     digest = hashlib.sha256()
@@ -123,9 +129,13 @@ def _imagenet() -> Path:
     return download(_IMAGENET_URL, keras_home / "models" / _IMAGENET_FILE, md5=_IMAGENET_MD5)
 
 
-def _bundled() -> Iterator[Convolution]:
+# What makes a new index loads them for each of its steps.
+@cache
+def _bundled() -> tuple[Convolution, ...]:
+    convolutions = []
     with np.load(_BUNDLED_FILE) as arrays:
         for number in range(sum(count for count, _ in BLOCKS)):
             steps = np.int16(3) * arrays[f"levels_{number}"] + arrays[f"steps_{number}"]
             kernel = steps * arrays[f"scale_{number}"]
-            yield Convolution(kernel, arrays[f"bias_{number}"])
+            convolutions.append(Convolution(kernel, arrays[f"bias_{number}"]))
+    return tuple(convolutions)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,3 +168,16 @@ def test_errors_name_folders_to_the_operator_alone(
     assert settings.data_dir.name not in str(caught.value).lower().split()
     assert ".lance" not in str(caught.value)
     assert str(settings.data_dir) in caught.value.in_full
+
+
+@pytest.mark.slow
+def test_lancedb_comes_without_its_client_of_remote_catalogues() -> None:
+    program = (
+        "import sys, image_search.stores.embedded\n"
+        "package = 'lance_namespace_urllib3_client'\n"
+        "print(package in sys.modules, package + '.api' in sys.modules)\n"
+        "from lance_namespace_urllib3_client import TableApi\n"
+        "print(TableApi.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout == b"True False\nTableApi\n"

@@ -16,7 +16,7 @@ from image_search.manifest import Manifest
 from image_search.settings import Settings
 from image_search.stores import create_index
 from image_search.values import AUTO, Pixels
-from image_search.weights import choose_weights
+from image_search.weights import choose_weights, load_weights
 from worker.ingest import make_decoder, open_image
 from worker.recipes import fit_recipe
 from worker.sources import Source
@@ -41,6 +41,7 @@ def create_index_for(
     None when `stop` was set meanwhile. Raises WeightsError, StoreError and what the source raises.
     """
     weights = choose_weights(settings.weights)
+    load_weights(weights)  # what is wrong with them is told before images are read
     input_size, reason = choose_input_size(source, settings)
     maxima: tuple[float, ...] = ()
     if settings.precision == "int8" or (settings.precision == "auto" and not has_gpu()):

@@ -81,13 +81,15 @@ def fit_recipe(
             f"{variable('recipe')}=whitening is for indexes that earlier versions made: use auto "
             "for a new one"
         )
-    labels: list[str | None] = []
-    batches = _batches(source, IMAGES, input_size, settings, stop, labels)
-    network = Network(weights, input_size, activation_maxima, form.pooling)
-    features = network.measure(batches)
-    if stop.is_set():
-        return None
     try:
+        # Before a network is compiled for them.
+        _require_enough(source.total)
+        labels: list[str | None] = []
+        batches = _batches(source, IMAGES, input_size, settings, stop, labels)
+        network = Network(weights, input_size, activation_maxima, form.pooling)
+        features = network.measure(batches)
+        if stop.is_set():
+            return None
         if name == "discriminant":
             return fit_discriminant(features, labels, form), network
         if name == "components":
@@ -180,10 +182,7 @@ def _prepared(features: Features, form: Form) -> tuple[Floats, Floats, Features]
 
     And the mean of the rows before they are scaled. Raises TooFewImagesError.
     """
-    if len(features) < _LEAST_IMAGES:
-        raise TooFewImagesError(
-            f"{len(features):,} images are too few to fit another, {_LEAST_IMAGES:,} are enough"
-        )
+    _require_enough(len(features))
     rows = form.prepare(features)
     mean = rows.mean(axis=0)
     centred = rows - mean
@@ -198,6 +197,13 @@ def _prepared(features: Features, form: Form) -> tuple[Floats, Floats, Features]
         ]
     )
     return scales, centred * scales, mean
+
+
+def _require_enough(images: int) -> None:
+    if images < _LEAST_IMAGES:
+        raise TooFewImagesError(
+            f"{images:,} images are too few to fit another, {_LEAST_IMAGES:,} are enough"
+        )
 
 
 def _components(centred: Floats, power: float) -> Floats:

@@ -4,11 +4,7 @@ Any number of processes may read and write the folder at once. The manifest is p
 schema, so it is there from the first moment on.
 """
 
-import os
 from contextlib import suppress
-
-# Read when LanceDB is imported: it warns on standard error of what is no fault.
-os.environ.setdefault("LANCEDB_LOG", "error")
 
 from image_search.errors import IndexNotFoundError
 from image_search.manifest import Manifest

@@ -6,7 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-import lancedb
 import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
@@ -15,6 +14,7 @@ from image_search.errors import IndexMismatchError
 from image_search.index import Record
 from image_search.manifest import Manifest
 from image_search.stores.embedded.files import IndexFiles
+from image_search.stores.embedded.lance import lancedb
 from image_search.values import DIMENSION, Embeddings, Metric
 
 _MANIFEST_KEY: Final = b"image-search-manifest"
