@@ -1,4 +1,4 @@
-"""The README against the code: what it names exists, and what exists it names."""
+"""The README and docs/ against the code: what they name exists, and what exists they name."""
 
 import json
 import os
@@ -19,10 +19,13 @@ from service.app import create_app
 from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+EXAMPLES = PAGES[ROOT / "docs" / "examples.md"]
 
 
 def test_the_settings_table_is_the_settings() -> None:
-    rows = re.findall(r"^\| `(IMAGE_SEARCH_\w+)` \| `([^`]*)` \| (.*) \|$", README, re.MULTILINE)
+    page = PAGES[ROOT / "docs" / "settings.md"]
+    rows = re.findall(r"^\| `(IMAGE_SEARCH_\w+)` \| `([^`]*)` \| (.*) \|$", page, re.MULTILINE)
     expected = []
     for name, field in Settings.model_fields.items():
         assert field.default is not PydanticUndefined
@@ -63,7 +66,8 @@ def test_all_name_the_one_version() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     for service in services.values():
         assert service["image"].endswith(f":{stated}")
-    assert set(re.findall(r"image-search (\d+\.\d+\.\d+)", README)) == {stated}
+    pages = "\n".join(PAGES.values())
+    assert set(re.findall(r"image-search (\d+\.\d+\.\d+)", pages)) == {stated}
 
 
 def test_every_setting_has_a_default_that_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +77,7 @@ def test_every_setting_has_a_default_that_is_valid(monkeypatch: pytest.MonkeyPat
 
 def test_every_code_of_a_problem_is_named() -> None:
     for code in problems.CODES:
-        assert f"`{code}`" in README
+        assert f"`{code}`" in PAGES[ROOT / "docs" / "api.md"]
 
 
 def test_the_gateway_answers_with_a_code_that_is_known() -> None:
@@ -90,28 +94,36 @@ def test_every_route_is_named() -> None:
     paths = create_app(load_settings()).openapi()["paths"]
     assert len(paths) >= 10
     for path in paths:
-        assert path in README
+        assert path in PAGES[ROOT / "docs" / "api.md"]
 
 
-def test_the_program_in_the_readme_runs(service_url: str) -> None:
-    [program] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    run = subprocess.run(
-        [sys.executable, "-c", program.replace("http://127.0.0.1:8000", service_url)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+def test_the_programs_in_the_docs_run(service_url: str) -> None:
+    [short], [long] = (
+        re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        for page in (README, EXAMPLES)
     )
-    assert run.stderr == ""
-    *matches, last = run.stdout.splitlines()
+    outputs = []
+    for program in (short, long):
+        run = subprocess.run(
+            [sys.executable, "-c", program.replace("http://127.0.0.1:8000", service_url)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.stderr == ""
+        outputs.append(run.stdout.splitlines())
+    of_short, [*matches, last] = outputs
+    assert of_short == matches
     assert {line.split()[1] for line in matches} <= {"flower", "tree"}
     assert len(matches) == 5
     assert re.fullmatch(r"boat \{2: ImageRejectedError\(.*\)\}", last)
 
 
-def test_the_command_in_the_readme_prints_such_a_table(service_url: str) -> None:
+@pytest.mark.parametrize("page", [README, EXAMPLES], ids=["README", "examples"])
+def test_the_command_in_the_docs_prints_such_a_table(service_url: str, page: str) -> None:
     [(arguments, table)] = re.findall(
-        r"^\$ .venv/bin/image-search (.*)\n((?:.+\n)+?)```$", README, re.MULTILINE
+        r"^\$ .venv/bin/image-search (.*)\n((?:.+\n)+?)```$", page, re.MULTILINE
     )
     run = subprocess.run(
         [sys.executable, "-m", "image_search_client", *arguments.split()],
@@ -127,11 +139,12 @@ def test_the_command_in_the_readme_prints_such_a_table(service_url: str) -> None
     assert [row.split()[0] for row in shown] == [row.split()[0] for row in expected]
 
 
-def test_the_curl_commands_in_the_readme_answer_so(service_url: str) -> None:
-    examples = re.findall(
-        r"^\$ (curl (?:.+\n)*?.*[^|\\\n])\n((?:[^\n]+\n)+?)```$", README, re.MULTILINE
-    )
-    assert len(examples) >= 4
+def test_the_curl_commands_in_the_docs_answer_so(service_url: str) -> None:
+    pattern = r"^\$ (curl (?:.+\n)*?.*[^|\\\n])\n((?:[^\n]+\n)+?)```$"
+    examples = [
+        example for page in PAGES.values() for example in re.findall(pattern, page, re.MULTILINE)
+    ]
+    assert len(examples) >= 6
     for command, expected in examples:
         program = command.replace("http://127.0.0.1:8000", service_url)
         # The index of the tests has the first drawings of each kind, under other ids.
@@ -161,9 +174,21 @@ def shape(answer: Any) -> Any:
 
 
 def test_every_file_and_command_that_is_named_exists() -> None:
-    for path in re.findall(r"`((?:image_search|service|worker|tools|benchmarks)/[\w/.]+)`", README):
-        assert (ROOT / path).exists(), path
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
-        assert (ROOT / path).exists(), path
-    for target in set(re.findall(r"make ([\w-]+)", README)):
-        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+    for page, text in PAGES.items():
+        for path in re.findall(
+            r"`((?:image_search|service|worker|tools|benchmarks)/[\w/.]+)`", text
+        ):
+            assert (ROOT / path).exists(), path
+        for path in re.findall(r"\]\(((?!http|#)[^)#]+)[^)]*\)", text):
+            assert (page.parent / path).exists(), (page, path)
+        for target in set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)):
+            subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_readme_names_every_page() -> None:
+    for page in PAGES:
+        assert page == ROOT / "README.md" or f"](docs/{page.name})" in README, page
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len(README.splitlines()) <= 150

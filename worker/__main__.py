@@ -42,7 +42,7 @@ exit codes:
   130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM: the batch in flight was finished;
        start again to go on
 
-Settings are environment variables, IMAGE_SEARCH_*; the README lists them.
+Settings are environment variables, IMAGE_SEARCH_*; docs/settings.md lists them.
 """
 
 
