@@ -22,7 +22,7 @@ def download(url: str, path: Path, *, md5: str, retry_delay: float = 1.0) -> Pat
 
     What came before a break stays in a `.part` file beside it and is continued, in this call (after
     `retry_delay` seconds, doubled each time) or in a later one. `md5` is the hex checksum that the
-    publisher gives. Raises DownloadError when the file cannot be had, or is not the one expected.
+    publisher gives. Raises DownloadError when it is not available, or not the one expected.
     """
     part = path.with_name(path.name + ".part")
     try:

@@ -43,7 +43,7 @@ class Network:
     `weights` is `bundled`, `imagenet` or a path; `input_size` in pixels, at least 32. With
     `activation_maxima`, from `measure_activation_maxima`, it computes in int8. Feature maps are
     pooled as `pooling` says. Safe to use from several threads. Raises WeightsError when the weights
-    cannot be had.
+    are not available.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ def measure_activation_maxima(weights: str, pixels: Pixels) -> tuple[float, ...]
     """What int8 needs to know: the largest input of each convolution after the first.
 
     `pixels` is uint8 [n, input_size, input_size, 3], images like those to come; a few hundred are
-    enough. Raises WeightsError when the weights cannot be had.
+    enough. Raises WeightsError when the weights are not available.
     """
     from image_search.engines import openvino
 

@@ -2,9 +2,9 @@
 
 ImageSearchError
 ├── SettingsError            an environment variable or option has a bad value
-├── SourceError              the images to ingest cannot be had (missing, empty, damaged)
+├── SourceError              the images to ingest are not available (missing, empty, damaged)
 ├── DownloadError            a download failed or its checksum is wrong
-├── WeightsError             the model's weights cannot be had
+├── WeightsError             the model's weights are not available
 ├── ImageError               one image cannot be used
 │   ├── NotAnImageError      not an image, or damaged
 │   ├── ImageTooLargeError   too many pixels
@@ -40,7 +40,7 @@ class SettingsError(ImageSearchError):
 
 
 class SourceError(ImageSearchError):
-    """The images to ingest cannot be had."""
+    """The images to ingest are not available."""
 
 
 class DownloadError(ImageSearchError):
@@ -48,7 +48,7 @@ class DownloadError(ImageSearchError):
 
 
 class WeightsError(ImageSearchError):
-    """The model's weights cannot be had."""
+    """The model's weights are not available."""
 
 
 class ImageError(ImageSearchError):

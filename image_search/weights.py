@@ -54,8 +54,8 @@ def load_weights(weights: str) -> tuple[str, list[Convolution]]:
         path = _imagenet() if weights == IMAGENET else Path(weights)
     except DownloadError as exc:
         raise WeightsError(
-            f"Keras' file of the ImageNet weights cannot be had: {exc}; the bundled weights need "
-            "no download",
+            f"Keras' file of the ImageNet weights is not available: {exc}; the bundled weights "
+            "need no download",
             details=exc.details,
         ) from exc
     if not path.is_file():

@@ -27,7 +27,7 @@ _FORM: Final = "multipart/form-data"
 
 
 def install(app: FastAPI, keys: Keys) -> None:
-    """Let the application tell of keys, and of an id of its own index."""
+    """Let the document name keys, and an id of the application's own index."""
     generate: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:

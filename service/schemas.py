@@ -27,7 +27,7 @@ MAX_LABEL_LENGTH: Final = 255
 MAX_EXAMPLES: Final = 16
 MAX_PAGE: Final = 1000
 
-# A running service tells of an id of its own index instead.
+# A running service shows an id of its own index instead.
 EXAMPLE_ID: Final = "cifar10-train-00042"
 EXAMPLE_EMBEDDING: Final = [round(0.01 * (1 + number % 7), 2) for number in range(DIMENSION)]
 EXAMPLE_IMAGE: Final = (

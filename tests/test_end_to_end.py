@@ -89,7 +89,7 @@ def test_unreadable_images_have_their_own_exit_code(tmp_path: Path) -> None:
         (["sample"], {"IMAGE_SEARCH_BATCH_SIZE": "0"}, 2, "IMAGE_SEARCH_BATCH_SIZE"),
         (["sample"], {"IMAGE_SEARCH_INPUT_SIZ": "64"}, 2, "did you mean IMAGE_SEARCH_INPUT_SIZE"),
         (["sample"], {"IMAGE_SEARCH_WEIGHTS": "missing.h5"}, 1, "there is no weights file"),
-        (["sample"], {"IMAGE_SEARCH_WEIGHTS": "imagenet"}, 1, "ImageNet weights cannot be had"),
+        (["sample"], {"IMAGE_SEARCH_WEIGHTS": "imagenet"}, 1, "ImageNet weights is not available"),
         (["cifar10"], {}, 1, "could not be downloaded"),
     ],
 )

@@ -596,7 +596,7 @@ def test_one_of_many_labels_is_found_by_typing(page: Page) -> None:
     expect(page.get_by_role("checkbox", name=KINDS[3])).to_be_checked()
 
 
-def test_a_label_that_is_misspelt_is_found(open_page: Callable[..., Page], url: str) -> None:
+def test_an_unknown_label_gets_a_suggestion(open_page: Callable[..., Page], url: str) -> None:
     page = open_page(f"{url}#id={KINDS[0]}-00&label={KINDS[2][:-1]}&label={KINDS[1]}")
     shown(page, PER_KIND)
     page.goto("about:blank")

@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="cifar10 (downloaded), sample (drawn), an image, a folder, zip or tar of images, flat "
         "or with one sub-folder a label, or CIFAR-10 in any version; auto, the default, is cifar10 "
-        "where it can be had and sample otherwise; docs/sources.md lists them",
+        "where it is available and sample otherwise; docs/sources.md lists them",
     )
     _add_source_options(
         ingest_parser, "default: train of CIFAR-10 and the sample, all of a folder or archive"

@@ -32,7 +32,7 @@ def source_to_ingest(
     try:
         return open_source("cifar10", split=split, data_dir=settings.data_dir)
     except DownloadError as exc:
-        _log.warning("ingesting the drawn sample, as CIFAR-10 cannot be had: %s", exc.in_full)
+        _log.warning("ingesting the drawn sample, as CIFAR-10 is not available: %s", exc.in_full)
         return open_source("sample", split=split, data_dir=settings.data_dir)
 
 

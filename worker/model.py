@@ -64,7 +64,7 @@ def load_embedder(index: VectorIndex, settings: Settings) -> Embedder:
     """The model that the index was built with.
 
     What is set has to fit the index, or IndexMismatchError is raised; what is not set is as the
-    index has it. Raises WeightsError when its weights cannot be had.
+    index has it. Raises WeightsError when its weights are not available.
     """
     built_with = index.manifest
     if "metric" in settings.model_fields_set:
@@ -98,7 +98,7 @@ def choose_input_size(source: Source, settings: Settings) -> tuple[int, str]:
         for item in source.pick(drawn):
             if isinstance(item.content, ImageError):
                 continue
-            with suppress(ImageError):  # ingest tells of it
+            with suppress(ImageError):  # ingest reports it
                 sides.append(min(open_image(item.content, _LARGE_INPUT, decoder).size))
     if not sides:
         return _LARGE_INPUT, "as no image could be read to choose another"
@@ -118,7 +118,7 @@ def activation_sample(source: Source, input_size: int, settings: Settings) -> Pi
         for item in source.items():
             if isinstance(item.content, ImageError):
                 continue
-            with suppress(ImageError):  # ingest tells of it
+            with suppress(ImageError):  # ingest reports it
                 image = open_image(item.content, input_size, decoder)
                 pixels.append(to_pixels(image, input_size))
             if len(pixels) == _ACTIVATION_IMAGES:

@@ -267,7 +267,7 @@ def _batches(
             if stop.is_set():
                 return
             progress.update(1)
-            with suppress(ImageError):  # ingest tells of it
+            with suppress(ImageError):  # ingest reports it
                 batch.append(_pixels(item, input_size, decoder))
                 labels.append(item.label)
             if len(batch) == _BATCH:

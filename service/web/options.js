@@ -46,12 +46,12 @@ function showLabels() {
   const typed = input("label-search").value.trim().toLowerCase();
   const unchosen = all.filter(({ label }) => !wanted.includes(label));
   let others = unchosen.filter(({ label }) => label.toLowerCase().includes(typed));
-  const misspelt = others.length === 0 && typed !== "";
-  if (misspelt) {
+  const unknown = others.length === 0 && typed !== "";
+  if (unknown) {
     const meant = closest(typed, unchosen.map(({ label }) => label)).slice(0, MAX_MEANT);
     others = unchosen.filter(({ label }) => meant.includes(label));
   }
-  get("label-hint").hidden = !misspelt;
+  get("label-hint").hidden = !unknown;
   get("label-hint").textContent = others.length ? "No such label. Did you mean:" : "No such label.";
   // Where all have room each keeps its place; else the chosen ones come first.
   const chosen = wanted.map((label) => all.find((one) => one.label === label) ?? { label, count: null });

@@ -118,7 +118,7 @@ class Chosen:
         return self._kind(name) is None
 
     def skip(self, kind: Kind, name: str) -> None:
-        """Leave it out, and tell of it."""
+        """Leave it out, and report it."""
         self.skipped.add(kind, printable(as_text(name)))
 
     def _kind(self, name: str) -> Kind | Literal["image"] | None:
@@ -173,7 +173,7 @@ def modified(file: Path) -> int | None:
     """When the file was changed, in seconds since 1970."""
     try:
         return int(file.stat().st_mtime)
-    except OSError:  # which reading it tells of
+    except OSError:  # reading it reports that
         return None
 
 

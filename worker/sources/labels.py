@@ -44,7 +44,7 @@ def split_of_file(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Place:
-    """What a folder tells of the images in it; `split` is the name of a folder, in lower case."""
+    """What a folder says of the images in it; `split` is the name of a folder, in lower case."""
 
     label: str | None
     split: str | None

@@ -39,7 +39,7 @@ def load(content: bytes) -> dict[str, Any]:
 
 
 class Array:
-    """What a pickle tells of an array."""
+    """What a pickle says of an array."""
 
     def __init__(self) -> None:
         self._shape: tuple[int, ...] = ()

@@ -50,7 +50,7 @@ def alone(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(lock: Path, operation: int) -> Iterator[bool]:
-    """Whether the lock was to be had; of a process that is killed, the system releases it."""
+    """Whether the lock was free; of a process that is killed, the system releases it."""
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:

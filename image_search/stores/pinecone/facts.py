@@ -1,7 +1,7 @@
 """What is known about an index, as records in a namespace of their own of the same index.
 
 The manifest has the namespace as its id, and recipe and sample are there in parts: a tag of an
-index holds 120 characters at most, belongs to all namespaces, and is not to be had with a
+index holds 120 characters at most, belongs to all namespaces, and cannot be read with a
 data-plane key.
 """
 
