@@ -296,7 +296,7 @@ class Target:
 
     @contextmanager
     def peak_memory(self) -> Iterator[Peak]:
-        """Measured a hundred times a second; shared pages count for each process."""
+        """Measured a hundred times a second; libraries, which processes share, count once."""
         peak, stop = Peak(), threading.Event()
 
         def watch() -> None:
@@ -306,7 +306,8 @@ class Target:
                     with suppress(psutil.Error):
                         # A child that is being started is a copy of the service for a moment.
                         if "image_search.decoding" in " ".join(child.cmdline()):
-                            total += child.memory_info().rss
+                            info = child.memory_info()
+                            total += info.rss - getattr(info, "shared", 0)
                 peak.bytes = max(peak.bytes, total)
 
         thread = threading.Thread(target=watch)

@@ -153,16 +153,19 @@ class VectorIndex(ABC):
         """How many requests to the store had to be sent again so far."""
         return 0
 
-    def upsert(self, records: Sequence[Record]) -> None:
+    def upsert(self, records: Sequence[Record], *, keep_up: bool = True) -> None:
         """Insert the records, replacing those whose id exists; of one id given twice, the last.
 
-        When it returns they are durable, all of them; readers never see a part of them.
+        When it returns they are durable, all of them; readers never see a part of them. Without
+        `keep_up` the caller calls `keep_up` at some time.
         Raises RecordError, and writes nothing, if one of them is not valid.
         """
         for record in records:
             check_record(record)
         if records:
             self._upsert(list({record.id: record for record in records}.values()))
+            if keep_up:
+                self.keep_up()
 
     @abstractmethod
     def _upsert(self, records: list[Record]) -> None:
@@ -217,13 +220,21 @@ class VectorIndex(ABC):
     @abstractmethod
     def _find_digests(self, digests: Collection[str]) -> dict[str, list[str]]: ...
 
-    def delete(self, ids: Sequence[str]) -> None:
-        """Delete the records with these ids; ids that do not exist do not matter."""
+    def delete(self, ids: Sequence[str], *, keep_up: bool = True) -> None:
+        """Delete the records with these ids; ids that do not exist do not matter.
+
+        `keep_up` is that of `upsert`.
+        """
         if ids:
             self._delete(ids)
+            if keep_up:
+                self.keep_up()
 
     @abstractmethod
     def _delete(self, ids: Sequence[str]) -> None: ...
+
+    def keep_up(self) -> None:  # noqa: B027
+        """Do what is due after commits; little when nothing is. Others can read and write."""
 
     @abstractmethod
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:

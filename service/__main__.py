@@ -19,9 +19,9 @@ from service.connections import server_config
 # Shorter than the ten seconds after which Docker kills.
 _SECONDS_TO_FINISH: Final = 8
 
-# Of glibc's malloc.h. Uploads are larger than the one, and what searches need is less.
-_MMAP_THRESHOLD: Final = (-3, 4 * 1024 * 1024)
-_TRIM_THRESHOLD: Final = (-1, 32 * 1024 * 1024)
+# Of glibc's malloc.h; the first is what it begins with, and then learns to raise.
+_MMAP_THRESHOLD: Final = (-3, 128 * 1024)
+_TRIM_THRESHOLD: Final = (-1, 4 * 1024 * 1024)
 
 _HELP: Final = """\
 exit codes:

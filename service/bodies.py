@@ -33,6 +33,7 @@ _FORM: Final = "multipart/form-data"
 _JSON: Final = "application/json"
 # JSON but for images in base64.
 MAX_JSON_BYTES: Final = 1024 * 1024
+_SPACES: Final = " \t\r\n"
 # A multiple of four.
 _BASE64_PART: Final = 1024 * 1024
 _BASE64: Final = (string.ascii_letters + string.digits + "+/=").encode()
@@ -136,9 +137,11 @@ def _from_base64(text: str) -> bytes:
     head, comma, body = text.partition(",")
     if comma and not (head.startswith("data:") and head.endswith(";base64")):
         raise ValueError("a data URI looks like data:image/png;base64,…")
+    characters = body if comma else text
     # Programs such as base64 and openssl break its lines.
-    characters = (body if comma else text).encode("ascii").translate(None, b" \t\r\n")
-    if characters.find(b"=", 0, -2) >= 0:
+    if any(space in characters for space in _SPACES):
+        characters = characters.encode().translate(None, _SPACES.encode()).decode()
+    if characters.find("=", 0, -2) >= 0:
         raise ValueError("there is more after its padding")
     # In parts, as no other thread has its turn within one.
     return b"".join(

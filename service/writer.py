@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 
 # A commit costs about the same for one record as for many.
 _MAX_BATCH: Final = 64
+_MAX_UPKEEP_BATCH: Final = 10_000
 
 
 @dataclass(eq=False)
@@ -29,23 +30,29 @@ class _Job:
 
 
 class Writer:
-    """The thread that writes, in the order of the requests."""
+    """The threads that write, in the order of the requests, and that keep the index fast."""
 
     def __init__(self) -> None:
         self._stage = Stage("write", self._write, self._fail, threads=1, max_batch=_MAX_BATCH)
+        # Apart, as it can take seconds, and one time does for all commits before it.
+        self._upkeep = Stage(
+            "upkeep", _keep_up, self._fail_upkeep, threads=1, max_batch=_MAX_UPKEEP_BATCH
+        )
 
     def start(self) -> None:
-        """Start the thread, or start it again."""
+        """Start the threads, or those that have ended."""
         self._stage.start()
+        self._upkeep.start()
 
     def close(self) -> None:
-        """Finish what waits, and end the thread."""
+        """Finish what waits, and end the threads."""
         self._stage.close()
+        self._upkeep.close()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._stage.alive
+        """Whether the threads run."""
+        return self._stage.alive and self._upkeep.alive
 
     async def upsert(self, index: VectorIndex, record: Record) -> bool:
         """Write a record durably; returns whether it is new.
@@ -65,11 +72,21 @@ class Writer:
     def _write(self, jobs: list[_Job]) -> None:
         wanted = [job for job in jobs if not job.future.cancelled()]
         for _, group in groupby(wanted, lambda job: (id(job.index), job.record is None)):
-            _commit(list(group))
+            commit = list(group)
+            _commit(commit)
+            self._upkeep.put([commit[0].index])
 
     def _fail(self, jobs: list[_Job], error: BaseException) -> None:
         _log.error("writing failed", exc_info=error)
         _fail(jobs, StoreError("writing failed: see the service's log"))
+
+    def _fail_upkeep(self, _indexes: list[VectorIndex], error: BaseException) -> None:
+        _log.error("the index could not be kept fast", exc_info=error)
+
+
+def _keep_up(indexes: list[VectorIndex]) -> None:
+    for index in {id(index): index for index in indexes}.values():
+        index.keep_up()
 
 
 def _commit(jobs: list[_Job]) -> None:
@@ -81,12 +98,12 @@ def _commit(jobs: list[_Job]) -> None:
         found = index.fetch(ids)
         present = set(found)
         if records:
-            index.upsert(records)
+            index.upsert(records, keep_up=False)
         elif found:
             # First, so that no ingest brings back what was answered to be gone.
             digests = {id_: record.metadata.get(DIGEST_FIELD) for id_, record in found.items()}
             index.save_deletions({id_: str(digest) for id_, digest in digests.items() if digest})
-            index.delete(list(found))
+            index.delete(list(found), keep_up=False)
     except RecordError as exc:
         if len(jobs) == 1:
             _fail(jobs, exc)

@@ -6,6 +6,7 @@ import binascii
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from image_search.calibration import PAIR_LEVELS, Calibration, PairScores
 from image_search.index import Record, VectorIndex
 from image_search.settings import load_settings
 from image_search.stores import open_index
+from image_search.stores.embedded import upkeep
 from image_search.values import DIMENSION
 from service import follower
 from tests.support.images import KINDS, PER_KIND, draw, encode
@@ -670,6 +672,26 @@ def test_spaces_around_a_key_do_not_matter(client: TestClient) -> None:
     for key in (f"{KEY} ", f" {KEY}\t"):
         response = client.delete("/images/nobody", headers={"X-API-Key": key})
         assert_problem(response, 404, "image_not_found")
+
+
+def test_no_write_waits_for_upkeep(
+    client: TestClient, store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if store["store"] != "embedded":
+        pytest.skip("Pinecone keeps itself up")
+    over, begun = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        begun.set()
+        over.wait(60)
+
+    monkeypatch.setattr(upkeep, "keep_up", wait)
+    url = "/images/written-meanwhile"
+    assert client.put(url, files={"image": PICTURE}, headers=HEADERS).status_code == 201
+    assert begun.wait(60)
+    assert client.put(url, files={"image": OTHER}, headers=HEADERS).status_code == 200
+    assert client.delete(url, headers=HEADERS).status_code == 204
+    over.set()
 
 
 def test_writing_is_off_without_keys(store: dict[str, Any]) -> None:

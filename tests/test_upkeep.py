@@ -18,6 +18,7 @@ import lancedb
 import numpy as np
 import pytest
 from lancedb.query import LanceEmptyQueryBuilder
+from lancedb.table import LanceTable
 
 from image_search.index import Record, VectorIndex
 from image_search.manifest import Manifest
@@ -221,6 +222,34 @@ def test_every_write_holds_off_the_removal_of_files(
         assert table(settings).version == version
     thread.join()
     assert table(settings).version > version
+
+
+@pytest.mark.parametrize("days", [0, 10, -10])
+def test_writes_wait_for_a_compaction_only_where_the_clock_is_wrong(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    index = create(settings)
+    index.upsert(records(0, 10))
+    optimize = LanceTable.optimize
+    waited: list[bool] = []
+    writers: list[threading.Thread] = []
+
+    def optimize_beside_a_writer(self: LanceTable, **options: Any) -> None:
+        if not writers:
+            writer = threading.Thread(target=open_index(settings).upsert, args=(records(10),))
+            writers.append(writer)
+            writer.start()
+            writer.join(0.5 if days else 60)
+            waited.append(writer.is_alive())
+        optimize(self, **options)
+
+    monkeypatch.setattr(LanceTable, "optimize", optimize_beside_a_writer)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + days * SECONDS_A_DAY)
+    index.flush()
+    writers[0].join()
+    assert waited == [days != 0]
+    assert_holds(settings, records(0, 11))
 
 
 @pytest.mark.parametrize("days", [10, -10])

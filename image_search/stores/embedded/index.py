@@ -122,7 +122,6 @@ class EmbeddedIndex(VectorIndex):
                     .execute(rows)
                 )
                 self._files.sync()
-        self._keep_up()
 
     def _query(
         self, embeddings: Embeddings, top_k: int, filter_: Filter | None
@@ -200,7 +199,6 @@ class EmbeddedIndex(VectorIndex):
         with self._errors(), writing(self._files.lock):
             self._table.delete(ids_sql(ids))
             self._files.sync()
-        self._keep_up()
 
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
         # Ids are printable ASCII, so the next character after all of them bounds the prefix.
@@ -239,7 +237,7 @@ class EmbeddedIndex(VectorIndex):
     def _errors(self) -> AbstractContextManager[None]:
         return errors_of_the_store(self._files.table)
 
-    def _keep_up(self) -> None:
+    def keep_up(self) -> None:
         """What was committed stays so, even where upkeep fails; the next commit tries again."""
         try:
             with self._errors():

@@ -13,6 +13,7 @@ _NO_LOCK: Final = {errno.EWOULDBLOCK, errno.EBADF, errno.ENOLCK, errno.ENOSYS, e
 # How long upkeep waits for a moment in which no other process writes; it is tried again anyway.
 _SECONDS_FOR_OTHERS: Final = 0.2
 _SECONDS_BETWEEN_TRIES: Final = 0.01
+_SECONDS_OF_DOUBT: Final = 3600.0
 
 
 @contextmanager
@@ -46,6 +47,18 @@ def alone(lock: Path) -> Iterator[None]:
     """While a file is read and replaced: other processes and threads wait."""
     with _locked(lock, fcntl.LOCK_EX):
         yield
+
+
+def clock_is_right(lock: Path) -> bool:
+    """Whether this process and the file system agree on the time, by and large.
+
+    Where they do, no file that is written from now on looks seven days old to this process.
+    """
+    try:
+        os.utime(lock)
+        return abs(lock.stat().st_mtime - time.time()) < _SECONDS_OF_DOUBT
+    except OSError:
+        return False
 
 
 @contextmanager

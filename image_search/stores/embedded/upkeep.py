@@ -7,6 +7,7 @@ that only deletes, goes on where others stopped.
 import logging
 import math
 import time
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from lancedb.index import Bitmap, BTree, IvfSq
 
 from image_search.stores.embedded.errors import put_off_by_conflict
 from image_search.stores.embedded.files import IndexFiles
-from image_search.stores.embedded.locks import nobody_writing, writing
+from image_search.stores.embedded.locks import clock_is_right, nobody_writing, writing
 from image_search.stores.embedded.table import DISTANCE
 from image_search.values import Metric
 
@@ -72,12 +73,19 @@ def _is_due(table: Any, files: IndexFiles) -> bool:
 
 
 def _compact(table: Any, files: IndexFiles) -> None:
-    """Join small files, index new rows, and remove old versions."""
-    with nobody_writing(files.lock) as nobody, put_off_by_conflict("compaction"):
-        if nobody:
-            table.optimize(cleanup_older_than=_KEEP_VERSIONS)
-        else:
+    """Join small files, index new rows, and remove old versions, and files of none.
+
+    The latter begins while nobody writes, so that what is left over is old, and what is written
+    meanwhile is new: others need to wait for the end only where the clock cannot be trusted.
+    """
+    with put_off_by_conflict("compaction"), ExitStack() as alone:
+        if not alone.enter_context(nobody_writing(files.lock)):
             _log.debug("compaction was put off: another process is writing")
+            return
+        if clock_is_right(files.lock):
+            alone.close()
+            alone.enter_context(writing(files.lock))
+        table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
 
 def _index_vectors(
