@@ -14,7 +14,8 @@ ImageSearchError
 └── VectorIndexError
     ├── IndexNotFoundError   there is no such index yet
     ├── IndexMismatchError   the index was built with something else (model, metric, dimension)
-    └── StoreError           the store failed: disk full, read-only, unreachable, damaged
+    ├── StoreError           the store failed: disk full, read-only, unreachable, damaged
+    └── UnsupportedError     the store cannot do what was asked for
 """
 
 
@@ -89,3 +90,7 @@ class IndexMismatchError(VectorIndexError):
 
 class StoreError(VectorIndexError):
     """The store failed: disk full, read-only, unreachable or damaged."""
+
+
+class UnsupportedError(VectorIndexError):
+    """The store cannot do what was asked for; another one, or the index made anew, can."""

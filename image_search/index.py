@@ -68,6 +68,48 @@ class Match:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """One image of a listing; `thumbnail` is a JPEG, or empty where there is none or not asked."""
+
+    id: str
+    label: str | None
+    metadata: Metadata
+    thumbnail: bytes = b""
+
+
+@dataclass(frozen=True)
+class Sort:
+    """An order of images: by `id`, `label`, or a field of their metadata."""
+
+    field: str
+    descending: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some images in order, and the `cursor` that leads to the next ones; empty at the end."""
+
+    images: list[Listed]
+    cursor: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Which images are listed, and in which order.
+
+    Those that pass `filter`, have ids that begin with `prefix`, and contain all of `words` in their
+    id, label or text of their metadata, whatever the case and accents. Without `sort` they come in
+    the order of their ids, or of the store's own where it has no other.
+    """
+
+    filter: Filter | None = None
+    prefix: str = ""
+    words: tuple[str, ...] = ()
+    sort: Sort | None = None
+    thumbnails: bool = False
+
+
+@dataclass(frozen=True)
 class IdPage:
     """Some ids in order, and the `cursor` that leads to the next ones; empty at the end."""
 
@@ -235,6 +277,15 @@ class VectorIndex(ABC):
 
     def keep_up(self) -> None:  # noqa: B027
         """Do what is due after commits; little when nothing is. Others can read and write."""
+
+    @abstractmethod
+    def list_images(self, listing: Listing, *, limit: int = 100, cursor: str = "") -> Page:
+        """The first `limit` images of a listing, or those where `cursor` goes on.
+
+        An image that is there throughout is on exactly one page, unless it changes its place.
+        Raises UnsupportedError for what the store cannot do, and RecordError for a cursor that the
+        store does not know for one of its own.
+        """
 
     @abstractmethod
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:

@@ -1,7 +1,7 @@
 """Answers as JSON, without the time that their validation would take; schemas.py declares them."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from fastapi import Response
 
 from image_search.errors import ImageSearchError
 from image_search.familiarity import is_familiar
-from image_search.index import Record
+from image_search.index import Listed, Page, Record
 from service import problems
 from service.loaded_index import LoadedIndex
 from service.pipeline import EmbeddedImage, SearchResult, Timing
@@ -72,9 +72,13 @@ def image(record: Record, status: HTTPStatus = HTTPStatus.OK) -> Response:
     return _json({**_listed(record), "thumbnail": _data_uri(record.thumbnail)}, status)
 
 
-def page(records: Iterable[Record], cursor: str) -> Response:
+def page(page: Page, *, thumbnails: bool) -> Response:
     """A `PageResponse`."""
-    return _json({"images": list(map(_listed, records)), "cursor": cursor or None})
+    images = [
+        _listed(image) | ({"thumbnail": _data_uri(image.thumbnail)} if thumbnails else {})
+        for image in page.images
+    ]
+    return _json({"images": images, "cursor": page.cursor or None})
 
 
 def labels(counts: Mapping[str, int | None]) -> Response:
@@ -108,7 +112,7 @@ def _familiar(p_value: float | None) -> dict[str, Any]:
     return {"familiarity": p_value, "familiar": is_familiar(p_value)}
 
 
-def _listed(record: Record) -> dict[str, Any]:
+def _listed(record: Record | Listed) -> dict[str, Any]:
     return {"id": record.id, "label": record.label, "metadata": dict(record.metadata)}
 
 

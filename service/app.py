@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for routes in (search, images, operation):
         app.include_router(routes.router)
-    openapi.install(app, keys)
+    openapi.install(app, keys, settings.store)
 
     app.router.routes.extend(page.routes())
     return app

@@ -7,6 +7,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from image_search.errors import ImageSearchError
+from image_search.values import Store
 from service.follower import IndexFollower
 from service.keys import HEADER, Keys
 from service.schemas import EXAMPLE_ID
@@ -26,8 +27,8 @@ _SCHEME: Final = "key"
 _FORM: Final = "multipart/form-data"
 
 
-def install(app: FastAPI, keys: Keys) -> None:
-    """Let the document name keys, and an id of the application's own index."""
+def install(app: FastAPI, keys: Keys, store: Store) -> None:
+    """Let the document name keys, an id of the application's own index, and what its store has."""
     generate: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -36,6 +37,8 @@ def install(app: FastAPI, keys: Keys) -> None:
             _add_keys(document, keys)
             _describe_forms(document)
             _fill_in(document)
+            if store == "pinecone":
+                _without_orders(document)
         return _with_id(generate(), _first_id(app))
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -85,6 +88,16 @@ def _fill_in(document: dict[str, Any]) -> None:
             for parameter in operation.get("parameters", []):
                 if parameter["required"]:
                     parameter["example"] = parameter["schema"]["examples"][0]
+
+
+def _without_orders(document: dict[str, Any]) -> None:
+    """Pinecone lists images in its own order, and does not look for words."""
+    listing = document["paths"]["/images"]["get"]
+    listing["parameters"] = [
+        parameter
+        for parameter in listing["parameters"]
+        if parameter["name"] not in {"words", "sort"}
+    ]
 
 
 def _first_id(app: FastAPI) -> str | None:

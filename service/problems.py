@@ -25,6 +25,7 @@ from image_search.errors import (
     RecordError,
     SettingsError,
     StoreError,
+    UnsupportedError,
     WeightsError,
 )
 from service import browsers
@@ -90,6 +91,10 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "$gt of field 'year' needs a finite number or a date such as 2024-07-14, not 'new'",
     ),
+    "not_supported": (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Pinecone does not search for words: use a filter, or the embedded store",
+    ),
     "not_an_image": (
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "not an image in a format that can be read",
@@ -152,6 +157,7 @@ _CODE_OF: Final[dict[type[ImageSearchError], str]] = {
     ImageTooCostlyError: "image_too_costly",
     FilterError: "invalid_filter",
     RecordError: "invalid_parameters",
+    UnsupportedError: "not_supported",
     StartingError: "starting",
     IndexNotFoundError: "no_index",
     IndexMismatchError: "model_mismatch",

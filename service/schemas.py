@@ -54,6 +54,15 @@ TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="How many matches.",
 _OPERATORS: Final = f"{', '.join((*OPERATORS, JUNCTIONS[0]))} and {JUNCTIONS[1]}"
 
 
+# A filter in a query string.
+FILTER_FIELD: Final[Any] = Field(
+    description="Only images whose metadata passes this filter: a JSON object in Pinecone's "
+    f"grammar, with the operators {_OPERATORS}. With `label`, both must hold.",
+    examples=['{"label": {"$exists": true}}'],
+    json_schema_extra={"format": "json-filter"},
+)
+
+
 class SearchOptions(BaseModel):
     """What uploads and JSON alike can ask for."""
 
@@ -103,15 +112,7 @@ class SearchParameters(SearchOptions):
             description="Only images with this label; repeat it to allow several.",
         ),
     ] = []
-    filter: Annotated[
-        str | None,
-        Field(
-            description="Only images whose metadata passes this filter: a JSON object in "
-            f"Pinecone's grammar, with the operators {_OPERATORS}. With `label`, both must hold.",
-            examples=['{"label": {"$exists": true}}'],
-            json_schema_extra={"format": "json-filter"},
-        ),
-    ] = None
+    filter: Annotated[str | None, FILTER_FIELD] = None
 
 
 def _decoded(value: Any) -> Any:
@@ -480,7 +481,7 @@ class EmbeddingResponse(BaseModel):
 
 
 class ListedImage(BaseModel):
-    """One image of the index, without its thumbnail."""
+    """One image of a listing."""
 
     id: Annotated[str, Field(description="Its id.", examples=[EXAMPLE_ID])]
     label: Annotated[
@@ -490,6 +491,14 @@ class ListedImage(BaseModel):
         dict[str, MetadataValue],
         Field(description="What else is known of it.", examples=[_EXAMPLE_METADATA]),
     ]
+
+    thumbnail: Annotated[
+        str | None,
+        Field(
+            description="A JPEG as a data URI; only where it was asked for.",
+            examples=[_EXAMPLE_THUMBNAIL],
+        ),
+    ] = None
 
 
 class ImageResponse(ListedImage):
@@ -502,9 +511,9 @@ class ImageResponse(ListedImage):
 
 
 class PageResponse(BaseModel):
-    """Some images in the order of their ids."""
+    """Some images, in order."""
 
-    images: Annotated[list[ListedImage], Field(description="In the order of their ids.")]
+    images: Annotated[list[ListedImage], Field(description="In the order that was asked for.")]
     cursor: Annotated[
         str | None,
         Field(description="Leads to the next page; null at the end.", examples=[EXAMPLE_ID]),

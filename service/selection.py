@@ -1,22 +1,53 @@
 """Which matches are asked for, and how they are chosen from those of the store."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import orjson
 
 from image_search.calibration import Calibration
 from image_search.duplicates import distinct
-from image_search.filters import Filter
+from image_search.errors import FilterError
+from image_search.filters import Condition, Filter, Group, parse_filter
 from image_search.index import Match
-from image_search.values import Embeddings
+from image_search.values import LABEL_FIELD, Embeddings
 from service.loaded_index import LoadedIndex
 
 # Of what the store is asked for at first, duplicates may be so many times the matches wanted.
 _SPARE: Final = 2
 _MORE: Final = 4
 _MOST: Final = 1000
+
+
+def wanted(labels: Sequence[str], source: Any) -> Filter | None:
+    """The filter of a request: one of the labels, if there are any, and what `source` says.
+
+    Raises FilterError.
+    """
+    filters: list[Filter] = []
+    if labels:
+        filters.append(Condition(LABEL_FIELD, "$in", tuple(labels)))
+    if source is not None and (parsed := parse_filter(source)):
+        filters.append(parsed)
+    if not filters:
+        return None
+    return filters[0] if len(filters) == 1 else Group("$and", tuple(filters))
+
+
+def filter_source(text: str | None) -> Any:
+    """The filter of a query string, which is JSON; None for none. Raises FilterError."""
+    if text is None:
+        return None
+    try:
+        source = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise FilterError(f"the filter is not JSON: {exc}") from exc
+    if source is None:
+        raise FilterError("the filter is null: leave it out, or send an object")
+    return source
 
 
 @dataclass(frozen=True)

@@ -289,6 +289,25 @@ def test_all_images_are_listed_page_by_page(client: Client) -> None:
     assert client.labels() == dict.fromkeys(sorted(sample.KINDS[:8]), 8)
 
 
+def test_images_are_listed_by_label_filter_words_and_order(client: Client) -> None:
+    kind, other = sample.KINDS[1], sample.KINDS[2]
+
+    def found(**options: Any) -> list[str]:
+        return [image.id for image in client.iter_images(page_size=3, **options)]
+
+    assert found(labels=[kind], sort="-seed") == [f"{kind}/{seed}" for seed in range(7, -1, -1)]
+    assert found(labels=[kind, other], filter={"seed": {"$lt": 1}}) == sorted(
+        [f"{kind}/0", f"{other}/0"]
+    )
+    assert found(words=f"5 {kind.upper()}") == [f"{kind}/5"]
+    assert found(labels=["no such label"]) == []
+    [image] = client.iter_images(prefix=f"{kind}/3", thumbnails=True)
+    assert image == client.get_image(f"{kind}/3")
+    assert next(iter(client.iter_images())).thumbnail is None
+    with pytest.raises(InvalidRequestError, match="operator"):
+        found(filter={"seed": {"$near": 1}})
+
+
 def test_writing_needs_the_key(service_url: str, kind: Any) -> None:
     for key in (None, "wrong"):
         with (

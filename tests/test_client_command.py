@@ -396,3 +396,44 @@ def test_terminals_are_known_by_what_they_say(
 def test_tables_are_aligned_also_with_wide_characters() -> None:
     lines = terminal.table([("a", "猫", "x"), ("12", "e\u0301", "\x1b[2J")], right=(0,))
     assert lines.splitlines() == [" a  猫  x", "12  e\u0301   \\x1b[2J"]
+
+
+def test_images_are_listed_in_a_table_and_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "list", "--label", KIND, "--sort=-seed", "--limit", "3")
+    assert run.code == 0
+    header, *rows = run.out.splitlines()
+    assert header.split() == ["label", "taken", "id"]
+    assert [row.split() for row in rows] == [[KIND, "-", f"{KIND}/{seed}"] for seed in (7, 6, 5)]
+    assert run.err == "image-search: the first 3; --limit 0 lists all\n"
+    run = Run(capsys, "list", "--filter", '{"seed": {"$gte": 6}}', "--limit", "0", "--json")
+    lines = [json.loads(line) for line in run.out.splitlines()]
+    assert [(line["label"], line["metadata"]["seed"]) for line in lines] == [
+        (kind, seed) for kind in sorted(sample.KINDS[:8]) for seed in (6, 7)
+    ]
+    run = Run(capsys, "list", "--words", f"{KIND.upper()} 3")
+    assert [row.split()[-1] for row in run.out.splitlines()[1:]] == [f"{KIND}/3"]
+    run = Run(capsys, "list", "--prefix", f"{KIND}/", "--words", "nothing")
+    assert (run.code, run.out, run.err) == (0, "no images\n", "")
+    run = Run(capsys, "list", "--label", KIND[:-1])
+    assert (run.code, run.out) == (0, "no images\n")
+    assert f"did you mean '{KIND}'?" in run.err
+    assert Run(capsys, "list", "--limit", "-1").code == 2
+    assert Run(capsys, "list", "--filter", '{"a": {"$near": 1}}').code == 1
+
+
+def test_a_listed_name_and_date_are_readable(
+    service_url: str, picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Client(service_url, api_key=SERVICE_KEY) as client:
+        for id_, taken in (("%C3%A9t%C3%A9-2.jpg", 1720980202), ("%E5%AF%BA.jpg", 10**15)):
+            client.put_image(id_, picture, metadata={"taken": taken})
+        try:
+            run = Run(capsys, "list", "--filter", '{"taken": {"$gte": "2024-07-14"}}')
+        finally:
+            for id_ in ("%C3%A9t%C3%A9-2.jpg", "%E5%AF%BA.jpg"):
+                client.delete_image(id_)
+    lines = run.out.splitlines()[1:]
+    assert [line.split() for line in lines] == [
+        ["-", "2024-07-14", "18:03", "été-2.jpg"],
+        ["-", "-", "寺.jpg"],
+    ]

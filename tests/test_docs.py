@@ -42,6 +42,15 @@ def test_the_page_on_metadata_lists_the_fields_of_files() -> None:
     assert rows == [(field.name, field.type, field.meaning) for field in FIELDS]
 
 
+def test_the_page_on_metadata_lists_the_parameters_of_listings() -> None:
+    page = (ROOT / "docs" / "metadata.md").read_text()
+    section = page.partition("## Browsing")[2]
+    rows = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    operation = create_app(load_settings()).openapi()["paths"]["/images"]["get"]
+    assert named == {parameter["name"] for parameter in operation["parameters"]}
+
+
 def test_the_example_of_env_is_the_settings() -> None:
     example = (ROOT / ".env.example").read_text()
     rows = re.findall(r"^# (.*)\n# (IMAGE_SEARCH_\w+)=(.*)$", example, re.MULTILINE)

@@ -16,9 +16,10 @@ from image_search.errors import (
     IndexMismatchError,
     IndexNotFoundError,
     StoreError,
+    UnsupportedError,
     VectorIndexError,
 )
-from image_search.index import Record
+from image_search.index import Listing, Record
 from image_search.manifest import Manifest
 from image_search.provenance import KnownSource
 from image_search.sample import TEXTURES, ImageSample
@@ -181,3 +182,36 @@ def test_lancedb_comes_without_its_client_of_remote_catalogues() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout == b"True False\nTableApi\n"
+
+
+def test_words_of_a_table_of_an_earlier_version_are_added_by_the_worker(settings: Settings) -> None:
+    index = create(settings)
+    rng = np.random.default_rng(0)
+    rows = rng.random((12_000, DIMENSION), np.float32)
+    index.upsert(
+        [
+            Record(f"r{n:05d}", row, "cat", {"note": f"No {n}"}, b"jpeg")
+            for n, row in enumerate(rows)
+        ]
+    )
+    index.flush()
+    table = lancedb.connect(table_folder(settings).parent).open_table(settings.namespace)
+    table.drop_columns(["words"])
+    listing = Listing(words=("no", "11999"))
+    with pytest.raises(UnsupportedError, match="run the worker once more"):
+        index.list_images(listing)
+    index.upsert([Record("new", VECTOR, None, {"note": "no 11999, too"}, b"")])
+    before = [match.id for match in index.query(rows[7], 20)]
+    manifest = index.manifest
+    index.flush()
+    opened = open_index(settings)
+    for one in (index, opened):
+        assert [image.id for image in one.list_images(listing).images] == ["new", "r11999"]
+        assert [match.id for match in one.query(rows[7], 20)] == before
+    assert opened.manifest == manifest
+    assert opened.count() == 12_002
+    assert opened.fetch(["r00007"])["r00007"].thumbnail == b"jpeg"
+    indexed = {name.columns[0] for name in table.list_indices()}
+    assert indexed >= {"embedding", "id", "label"}
+    stats = table.index_stats(next(i.name for i in table.list_indices() if "embedding_" in i.name))
+    assert stats.num_unindexed_rows < 10

@@ -513,6 +513,62 @@ def test_what_cannot_be_compared_is_named(
     assert detail in response.json()["detail"]
 
 
+# --- listing ------------------------------------------------------------------------------------
+
+
+def test_images_are_listed_without_a_picture_to_search_with(
+    client: TestClient, store: dict[str, Any]
+) -> None:
+    filter_ = json.dumps({"n": {"$gte": 10}})
+    parameters: dict[str, Any] = {
+        "label": [KINDS[0], KINDS[2]],
+        "filter": filter_,
+        "thumbnails": "true",
+    }
+    found: list[Any] = []
+    cursor = ""
+    while True:
+        page = client.get("/images", params={**parameters, "limit": 3, "cursor": cursor}).json()
+        found += page["images"]
+        cursor = page["cursor"]
+        if not cursor:
+            break
+    assert sorted(image["id"] for image in found) == sorted(
+        f"{kind}-{n}" for kind in (KINDS[0], KINDS[2]) for n in (10, 11)
+    )
+    for image in found:
+        assert image == client.get(f"/images/{image['id']}").json()
+    [image] = client.get("/images", params={"prefix": f"{KINDS[0]}-10"}).json()["images"]
+    assert "thumbnail" not in image
+    wanted = [{"words": f"{KINDS[0]} 03"}, {"label": KINDS[0], "sort": "-n"}]
+    if store["store"] == "pinecone":
+        for each in wanted:
+            assert_problem(client.get("/images", params=each), 422, "not_supported")
+        return
+    [words, newest] = [client.get("/images", params=each).json()["images"] for each in wanted]
+    assert [image["id"] for image in words] == [f"{KINDS[0]}-03"]
+    assert [image["metadata"]["n"] for image in newest] == list(range(PER_KIND - 1, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "code"),
+    [
+        ({"filter": "no JSON"}, "invalid_filter"),
+        ({"filter": "null"}, "invalid_filter"),
+        ({"filter": '{"a": {"$near": 1}}'}, "invalid_filter"),
+        ({"sort": ""}, "invalid_parameters"),
+        ({"words": "x" * 201}, "invalid_parameters"),
+        ({"label": ""}, "invalid_parameters"),
+        ({"thumbnails": "perhaps"}, "invalid_parameters"),
+        ({"order": "id"}, "invalid_parameters"),
+    ],
+)
+def test_wrong_listings_are_refused(
+    client: TestClient, parameters: dict[str, str], code: str
+) -> None:
+    assert_problem(client.get("/images", params=parameters), 422, code)
+
+
 # --- keeping the index ---------------------------------------------------------------------------
 
 

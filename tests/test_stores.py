@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 
 from image_search.calibration import Calibration
-from image_search.errors import IndexNotFoundError, RecordError
+from image_search.errors import IndexNotFoundError, RecordError, UnsupportedError
 from image_search.filters import Condition, parse_filter
-from image_search.index import Match, Record, VectorIndex
+from image_search.index import (
+    Listed,
+    Listing,
+    Match,
+    Page,
+    Record,
+    Sort,
+    VectorIndex,
+)
 from image_search.manifest import Manifest, ModelSpec
 from image_search.provenance import KnownSource
 from image_search.recipe import Form, Recipe
@@ -20,6 +28,7 @@ from image_search.sample import TEXTURES, ImageSample
 from image_search.settings import load_settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION, Metadata, Metric, Pooling
+from image_search.words import words_of
 from tests.support.indexes import MODEL, use_store
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
@@ -449,6 +458,228 @@ def test_pages_go_on_behind_ids_that_were_deleted(create: Indexes) -> None:
     first = index.list_ids(limit=2)
     index.delete(["r1", "r2"])
     assert index.list_ids(limit=2, cursor=first.cursor).ids == ["r3", "r4"]
+
+
+# --- listings ----------------------------------------------------------------------------------
+
+
+def listed(index: VectorIndex, listing: Listing, limit: int = 7) -> list[Listed]:
+    """All pages of a listing."""
+    found: list[Listed] = []
+    cursor = ""
+    while True:
+        page = index.list_images(listing, limit=limit, cursor=cursor)
+        assert len(page.images) <= limit
+        found += page.images
+        if not page.cursor:
+            return found
+        assert len(page.images) == limit
+        cursor = page.cursor
+
+
+def ids_of(images: list[Listed]) -> list[str]:
+    return [image.id for image in images]
+
+
+def photos(count: int = 60) -> list[Record]:
+    return [
+        record(
+            f"p/{number:03d}",
+            label=["cat", "dog", None][number % 3],
+            metadata={"taken": 1000 - 7 * (number % 20), "camera": ["A", "B"][number % 2]},
+            thumbnail=b"jpeg%d" % number,
+        )
+        for number in range(count)
+    ]
+
+
+def test_all_images_are_listed_in_the_order_of_their_ids(create: Indexes) -> None:
+    index = create()
+    assert index.list_images(Listing()) == Page([], "")
+    records = photos()
+    index.upsert([*reversed(records), record("q")])
+    for listing in (Listing(prefix="p/"), Listing(prefix="p/", sort=Sort("id"))):
+        assert listed(index, listing) == [
+            Listed(one.id, one.label, one.metadata) for one in records
+        ]
+    assert ids_of(listed(index, Listing())) == [one.id for one in records] + ["q"]
+    with_pictures = listed(index, Listing(prefix="p/", thumbnails=True))
+    assert [image.thumbnail for image in with_pictures] == [one.thumbnail for one in records]
+
+
+def test_a_filter_lists_what_a_search_with_it_finds(create: Indexes) -> None:
+    index = create()
+    records = photos()
+    index.upsert(records)
+    for source in (
+        {"label": "cat"},
+        {"taken": {"$gte": 900}, "camera": "B"},
+        {"$or": [{"label": {"$in": ["dog"]}}, {"taken": 1000}]},
+        {"label": "nothing"},
+    ):
+        filter_ = parse_filter(source)
+        expected = set(ids(index.query(records[0].embedding, 100, filter_)))
+        found = listed(index, Listing(filter=filter_, thumbnails=True))
+        assert len(found) == len(expected)
+        assert set(ids_of(found)) == expected
+        by_id = {one.id: one for one in records}
+        for image in found:
+            one = by_id[image.id]
+            assert image == Listed(one.id, one.label, one.metadata, one.thumbnail)
+
+
+def test_a_prefix_and_a_filter_go_together(create: Indexes) -> None:
+    index = create()
+    index.upsert(photos())
+    filter_ = parse_filter({"camera": "A"})
+    for limit in (1, 3, 100):
+        found = ids_of(listed(index, Listing(filter=filter_, prefix="p/01"), limit))
+        assert sorted(found) == [f"p/{number:03d}" for number in range(10, 20, 2)]
+
+
+def test_pages_are_of_a_listing_and_none_of_another(create: Indexes) -> None:
+    index = create()
+    index.upsert(photos())
+    filtered = Listing(filter=parse_filter({"camera": "A"}))
+    first = index.list_images(filtered, limit=10)
+    assert len(first.images) == 10
+    gone = first.images[-1].id
+    index.delete([gone])
+    rest: list[str] = []
+    cursor = first.cursor
+    while cursor:
+        page = index.list_images(filtered, limit=10, cursor=cursor)
+        rest += ids_of(page.images)
+        cursor = page.cursor
+    assert not set(rest) & set(ids_of(first.images))
+    assert len(rest) == 20
+
+
+def test_what_a_store_cannot_do_it_says(create: Indexes, store: str) -> None:
+    if store == "embedded":
+        pytest.skip("it can do all")
+    index = create()
+    index.upsert(photos(5))
+    camera = parse_filter({"camera": "A"})
+    for listing, message in (
+        (Listing(words=("cat",)), "does not search for words"),
+        (Listing(sort=Sort("taken")), "does not sort"),
+        (Listing(sort=Sort("id", descending=True)), "does not sort"),
+        (Listing(sort=Sort("id"), filter=camera), "does not sort"),
+    ):
+        with pytest.raises(UnsupportedError, match=message):
+            index.list_images(listing)
+
+
+def odd_values() -> dict[str, Any]:
+    values: list[Any] = [*VALUES, None, "Z", "a", "é", "x" * 300 + "a", "x" * 300 + "b", 10, 9.5]
+    return {f"v{number:02d}": value for number, value in enumerate(values)}
+
+
+def place(value: Any) -> Any:
+    """Numbers, then texts, then other values as JSON, then what lacks the field."""
+    if value is None:
+        return 3, 0.0, ""
+    if isinstance(value, str):
+        return 1, 0.0, value[:100]
+    if isinstance(value, bool | list):
+        return 2, 0.0, ""  # in any order
+    return 0, float(value), ""
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("field", ["f", "label", "with \"quote'"])
+def test_images_are_sorted_by_a_field_of_any_type(
+    create: Indexes, store: str, field: str, *, descending: bool
+) -> None:
+    if store == "pinecone":
+        pytest.skip("it does not sort")
+    index = create()
+    values = odd_values()
+    if field == "label":
+        values = {id_: value for id_, value in values.items() if isinstance(value, str | None)}
+        index.upsert([record(id_, label=value) for id_, value in values.items()])
+    else:
+        index.upsert(
+            [
+                record(id_, metadata={} if value is None else {field: value})
+                for id_, value in values.items()
+            ]
+        )
+    for limit in (1, 4, 100):
+        found = ids_of(listed(index, Listing(sort=Sort(field, descending)), limit))
+        assert sorted(found) == sorted(values)
+        kinds = [place(values[id_])[0] for id_ in found]
+        assert kinds == sorted(kinds)
+        for kind in (0, 1):
+            of_kind = [id_ for id_ in values if place(values[id_])[0] == kind]
+            expected = sorted(of_kind)
+            expected.sort(key=lambda id_: place(values[id_]), reverse=descending)
+            assert [id_ for id_ in found if id_ in of_kind] == expected
+        missing = [id_ for id_ in found if values[id_] is None]
+        assert missing == sorted(missing)
+
+
+def test_a_cursor_of_another_order_is_refused(create: Indexes, store: str) -> None:
+    index = create()
+    index.upsert(photos(5))
+    sort = None if store == "pinecone" else Sort("taken")
+    for cursor in ("p/001", "xx", "W10=", "bnVsbA==", "é", "e30="):
+        with pytest.raises(RecordError, match="cursor"):
+            index.list_images(Listing(sort=sort), cursor=cursor)
+
+
+NAMED: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    # id: what it is in, label, metadata
+    "sunset": ("a/IMG_2034%20sunset.jpg", "beach", {"path": "a/IMG_2034 sunset.jpg"}),
+    "ete": ("a/%C3%A9t%C3%A9-2.jpg", None, {"note": "Straße nach KÖLN", "sha256": "decade"}),
+    "kyoto": ("b/1", "寺", {"tags": ["京都の寺", "カフェ"], "year": 2034}),
+    "quote": ("b/2", "it's", {"100%": "a_b \\ c"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("sunset", {"sunset"}),
+        ("SUN", {"sunset"}),
+        ("2034 img", {"sunset"}),
+        ("img nothing", set()),
+        ("beach", {"sunset"}),
+        ("été", {"ete"}),
+        ("ETE", {"ete"}),
+        ("e\u0301te\u0301", {"ete"}),
+        ("strasse", {"ete"}),
+        ("koln", {"ete"}),
+        ("京都", {"kyoto"}),
+        ("寺", {"kyoto"}),
+        ("ｶﾌｪ", {"kyoto"}),
+        ("it's", {"quote"}),
+        ("a_b", {"quote"}),
+        ("a%b", set()),
+        ("\\", {"quote"}),
+        ("decade", set()),
+        ("note", set()),
+        ("", set(NAMED)),
+    ],
+)
+def test_words_are_found_in_names_labels_and_texts(
+    create: Indexes, store: str, words: str, expected: set[str]
+) -> None:
+    if store == "pinecone":
+        pytest.skip("it does not search for words")
+    index = create()
+    index.upsert([record(id_, label=label, metadata=m) for id_, label, m in NAMED.values()])
+    names = {id_: name for name, (id_, _, _) in NAMED.items()}
+    found = listed(index, Listing(words=tuple(words_of(words))))
+    assert {names[image.id] for image in found} == expected
+    for sort in (Sort("path"), Sort("id", descending=True)):
+        again = listed(index, Listing(words=tuple(words_of(words)), sort=sort))
+        assert sorted(ids_of(again)) == sorted(ids_of(found))
+    index.upsert([record("new", metadata={"text": f"{words} and more"})])
+    assert "new" in ids_of(listed(index, Listing(words=tuple(words_of(words)))))
+    index.upsert([record("new", metadata={"text": "less"})])
+    assert ("new" in ids_of(listed(index, Listing(words=tuple(words_of(words)))))) == (not words)
 
 
 @pytest.mark.parametrize("label", ["", "ünï😀", "it's", "a/b", "x" * 2000])

@@ -363,14 +363,45 @@ class Client:
         """
         self._send("DELETE", f"/images/{_quoted(id)}")
 
-    def iter_images(self, *, prefix: str = "", page_size: int = 100) -> Iterator[IndexedImage]:
-        """All images of the index whose id begins with `prefix`, in the order of their ids.
+    def iter_images(
+        self,
+        *,
+        labels: Sequence[str] = (),
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        words: str = "",
+        prefix: str = "",
+        sort: str | None = None,
+        thumbnails: bool = False,
+        page_size: int = 100,
+    ) -> Iterator[IndexedImage]:
+        """The images of the index, all or those asked for, without a picture to search with.
 
-        They come without thumbnails, and are asked for in pages of `page_size` (1 to 1,000).
+            for image in client.iter_images(labels=["cat"], sort="-taken"):
+
+        Args:
+            labels: Only images with one of these labels; empty for all.
+            filter: Only images whose metadata pass: {"taken": {"$gte": "2024-07-01"}}.
+            words: Only images with all of these words, or parts of words, in their id, label or
+                text of their metadata.
+            prefix: Only images whose id begins with this.
+            sort: `id`, which is the usual one, `label` or a field of metadata; `-taken` is
+                descending.
+            thumbnails: Whether images carry thumbnails.
+            page_size: How many are asked for at once, 1 to 1,000.
+
+        Raises:
+            InvalidRequestError: An option is not valid, or the index's store does not have it:
+                Pinecone knows neither words nor orders.
         """
-        parameters: dict[str, str | int] = {"limit": page_size}
-        if prefix:
-            parameters["prefix"] = prefix
+        parameters: dict[str, Any] = {"limit": page_size}
+        if labels:
+            parameters["label"] = list(labels)
+        if filter is not None:
+            parameters["filter"] = to_json_text(filter)
+        texts = {"words": words, "prefix": prefix, "sort": sort}
+        parameters |= {name: value for name, value in texts.items() if value}
+        if thumbnails:
+            parameters["thumbnails"] = "true"
         while True:
             response = self._send("GET", "/images", params=parameters)
             page = decode(response.content, results.ImagePage)

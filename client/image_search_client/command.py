@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from image_search_client import terminal, threads
@@ -29,6 +31,7 @@ EXIT_INCOMPLETE: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
 _CONCURRENCY: Final = 8
+_LISTED_AT_ONCE: Final = 100
 _STANDARD_INPUT: Final = "-"
 _EPILOG: Final = """\
 environment:
@@ -147,6 +150,40 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="show pictures where the terminal can: iTerm2, WezTerm, kitty, Ghostty, or 24-bit "
         "colour; needs Pillow (default: auto)",
+    )
+
+    listed = command("list", _list, "list images of the index, without a picture to search with")
+    listed.add_argument(
+        "--words",
+        default="",
+        metavar="TEXT",
+        help="only images with all of these words in their name, label or metadata",
+    )
+    listed.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="only images with this label; repeat it to allow several",
+    )
+    listed.add_argument(
+        "--filter",
+        type=_json_object,
+        metavar="JSON",
+        help="""only images whose metadata pass, as '{"taken": {"$gte": "2024-07-01"}}'""",
+    )
+    listed.add_argument("--prefix", default="", metavar="TEXT", help="only ids that begin with it")
+    listed.add_argument(
+        "--sort",
+        metavar="FIELD",
+        help="id, label or a field of metadata; --sort=-taken lists the newest first",
+    )
+    listed.add_argument(
+        "--limit",
+        type=int,
+        default=100,
+        metavar="N",
+        help="at most so many; 0 for all (default: 100)",
     )
 
     compare = command(
@@ -361,6 +398,49 @@ def _delete(client: Client, arguments: Arguments) -> int:
         except ImageNotFoundError as exc:
             status = _fail(f"{id_}: {_reason(exc)}", EXIT_INCOMPLETE)
     return status
+
+
+def _list(client: Client, arguments: Arguments) -> int:
+    if arguments.limit < 0:
+        arguments.parser.error(f"--limit is {arguments.limit}; it must be 0 or more")
+    images = client.iter_images(
+        labels=arguments.label,
+        filter=arguments.filter,
+        words=arguments.words,
+        prefix=arguments.prefix,
+        sort=arguments.sort,
+        page_size=_LISTED_AT_ONCE,
+    )
+    limit = arguments.limit or None
+    if arguments.json:
+        for image in islice(images, limit):
+            _print_json({"id": image.id, "label": image.label, "metadata": image.metadata})
+        return 0
+    found = list(islice(images, limit))
+    if not found:
+        print("no images")
+        if arguments.label:
+            _name_unknown(arguments.label, client.labels())
+        return 0
+    rows = [
+        (image.label or "-", _moment(image.metadata.get("taken")), readable(image.id))
+        for image in found
+    ]
+    print(terminal.table([("label", "taken", "id"), *rows]))
+    if next(images, None) is not None:
+        print(f"image-search: the first {len(found):,}; --limit 0 lists all", file=sys.stderr)
+    return 0
+
+
+def _moment(seconds: object) -> str:
+    """The date and time that a number of seconds since 1970 stands for."""
+    if not isinstance(seconds, int | float):
+        return "-"
+    try:
+        moment = datetime(1970, 1, 1) + timedelta(seconds=seconds)
+    except OverflowError:
+        return "-"
+    return moment.isoformat(sep=" ", timespec="minutes")
 
 
 def _labels(client: Client, arguments: Arguments) -> int:

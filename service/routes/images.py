@@ -9,12 +9,14 @@ from fastapi import APIRouter, File, Header, Path, Query, Request, Response, Upl
 from pydantic import BaseModel, ConfigDict, Field
 
 from image_search.errors import RecordError
-from image_search.index import Record, VectorIndex
+from image_search.index import Listing, Record, Sort, VectorIndex
 from image_search.values import DIGEST_FIELD, MAX_ID_LENGTH
+from image_search.words import words_of
 from service import answers, problems, schemas
 from service.admission import AdmittedRoute
 from service.problems import ProblemError, image_not_found
 from service.schemas import EXAMPLE_ID, Label
+from service.selection import filter_source, wanted
 
 _SOURCE: Final = "api"
 # Thumbnails can change with a PUT: browsers may show the old one for so long without asking.
@@ -52,6 +54,37 @@ class PageParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    labels: Annotated[
+        list[Label],
+        Field(
+            alias="label",
+            max_length=schemas.MAX_LABELS,
+            description="Only images with this label; repeat it to allow several.",
+        ),
+    ] = []
+    filter: Annotated[str | None, schemas.FILTER_FIELD] = None
+    words: Annotated[
+        str,
+        Field(
+            max_length=200,
+            description="Only images with all of these words, or parts of words, in their id, "
+            "label or text of their metadata, whatever the case and accents. Not on Pinecone.",
+            examples=["beach sunset"],
+        ),
+    ] = ""
+    sort: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=schemas.MAX_LABEL_LENGTH,
+            description="The order: `id`, `label` or a field of metadata; `-field` is descending. "
+            "Numbers come before texts, and images without the field last. Pinecone has none.",
+            examples=["-taken"],
+        ),
+    ] = None
+    thumbnails: Annotated[
+        bool, Field(description="Whether images carry their thumbnails.", examples=[True])
+    ] = False
     prefix: Annotated[
         str,
         Field(
@@ -97,16 +130,22 @@ class NewImageParameters(BaseModel):
     operation_id="list_images",
     summary="List the images of the index",
     response_model=schemas.PageResponse,
-    responses=problems.responses("invalid_parameters"),
+    responses=problems.responses("invalid_parameters", "invalid_filter", "not_supported"),
 )
 def list_images(request: Request, parameters: Annotated[PageParameters, Query()]) -> Response:
-    """A page of them, in the order of their ids; `cursor` leads to the next one."""
-    index = _index(request)
-    page = index.list_ids(
-        prefix=parameters.prefix, limit=parameters.limit, cursor=parameters.cursor
+    """A page of them, in the order of their ids or of `sort`; `cursor` leads to the next one.
+
+    Pinecone lists what passes a filter in an order of its own.
+    """
+    listing = Listing(
+        filter=wanted(parameters.labels, filter_source(parameters.filter)),
+        prefix=parameters.prefix,
+        words=tuple(words_of(parameters.words)),
+        sort=_sort(parameters.sort),
+        thumbnails=parameters.thumbnails,
     )
-    records = index.fetch(page.ids)
-    return answers.page([records[id_] for id_ in page.ids if id_ in records], page.cursor)
+    page = _index(request).list_images(listing, limit=parameters.limit, cursor=parameters.cursor)
+    return answers.page(page, thumbnails=parameters.thumbnails)
 
 
 @router.get(
@@ -243,6 +282,13 @@ def list_labels(request: Request) -> Response:
 def _index(request: Request) -> VectorIndex:
     index: VectorIndex = request.state.follower.loaded().index
     return index
+
+
+def _sort(text: str | None) -> Sort | None:
+    if text is None:
+        return None
+    field = text.removeprefix("-") or text
+    return Sort(field, descending=field != text)
 
 
 def _fetch(index: VectorIndex, id_: str) -> Record:

@@ -13,11 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from image_search.combination import combine
-from image_search.errors import FilterError, ImageError, RecordError
-from image_search.filters import Condition, Filter, Group, parse_filter
+from image_search.errors import ImageError, RecordError
 from image_search.index import Record, check_embedding
 from image_search.similarity import pair_scores
-from image_search.values import LABEL_FIELD, Embeddings
+from image_search.values import Embeddings
 from service import answers, problems, schemas
 from service.admission import AdmittedRoute
 from service.bodies import MAX_IMAGES, PAIR_FIELDS, is_form
@@ -26,7 +25,7 @@ from service.loaded_index import LoadedIndex
 from service.pipeline import Pipeline, SearchResult, Timing
 from service.problems import ProblemError, image_not_found
 from service.schemas import Example, SearchParameters
-from service.selection import Selection
+from service.selection import Selection, filter_source, wanted
 
 router = APIRouter(route_class=AdmittedRoute, tags=["search"])
 
@@ -54,7 +53,7 @@ async def search(
     parameters: Annotated[SearchParameters, Query()],
 ) -> Response:
     """The `top_k` images of the index whose VGG16 embeddings are most similar, best first."""
-    selection = _selection(parameters, _filter_source(parameters.filter))
+    selection = _selection(parameters, filter_source(parameters.filter))
     pipeline, loaded = _parts(request)
     result = await pipeline.search(loaded, image.file, selection)
     return answers.search(loaded, result, thumbnails=parameters.thumbnails)
@@ -76,7 +75,7 @@ async def search_batch(
     parameters: Annotated[SearchParameters, Query()],
 ) -> Response:
     """One result for each image, in their order; one that is bad does not fail the others."""
-    selection = _selection(parameters, _filter_source(parameters.filter))
+    selection = _selection(parameters, filter_source(parameters.filter))
     pipeline, loaded = _parts(request)
 
     async def one(image: UploadFile) -> SearchResult | ImageError | RecordError:
@@ -210,39 +209,18 @@ def _parts(request: Request) -> tuple[Pipeline, LoadedIndex]:
 
 def _selection(
     options: SearchParameters | schemas.Query,
-    filter_source: Any,
+    filter_json: Any,
     named: Sequence[Example] = (),
 ) -> Selection:
     """What the options ask for; images that are `named` by their id are left out."""
-    filters: list[Filter] = []
-    if options.labels:
-        filters.append(Condition(LABEL_FIELD, "$in", tuple(options.labels)))
-    if filter_source is not None and (parsed := parse_filter(filter_source)):
-        filters.append(parsed)
-    filter_: Filter | None = None
-    if filters:
-        filter_ = filters[0] if len(filters) == 1 else Group("$and", tuple(filters))
     return Selection(
         top_k=options.top_k,
-        filter=filter_,
+        filter=wanted(options.labels, filter_json),
         min_score=options.min_score,
         min_confidence=options.min_confidence,
         deduplicate=options.deduplicate,
         without=frozenset(example.id for example in named if example.id is not None),
     )
-
-
-def _filter_source(text: str | None) -> Any:
-    """The filter of a query string, which is JSON; None for none."""
-    if text is None:
-        return None
-    try:
-        source = orjson.loads(text)
-    except orjson.JSONDecodeError as exc:
-        raise FilterError(f"the filter is not JSON: {exc}") from exc
-    if source is None:
-        raise FilterError("the filter is null: leave it out, or send an object")
-    return source
 
 
 class _Embedded(NamedTuple):

@@ -11,20 +11,38 @@ import numpy as np
 from lancedb.query import ColumnOrdering
 
 from image_search.calibration import Calibration
-from image_search.errors import StoreError
+from image_search.errors import StoreError, UnsupportedError
 from image_search.filters import Filter
-from image_search.index import IdPage, Match, Record, VectorIndex, best_first
+from image_search.index import (
+    IdPage,
+    Listed,
+    Listing,
+    Match,
+    Page,
+    Record,
+    Sort,
+    VectorIndex,
+    best_first,
+)
 from image_search.manifest import Manifest
 from image_search.provenance import KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
+from image_search.stores.embedded import order, upkeep
 from image_search.stores.embedded import table as tables
-from image_search.stores.embedded import upkeep
-from image_search.stores.embedded.errors import errors_of_the_store
+from image_search.stores.embedded.errors import errors_of_the_store, put_off_by_conflict
 from image_search.stores.embedded.files import IndexFiles
 from image_search.stores.embedded.locks import alone, writing
 from image_search.stores.embedded.scores import scores
-from image_search.stores.embedded.sql import digests_sql, filter_sql, ids_sql, literal
+from image_search.stores.embedded.sql import (
+    WORDS,
+    digests_sql,
+    filter_sql,
+    ids_sql,
+    listing_sql,
+    literal,
+    prefix_sql,
+)
 from image_search.values import DIGEST_FIELD, Embeddings, Metric
 
 _BY_ID: Final = ColumnOrdering(column_name="id")
@@ -114,6 +132,8 @@ class EmbeddedIndex(VectorIndex):
         rows = tables.rows_of(records)
         with self._errors():
             self._check_not_replaced()
+            if not self._has_words():
+                rows = rows.drop_columns(WORDS)
             with writing(self._files.lock):
                 (
                     self._table.merge_insert("id")
@@ -201,14 +221,59 @@ class EmbeddedIndex(VectorIndex):
             self._files.sync()
 
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
-        # Ids are printable ASCII, so the next character after all of them bounds the prefix.
-        where = (
-            f"id > {literal(cursor)} AND id >= {literal(prefix)} "
-            f"AND id < {literal(prefix + chr(0x7F))}"
-        )
+        where = f"id > {literal(cursor)} AND {prefix_sql(prefix)}"
         query = self._table.search().where(where).select(["id"]).order_by([_BY_ID])
         ids = self._read(query.limit(limit + 1).to_arrow)["id"].to_pylist()
         return IdPage(ids[:limit], ids[limit - 1] if len(ids) > limit else "")
+
+    def list_images(self, listing: Listing, *, limit: int = 100, cursor: str = "") -> Page:
+        if listing.words and not self._read(self._has_words):
+            raise UnsupportedError(
+                "words cannot be searched for yet, as an earlier version made the index: run the "
+                "worker once more, python -m worker ingest SOURCE"
+            )
+        sort = listing.sort or Sort("id")
+        if sort.field == "id":
+            ids, next_ = self._ids_of(listing, limit, cursor, descending=sort.descending)
+        else:
+            after = order.Position.of_cursor(cursor) if cursor else None
+            positions = self._read(lambda: self._positions_of(listing, sort, limit + 1, after))
+            ids = [position.id for position in positions[:limit]]
+            next_ = positions[limit - 1].to_cursor() if len(positions) > limit else ""
+        return Page(self._listed(ids, thumbnails=listing.thumbnails), next_)
+
+    def _ids_of(
+        self, listing: Listing, limit: int, cursor: str, *, descending: bool
+    ) -> tuple[list[str], str]:
+        where = listing_sql(listing)
+        if cursor:
+            where += f" AND id {'<' if descending else '>'} {literal(cursor)}"
+        by_id = ColumnOrdering(column_name="id", ascending=not descending)
+        query = self._table.search().where(where).select(["id"]).order_by([by_id])
+        ids = self._read(query.limit(limit + 1).to_arrow)["id"].to_pylist()
+        return ids[:limit], ids[limit - 1] if len(ids) > limit else ""
+
+    def _positions_of(
+        self, listing: Listing, sort: Sort, count: int, after: order.Position | None
+    ) -> list[order.Position]:
+        # LanceDB orders by columns alone, and metadata are fields of one.
+        query = self._table.search().where(listing_sql(listing)).select(order.columns(sort))
+        return order.first(query.limit(None).to_batches(), count, sort, after)
+
+    def _listed(self, ids: Sequence[str], *, thumbnails: bool) -> list[Listed]:
+        """Those that are still there, in the order of the ids."""
+        if not ids:
+            return []
+        columns = ["id", "label", "metadata", *(["thumbnail"] if thumbnails else [])]
+        query = self._table.search().where(ids_sql(ids)).select(columns).limit(len(ids))
+        rows = self._read(query.to_arrow).to_pylist()
+        found = {
+            row["id"]: Listed(
+                row["id"], row["label"], json.loads(row["metadata"]), row.get("thumbnail") or b""
+            )
+            for row in rows
+        }
+        return [found[id_] for id_ in ids if id_ in found]
 
     def ids(self) -> Iterator[str]:
         # One scan, as each page of the list would sort what is left.
@@ -228,11 +293,16 @@ class EmbeddedIndex(VectorIndex):
 
     def flush(self) -> None:
         with self._errors():
+            with writing(self._files.lock), put_off_by_conflict("the column of words"):
+                upkeep.add_words(self._table)
             upkeep.tidy(self._table, self._files, self._manifest.metric)
             self._files.sync()
 
     def close(self) -> None:
         del self._table
+
+    def _has_words(self) -> bool:
+        return WORDS in self._table.schema.names
 
     def _errors(self) -> AbstractContextManager[None]:
         return errors_of_the_store(self._files.table)

@@ -4,7 +4,11 @@ import json
 from collections.abc import Collection, Sequence
 
 from image_search.filters import Condition, Filter, Group
+from image_search.index import Listing
 from image_search.values import DIGEST_FIELD, LABEL_FIELD, Scalar
+
+# The column that words are looked for in; tables of versions before 0.2 get it from `flush`.
+WORDS = "words"
 
 
 def filter_sql(filter_: Filter) -> str:
@@ -65,6 +69,33 @@ def _number(field: str) -> str:
 
 def _path(field: str) -> str:
     return literal(f"$[{json.dumps(field, ensure_ascii=False)}]")
+
+
+def number_or_null(field: str) -> str:
+    """SQL for the number that a field or the label has; NULL for other values."""
+    return "CAST(NULL AS DOUBLE)" if field == LABEL_FIELD else _number(field)
+
+
+def label_or_json(field: str) -> str:
+    """SQL for the label, or for the JSON text of a field; NULL where there is none."""
+    return "label" if field == LABEL_FIELD else _json(field)
+
+
+def listing_sql(listing: Listing) -> str:
+    """The rows of a listing."""
+    parts = []
+    if listing.prefix:
+        parts.append(prefix_sql(listing.prefix))
+    parts += [f"contains({WORDS}, {literal(word)})" for word in listing.words]
+    if listing.filter is not None:
+        parts.append(filter_sql(listing.filter))
+    return " AND ".join(parts) or "true"
+
+
+def prefix_sql(prefix: str) -> str:
+    """The rows whose ids begin with this."""
+    # Ids are printable ASCII, so the next character after all of them bounds the prefix.
+    return f"id >= {literal(prefix)} AND id < {literal(prefix + chr(0x7F))}"
 
 
 def ids_sql(ids: Sequence[str]) -> str:

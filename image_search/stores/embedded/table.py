@@ -15,17 +15,21 @@ from image_search.index import Record
 from image_search.manifest import Manifest
 from image_search.stores.embedded.files import IndexFiles
 from image_search.stores.embedded.lance import lancedb
+from image_search.stores.embedded.sql import WORDS
 from image_search.values import DIMENSION, Embeddings, Metric
+from image_search.words import searchable
 
 _MANIFEST_KEY: Final = b"image-search-manifest"
 # Without a primary key in the schema, two processes that insert one id make two rows.
 _PRIMARY_KEY: Final = {b"lance-schema:unenforced-primary-key:position": b"1"}
+WORDS_FIELD: Final = pa.field(WORDS, pa.string())
 _FIELDS: Final = [
     pa.field("id", pa.string(), nullable=False, metadata=_PRIMARY_KEY),
     pa.field("embedding", pa.list_(pa.float32(), DIMENSION), nullable=False),
     pa.field("label", pa.string()),
     pa.field("metadata", pa.json_()),
     pa.field("thumbnail", pa.binary()),
+    WORDS_FIELD,
 ]
 
 # LanceDB's names of the metrics.
@@ -69,7 +73,7 @@ def parse_manifest(manifest_json: bytes | None, files: IndexFiles) -> Manifest:
 
 
 def rows_of(records: Sequence[Record]) -> pa.Table:
-    """The records as rows."""
+    """The records as rows, with all columns."""
     return pa.table(
         [
             [record.id for record in records],
@@ -79,9 +83,23 @@ def rows_of(records: Sequence[Record]) -> pa.Table:
             pa.array([record.label for record in records], pa.string()),
             pa.array([json.dumps(dict(record.metadata)) for record in records], pa.json_()),
             pa.array([record.thumbnail for record in records], pa.binary()),
+            pa.array(
+                [searchable(record.id, record.label, record.metadata) for record in records],
+                pa.string(),
+            ),
         ],
         schema=pa.schema(_FIELDS),
     )
+
+
+def words_of(rows: pa.Table) -> pa.Table:
+    """Ids and the words of rows that have no words."""
+    columns = (rows[name].to_pylist() for name in ("id", "label", "metadata"))
+    words = [
+        searchable(id_, label, json.loads(metadata))
+        for id_, label, metadata in zip(*columns, strict=True)
+    ]
+    return pa.table([rows["id"], words], schema=pa.schema([_FIELDS[0], WORDS_FIELD]))
 
 
 def records_of(rows: pa.Table) -> list[Record]:

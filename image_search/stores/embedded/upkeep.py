@@ -16,7 +16,8 @@ from lancedb.index import Bitmap, BTree, IvfSq
 from image_search.stores.embedded.errors import put_off_by_conflict
 from image_search.stores.embedded.files import IndexFiles
 from image_search.stores.embedded.locks import clock_is_right, nobody_writing, writing
-from image_search.stores.embedded.table import DISTANCE
+from image_search.stores.embedded.sql import WORDS
+from image_search.stores.embedded.table import DISTANCE, WORDS_FIELD, words_of
 from image_search.values import Metric
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ _MAX_OLD_VERSIONS: Final = 50
 # Below this many rows a scan of them all is as fast as an index, and exact.
 _ROWS_FOR_VECTOR_INDEX: Final = 10_000
 _VECTOR_INDEX: Final = "embedding_"
+# To which words are added at once.
+_ROWS_OF_WORDS: Final = 10_000
 # Compaction indexes new rows in a segment of their own, whose fragments it does not join with
 # others, and a query searches all segments.
 _MAX_SEGMENTS: Final = 8
@@ -52,6 +55,20 @@ def tidy(table: Any, files: IndexFiles, metric: Metric) -> None:
     """Everything that makes queries faster, after many commits or a long time."""
     _compact(table, files)
     _index_vectors(table, files, metric, growth=1.1, segments=_MAX_SEGMENTS // 2)
+
+
+def add_words(table: Any) -> None:
+    """Fill the column that words are looked for in, in a table of an earlier version."""
+    if WORDS not in table.schema.names:
+        table.add_columns(WORDS_FIELD)
+    while True:
+        query = table.search().where(f"{WORDS} IS NULL").select(["id", "label", "metadata"])
+        rows = query.limit(_ROWS_OF_WORDS).to_arrow()
+        if len(rows) == 0:
+            return
+        written = table.merge_insert("id").when_matched_update_all().execute(words_of(rows))
+        if written.num_updated_rows == 0:  # deleted meanwhile
+            return
 
 
 def _is_due(table: Any, files: IndexFiles) -> bool:

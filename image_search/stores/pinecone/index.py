@@ -13,9 +13,19 @@ import numpy as np
 from pinecone.errors import exceptions as errors
 
 from image_search.calibration import Calibration
-from image_search.errors import RecordError, StoreError
+from image_search.errors import RecordError, StoreError, UnsupportedError
 from image_search.filters import Filter
-from image_search.index import IdPage, Match, Record, VectorIndex, best_first
+from image_search.index import (
+    IdPage,
+    Listed,
+    Listing,
+    Match,
+    Page,
+    Record,
+    Sort,
+    VectorIndex,
+    best_first,
+)
 from image_search.manifest import Manifest
 from image_search.provenance import KnownSource
 from image_search.recipe import Recipe
@@ -209,6 +219,46 @@ class PineconeIndex(VectorIndex):
 
         self._requests.run(delete_all, seconds=self._requests.patience)
 
+    def list_images(self, listing: Listing, *, limit: int = 100, cursor: str = "") -> Page:
+        if listing.words:
+            raise UnsupportedError(
+                "Pinecone does not search for words: use a filter, or the embedded store"
+            )
+        if listing.sort is not None and (listing.filter or listing.sort != Sort("id")):
+            raise UnsupportedError(
+                "Pinecone does not sort images: without a filter they come in the order of their "
+                "ids; use the embedded store for others"
+            )
+        if listing.filter is None:
+            page = self.list_ids(prefix=listing.prefix, limit=limit, cursor=cursor)
+            vectors = self._requests.run(
+                lambda: self._requests.fetch(page.ids, self._namespace), self._requests.patience
+            )
+            ids = [id_ for id_ in page.ids if id_ in vectors]
+            return Page([_listed(id_, vectors[id_], listing) for id_ in ids], page.cursor)
+        grammar = json_filter(listing.filter)
+
+        async def read() -> Page:
+            images: list[Listed] = []
+            token = cursor
+            while len(images) < limit:
+                try:
+                    vectors, token = await self._requests.fetch_by_metadata(
+                        grammar, self._namespace, limit - len(images), token
+                    )
+                except errors.ApiError as exc:
+                    raise _about_cursor(exc, token) from exc
+                images += [
+                    _listed(id_, vector, listing)
+                    for id_, vector in vectors.items()
+                    if id_.startswith(listing.prefix)
+                ]
+                if not token:
+                    break
+            return Page(images, token)
+
+        return self._requests.run(read, seconds=self._requests.patience)
+
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
         async def read() -> IdPage:
             ids: list[str] = []
@@ -219,9 +269,7 @@ class PineconeIndex(VectorIndex):
                         self._namespace, prefix, limit - len(ids), token
                     )
                 except errors.ApiError as exc:
-                    if token and exc.status_code == HTTPStatus.BAD_REQUEST:
-                        raise RecordError(f"{token!r} is not a cursor of this index") from exc
-                    raise
+                    raise _about_cursor(exc, token) from exc
                 ids += page.ids
                 token = page.cursor
                 if not token:
@@ -304,3 +352,15 @@ class PineconeIndex(VectorIndex):
     @property
     def _label_prefix(self) -> str:
         return f"{self._namespace}/"
+
+
+def _about_cursor(error: errors.ApiError, cursor: str) -> Exception:
+    """The error as it is, unless it may be the cursor's."""
+    if cursor and error.status_code == HTTPStatus.BAD_REQUEST:
+        return RecordError(f"{cursor!r} is not a cursor of this index")
+    return error
+
+
+def _listed(id_: str, vector: Any, listing: Listing) -> Listed:
+    label, metadata, thumbnail = decode(vector.metadata)
+    return Listed(id_, label, metadata, thumbnail if listing.thumbnails else b"")

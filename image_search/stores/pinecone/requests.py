@@ -146,6 +146,22 @@ class Requests:
         next_ = (response.pagination and response.pagination.next) or ""
         return IdPage([item.id for item in response.vectors if item.id], next_)
 
+    async def fetch_by_metadata(
+        self, filter_: dict[str, Any], namespace: str, limit: int, cursor: str
+    ) -> tuple[dict[str, Any], str]:
+        """The next vectors that pass the filter, at most `limit`, by id; and the next cursor."""
+        response = await self.again(
+            partial(
+                self.index.fetch_by_metadata,
+                filter=filter_,
+                namespace=namespace,
+                limit=min(_FETCH_IDS, limit),
+                pagination_token=cursor or None,
+            )
+        )
+        next_ = (response.pagination and response.pagination.next) or ""
+        return dict(response.vectors), next_
+
     async def fetch(self, ids: Sequence[str], namespace: str) -> dict[str, Any]:
         """The vectors by id; those that do not exist are left out."""
         if not ids:
