@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from image_search_client.names import readable
+from worker.sources import names as names_of_the_worker
 from worker.sources import open_source
 
 NAMES = [
@@ -29,7 +30,8 @@ def test_names_of_files_come_back(tmp_path: Path) -> None:
     assert all(id_.isascii() for id_ in ids)
     # The worker makes one name of all spellings of é.
     names = {unicodedata.normalize("NFC", name) for name in NAMES}
-    assert {readable(id_) for id_ in ids} == {f"Мои фото/{name}" for name in names}
+    for to_name in (readable, names_of_the_worker.readable):
+        assert {to_name(id_) for id_ in ids} == {f"Мои фото/{name}" for name in names}
 
 
 NO_NAMES = [
@@ -50,3 +52,4 @@ NO_NAMES = [
 @pytest.mark.parametrize("id_", NO_NAMES)
 def test_what_is_no_name_stays_as_it_is(id_: str) -> None:
     assert readable(id_) == id_
+    assert names_of_the_worker.readable(id_).isprintable()

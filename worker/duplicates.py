@@ -17,7 +17,7 @@ import numpy as np
 from image_search.index import Record, VectorIndex
 from image_search.progress import Progress
 from image_search.values import Embeddings, Metric
-from worker.sources.names import printable
+from worker.sources.names import printable, readable
 
 _log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def text_lines(found: Duplicates, most: int | None) -> Iterator[str]:
         yield f"group {number}: {len(group):,} images"
         for image in group[:MOST_SHOWN]:
             label = "" if image.label is None else f"  {printable(image.label)}"
-            yield f"  {image.score:.3f}  {image.id}{label}"
+            yield f"  {image.score:.3f}  {readable(image.id)}{label}"
         if len(group) > MOST_SHOWN:
             yield f"  … and {len(group) - MOST_SHOWN:,} more; --json lists all"
 

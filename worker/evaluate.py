@@ -51,6 +51,7 @@ from worker.figures import (
 from worker.ingest import digest, make_decoder, open_image
 from worker.measures import Floats
 from worker.sources import Item, Source
+from worker.sources.names import readable
 
 T = TypeVar("T")
 
@@ -198,7 +199,7 @@ def _read_queries(
                         check_embedding(embedding)
                 except (ImageError, RecordError) as exc:
                     queries.unreadable[item.id] = str(exc)
-                    progress.message(f"skipped {item.id}: {exc}")
+                    progress.message(f"skipped {readable(item.id)}: {exc}")
                     continue
                 if others:
                     queries.changed_rows.append(len(queries.ids))

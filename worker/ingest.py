@@ -32,6 +32,7 @@ from image_search.sample import ImageSample, rank
 from image_search.settings import Settings
 from image_search.values import DIGEST_FIELD, Metadata, Pixels
 from worker.sources import Item, Source
+from worker.sources.names import readable
 
 # What is looked up and decoded at once, bounded by count and by the bytes held. To look 1,024 up
 # costs an index that has no vector index yet twice as much as 256.
@@ -341,7 +342,7 @@ class _Ingestion:
 
     def _skip(self, id_: str, reason: Exception) -> None:
         self._summary.unreadable[id_] = str(reason)
-        self._progress.message(f"skipped {id_}: {reason}")
+        self._progress.message(f"skipped {readable(id_)}: {reason}")
         self._progress.update(1)
 
     def _upsert(self) -> None:

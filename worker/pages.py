@@ -9,10 +9,14 @@ from datetime import UTC, datetime
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from image_search import __version__
+from worker.sources.names import readable
 
 
 def environment() -> Environment:
-    """Jinja2 with the templates beside this module; `data_uri` makes an address of a JPEG."""
+    """Jinja2 with the templates beside this module; `data_uri` makes an address of a JPEG.
+
+    `readable` makes a name of an id.
+    """
     templates = Environment(
         loader=PackageLoader("worker", "."),
         autoescape=True,
@@ -21,6 +25,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters["data_uri"] = _data_uri
+    templates.filters["readable"] = readable
     return templates
 
 

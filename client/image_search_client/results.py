@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 import msgspec
 
 from image_search_client.errors import ImageSearchError, UnexpectedAnswerError
+from image_search_client.names import readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -366,8 +367,9 @@ def _figure(match: Match) -> str:
     if match.confidence is not None:
         score += f" · {match.confidence:.0%}"
     label = escape(match.label) if match.label is not None else "-"
+    name = escape(readable(match.id))
     return (
-        f'<figure style="margin:0;width:{_PICTURE_SIDE}px" title="{escape(match.id)}">{picture}'
+        f'<figure style="margin:0;width:{_PICTURE_SIDE}px" title="{name}">{picture}'
         '<figcaption style="overflow-wrap:anywhere">'
         f"<strong>{label}</strong><br>{score}</figcaption></figure>"
     )

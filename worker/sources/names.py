@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from image_search.values import MAX_ID_LENGTH
 
@@ -99,6 +99,12 @@ def id_of(path: bytes) -> str:
         return encoded
     digest = hashlib.sha256(path).hexdigest()
     return f"{encoded[: MAX_ID_LENGTH - len(digest) - 1]}~{digest}"
+
+
+def readable(id_: str) -> str:
+    """The path that `id_of` made an id of, in one line; an id of another origin as it is."""
+    path = unquote(id_)
+    return printable(path) if id_of(path.encode()) == id_ else id_
 
 
 def file_bytes(name: str) -> bytes:
