@@ -29,8 +29,10 @@ from playwright.sync_api import (
 from image_search.calibration import PAIR_LEVELS, Calibration, PairScores
 from image_search.embedding import Embedder
 from image_search.index import Record, VectorIndex
+from image_search.manifest import Manifest
 from image_search.settings import Settings, load_settings
-from image_search.values import Embeddings
+from image_search.stores import create_index
+from image_search.values import DIMENSION, Embeddings
 from service.app import create_app
 from tests.support import ROOT
 from tests.support.images import KINDS, PER_KIND, QUERY, draw, encode
@@ -400,8 +402,126 @@ def test_the_page_is_the_same_on_pinecone(
             assert first == best(index, embedder.embed([embedder.pixels(QUERY)])[0])
             page.locator("#labels label", has_text=KINDS[2]).click()
             assert all(KINDS[2] in id_ for id_ in shown(page, PER_KIND))
-            page.locator(".picture").first.click()
+            page.locator("#matches .picture").first.click()
             expect(page.locator("#query-label")).to_have_text(KINDS[2])
+            page.goto(f"{service.url}/#browse&label={KINDS[1]}")
+            expect(page.locator("#images .match")).to_have_count(PER_KIND)
+            expect(page.locator("#words-option")).to_be_hidden()
+            expect(page.locator("#sort-option")).to_be_hidden()
+            expect(page.locator("#browse-from")).to_be_visible()
+
+
+# --- browsing -------------------------------------------------------------------------------------
+
+DAY = 86_400
+PHOTOS = 150
+
+
+@pytest.fixture(scope="module")
+def photos_url(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with photos of 150 days from 2024-01-01 on, of three labels."""
+    settings = load_settings(data_dir=tmp_path_factory.mktemp("photos"))
+    manifest = Manifest.new(embedder.model, settings.metric, settings.namespace)
+    index = create_index(settings, manifest)
+    rows = np.random.default_rng(0).random((PHOTOS, DIMENSION), np.float32)
+    start = 1704067200  # 2024-01-01
+    index.upsert(
+        [
+            Record(
+                f"trip/%C3%A9t%C3%A9-{n:03d}.jpg",
+                row,
+                ["beach", "forest", None][n % 3],
+                {"taken": start + n * DAY + 3600, "path": f"été-{n:03d}.jpg", "note": NASTY},
+                encode(draw(KINDS[n % 4], n % 8).resize((64, 48)), "JPEG"),
+            )
+            for n, row in enumerate(rows)
+        ]
+    )
+    with ServiceThread(settings, seconds_to_end=1) as service:
+        service.wait_until_ready()
+        yield f"{service.url}/"
+
+
+def browsed(page: Page, numbers: list[int]) -> None:
+    """Wait until these photos are shown, in this order."""
+    expected = [f"trip/été-{n:03d}.jpg" for n in numbers]
+    expect(page.locator("#images .id bdi")).to_have_text(expected)
+
+
+def test_the_index_is_browsed_without_a_picture(
+    open_page: Callable[..., Page], photos_url: str
+) -> None:
+    page = open_page(photos_url)
+    page.get_by_role("link", name="Browse the index").click()
+    expect(page.locator("#start")).to_be_hidden()
+    assert page.url.endswith("#browse")
+    expect(page.locator("#browse-title")).to_be_focused()
+    expect(page.locator("#browse-labels label")).to_have_text(["beach 50", "forest 50"])
+    for _ in range(20):
+        page.mouse.wheel(0, 4000)
+        if page.locator("#images .match").count() == PHOTOS:
+            break
+        page.wait_for_timeout(100)
+    browsed(page, list(range(PHOTOS)))
+    expect(page.locator("#browse-count")).to_have_text(f"{PHOTOS} images")
+    expect(page.locator("#more")).to_be_hidden()
+
+    page.get_by_label("Order").select_option("Newest photos first")
+    page.get_by_label("Taken from").fill("2024-01-10")
+    page.get_by_label("to", exact=True).fill("2024-01-20")
+    browsed(page, list(range(19, 8, -1)))
+    page.locator("#browse-labels label", has_text="forest").click()
+    browsed(page, [19, 16, 13, 10])
+    address = page.url
+    tile = page.locator("#images .match").nth(1)
+    expect(tile.locator("strong")).to_have_text("forest")
+    expect(tile.locator("time")).to_have_text("2024-01-17")
+    assert is_loaded(tile.locator("img"))
+    tile.locator("a").click()
+    expect(page.locator("#query-id")).to_have_text("trip/été-016.jpg")
+    expect(page.locator("#browse")).to_be_hidden()
+    page.go_back()
+    assert page.url == address
+    browsed(page, [19, 16, 13, 10])
+    page.go_back()
+    browsed(page, list(range(19, 8, -1)))
+
+    page.goto(address)
+    page.reload()
+    browsed(page, [19, 16, 13, 10])
+    page.get_by_label("Words").fill("ETE-01")
+    browsed(page, [19, 16, 13, 10])
+    page.get_by_label("Words").fill("no such")
+    expect(page.locator("#browse-none")).to_be_visible()
+    page.get_by_role("button", name="Reset the filters").click()
+    expect(page.get_by_label("Words")).to_have_value("")
+    browsed(page, list(range(60)))
+    page.get_by_label("Words").fill("ETE-14")
+    browsed(page, list(range(140, PHOTOS)))
+    assert page.url.endswith("#browse&words=ETE-14")
+    page.get_by_role("link", name="Image search").click()
+    expect(page.locator("#start")).to_be_visible()
+    expect(page.locator("#browse")).to_be_hidden()
+
+
+def test_a_listing_that_fails_is_tried_again(
+    open_page: Callable[..., Page], photos_url: str
+) -> None:
+    page = open_page("about:blank")
+    away = True
+
+    def answer(route: Route) -> None:
+        if away:
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/images?**", answer)
+    page.goto(f"{photos_url}#browse&sort=taken&label=beach&from=x")
+    expect(page.get_by_role("alert")).to_contain_text("could not be listed")
+    away = False
+    browsed(page, list(range(0, PHOTOS, 3)))
+    expect(page.get_by_role("alert")).to_be_hidden()
 
 
 def test_a_match_opens_in_another_tab_too(page: Page) -> None:
@@ -1010,6 +1130,9 @@ def test_every_view_is_accessible_and_fits(
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#verdict")).to_be_visible()
     check("compared")
+    page.goto(f"{url}#browse&label={KINDS[0]}")
+    expect(page.locator("#images .match")).to_have_count(PER_KIND)
+    check("browsed")
 
 
 def test_the_page_works_below_a_prefix(open_page: Callable[..., Page], url: str) -> None:

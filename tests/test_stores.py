@@ -623,8 +623,11 @@ def test_images_are_sorted_by_a_field_of_any_type(
 def test_a_cursor_of_another_order_is_refused(create: Indexes, store: str) -> None:
     index = create()
     index.upsert(photos(5))
-    sort = None if store == "pinecone" else Sort("taken")
-    for cursor in ("p/001", "xx", "W10=", "bnVsbA==", "é", "e30="):
+    sort: Sort | None = Sort("taken")
+    cursors = ["p/001", "xx", "W10=", "bnVsbA==", "é", "e30="]
+    if store == "pinecone":
+        sort, cursors = None, ["p/001", "é"]
+    for cursor in cursors:
         with pytest.raises(RecordError, match="cursor"):
             index.list_images(Listing(sort=sort), cursor=cursor)
 

@@ -3,15 +3,16 @@
  * The address holds the search: whatever is done changes the address, and what is shown follows
  * from it, so that links, reloads and the browser's back button need nothing more.
  *
- * @import { Pair, Search } from "./search.js"
+ * @import { Browse, Pair, Search } from "./search.js"
  */
 
 import { get } from "./dom.js";
 import { notify } from "./notice.js";
 import {
-  LinkError, emptySearch, fromFragment, pairFromFragment, pairToFragment, toFragment,
+  LinkError, browseFromFragment, browseToFragment, emptySearch, fromFragment, pairFromFragment,
+  pairToFragment, toFragment,
 } from "./search.js";
-import { pair, search } from "./state.js";
+import { browsing, pair, search } from "./state.js";
 
 /** How many searches of this tab lie behind this one. */
 let depth = Number(history.state?.depth ?? 0);
@@ -27,7 +28,19 @@ let prepared = null;
 export function go(next, step = { replace: false }) {
   if (prepared) record(toFragment(search.value), prepared);
   record(toFragment(next), step);
-  show(next, null);
+  show(next, null, null);
+}
+
+/**
+ * Show images of the index without a search.
+ *
+ * @param {Browse} next
+ * @param {{replace: boolean}} [step] whether it takes the place of this one in the history
+ */
+export function browse(next, step = { replace: false }) {
+  if (prepared) record(toFragment(search.value), prepared);
+  record(browseToFragment(next), step);
+  show(emptySearch(), null, next);
 }
 
 /**
@@ -38,18 +51,21 @@ export function go(next, step = { replace: false }) {
 export function compare(next) {
   if (prepared) record(toFragment(search.value), prepared);
   record(pairToFragment(next), { replace: false });
-  show(emptySearch(), next);
+  show(emptySearch(), next, null);
 }
 
 /**
  * @param {Search} nextSearch
  * @param {Pair | null} nextPair
+ * @param {Browse | null} nextBrowse
  */
-function show(nextSearch, nextPair) {
-  // First without listeners: those of the search need to know whether there is a pair.
+function show(nextSearch, nextPair, nextBrowse) {
+  // First without listeners: those of the search need to know whether there is another view.
   pair.prepare(nextPair);
+  browsing.prepare(nextBrowse);
   search.set(nextSearch);
   pair.set(nextPair);
+  browsing.set(nextBrowse);
 }
 
 /**
@@ -88,10 +104,11 @@ function showAddress() {
   depth = Number(history.state?.depth ?? 0);
   try {
     const found = pairFromFragment(location.hash);
-    show(found ? emptySearch() : fromFragment(location.hash), found);
+    const browsed = browseFromFragment(location.hash);
+    show(found || browsed ? emptySearch() : fromFragment(location.hash), found, browsed);
   } catch (error) {
     if (!(error instanceof LinkError)) throw error;
-    show(emptySearch(), null);
+    show(emptySearch(), null, null);
     notify("This link cannot be opened", error.message);
   }
 }

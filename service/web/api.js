@@ -7,7 +7,8 @@
  * @typedef {{id: string, label: string | null, score: number, confidence: number | null,
  *   thumbnail: string | null, metadata: Record<string, unknown>}} Match
  * @typedef {{matches: Match[], model: Model, took_ms: {total: number}}} SearchResponse
- * @typedef {{id: string, label: string | null, thumbnail: string | null}} IndexedImage
+ * @typedef {{id: string, label: string | null, thumbnail: string | null,
+ *   metadata?: Record<string, unknown>}} IndexedImage
  * @typedef {{label: string, count: number | null}} Label
  * @typedef {{index: string, namespace: string, count: number, store: string, metric: string,
  *   model: Model, created_at: string, version: string}} Health

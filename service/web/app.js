@@ -2,6 +2,7 @@
 /** Puts the page together. What is shown follows from the search: see `address.js`. */
 
 import { followAddress } from "./address.js";
+import { installBrowse } from "./browse.js";
 import { compareFile, installComparison } from "./comparison.js";
 import { installCrop } from "./crop.js";
 import { takePictures } from "./handover.js";
@@ -26,6 +27,7 @@ installResults();
 installSelection();
 installStart();
 installComparison();
+installBrowse();
 takePictures((picture) => void (pair.value ? compareFile(picture) : searchFile(picture)), notify);
 followAddress();
 installStatus();

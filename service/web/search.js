@@ -2,7 +2,8 @@
 /**
  * What is searched for or compared, and how the address tells it. Everything is in the fragment,
  * which is never sent to the server: `#id=…` or `#embedding=…&model=…&preview=…`, then examples and
- * options; for a comparison `#compare&a.id=…&b.id=…`, or the others with `a.` and `b.`.
+ * options; for a comparison `#compare&a.id=…&b.id=…`, or the others with `a.` and `b.`; and
+ * `#browse&label=…&words=…&sort=…&from=…&to=…` for what is browsed.
  *
  * @typedef {{id: string}} Indexed An image of the index.
  * @typedef {{embedding: string, model: string, preview: string | null, familiar: boolean | null}}
@@ -12,12 +13,17 @@
  * @typedef {{query: Indexed | Uploaded | null, positive: string[], negative: string[]} & Options}
  *   Search
  * @typedef {{a: Indexed | Uploaded | null, b: Indexed | Uploaded | null}} Pair Two to compare.
+ * @typedef {{labels: string[], words: string, sort: string, from: string, to: string}} Browse Which
+ *   images are browsed: their labels, words, order, and the days between which they were taken.
  */
 
 export const MAX_EXAMPLES = 16;
 const MAX_TOP_K = 100;
 const DIMENSION = 512;
 const RANDOM_AXES = 8;
+const PAGE = 60;
+const MS_OF_A_DAY = 86_400_000;
+const ORDERS = new Set(["", "-taken", "taken", "label", "-modified"]);
 const PREVIEW = /^data:image\/(webp|jpeg);base64,([A-Za-z0-9+/]+=*)$/;
 
 /** A link that was cut off or changed. */
@@ -112,6 +118,66 @@ export function pairFromFragment(fragment) {
   if (!/^#compare(&|$)/.test(fragment)) return null;
   const fields = new URLSearchParams(fragment.slice(1));
   return { a: read(fields, "a."), b: read(fields, "b.") };
+}
+
+/** @returns {Browse} */
+export function emptyBrowse() {
+  return { labels: [], words: "", sort: "", from: "", to: "" };
+}
+
+/** @param {Browse} browse */
+export function browseToFragment({ labels, ...texts }) {
+  const fields = new URLSearchParams();
+  for (const label of labels) fields.append("label", label);
+  for (const [name, text] of Object.entries(texts)) if (text) fields.append(name, text);
+  return `#browse&${fields}`.replace(/&$/, "");
+}
+
+/**
+ * What a fragment browses; null if it holds a search.
+ *
+ * @param {string} fragment
+ * @returns {Browse | null}
+ */
+export function browseFromFragment(fragment) {
+  if (!/^#browse(&|$)/.test(fragment)) return null;
+  const fields = new URLSearchParams(fragment.slice(1));
+  const sort = fields.get("sort") ?? "";
+  return {
+    labels: fields.getAll("label"),
+    words: fields.get("words") ?? "",
+    sort: ORDERS.has(sort) ? sort : "",
+    from: dayOf(fields.get("from")),
+    to: dayOf(fields.get("to")),
+  };
+}
+
+/**
+ * The query string of `GET /images`.
+ *
+ * @param {Browse} browse
+ */
+export function toListing({ labels, words, sort, from, to }) {
+  const fields = new URLSearchParams({ thumbnails: "true", limit: `${PAGE}` });
+  for (const label of labels) fields.append("label", label);
+  if (words) fields.append("words", words);
+  if (sort) fields.append("sort", sort);
+  /** @type {Record<string, string>} */
+  const taken = {};
+  if (from) taken.$gte = from;
+  if (to) taken.$lt = dayAfter(to);
+  if (from || to) fields.append("filter", JSON.stringify({ taken }));
+  return fields;
+}
+
+/** @param {string | null} text */
+function dayOf(text) {
+  return text && /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text)) ? text : "";
+}
+
+/** @param {string} text */
+function dayAfter(text) {
+  return new Date(Date.parse(text) + MS_OF_A_DAY).toISOString().slice(0, 10);
 }
 
 /**

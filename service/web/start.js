@@ -10,13 +10,13 @@ import { go } from "./address.js";
 import { element, get, keepFocus, onPlainClick, thumbnail } from "./dom.js";
 import { fail } from "./notice.js";
 import { emptySearch, isEmpty, randomEmbedding, toFragment, withQuery } from "./search.js";
-import { health, known, labels, pair, search } from "./state.js";
+import { browsing, health, known, labels, pair, search } from "./state.js";
 import { nameOf, titleOf } from "./words.js";
 
 const IMAGES_TO_START_WITH = 10;
 
 function showStart() {
-  get("start").hidden = !isEmpty(search.value) || pair.value !== null;
+  get("start").hidden = !isEmpty(search.value) || pair.value !== null || browsing.value !== null;
   if (!get("start").hidden) keepFocus("start-title");
 }
 

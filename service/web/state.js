@@ -3,7 +3,7 @@
  * What the page knows. Whoever shows a value listens to it; nobody has to be told by name.
  *
  * @import { Health, IndexedImage, Label } from "./api.js"
- * @import { Pair } from "./search.js"
+ * @import { Browse, Pair } from "./search.js"
  */
 
 import { ProblemError, imagePath, request } from "./api.js";
@@ -60,6 +60,9 @@ export const search = new Observable(emptySearch());
 
 /** The pair of images that is compared; null while searching. */
 export const pair = new Observable(/** @type {Pair | null} */ (null));
+
+/** What is browsed; null while searching or comparing. */
+export const browsing = new Observable(/** @type {Browse | null} */ (null));
 
 /** The last answer of `/health`. */
 export const health = new Observable(/** @type {Health | null} */ (null));

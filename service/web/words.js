@@ -44,6 +44,16 @@ export function nameOf({ id, label }) {
   return label === null ? readable(id) : `${label}, ${readable(id)}`;
 }
 
+/**
+ * The day of a number of seconds since 1970, as the metadata `taken` is one; empty for others.
+ *
+ * @param {unknown} seconds
+ */
+export function day(seconds) {
+  const date = new Date(typeof seconds === "number" ? 1000 * seconds : NaN);
+  return Number.isNaN(date.getTime()) ? "" : date.toISOString().replace(/T.*/, "");
+}
+
 /** @param {number} share */
 export function percent(share) {
   // An estimate is never certain.
