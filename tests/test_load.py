@@ -1,5 +1,6 @@
 """The service under load: shared batches, bounds, engines that fail, and what /metrics says."""
 
+import base64
 import math
 import socket
 import threading
@@ -27,7 +28,7 @@ from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from image_search.stores.embedded.index import EmbeddedIndex
 from image_search.values import LABEL_FIELD, Embeddings, Features, Pixels
-from service import admission, follower, health, pipeline
+from service import admission, bodies, follower, health, pipeline
 from service.admission import MAX_REQUESTS
 from service.batching import Stage
 from service.follower import IndexFollower
@@ -503,6 +504,30 @@ def test_large_bodies_have_a_budget_and_small_ones_go_on(
         assert sum(b"overloaded" in answer for answer in answers) == 1
     response = server.client.post("/search", files={"image": large})
     assert best(response) == IMAGES[0][0]
+
+
+def test_large_json_is_parsed_one_after_another(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes several times its memory."""
+    at_once, most = [0], [0]
+    parsed = bodies._parsed
+
+    def counted(content: list[bytes]) -> Any:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.05)  # for others to come
+        at_once[0] -= 1
+        return parsed(content)
+
+    monkeypatch.setattr(bodies, "_parsed", counted)
+    large = base64.b64encode(FILES[0] + bytes(1_000_000)).decode()
+    with ThreadPoolExecutor(6) as pool:
+        for answer in pool.map(
+            lambda _: server.client.post("/query", json={"image": large}), "a" * 6
+        ):
+            assert best(answer) == IMAGES[0][0]
+    assert most == [1]
 
 
 def overloaded(server: Server) -> float:
