@@ -162,7 +162,7 @@ def test_a_full_disk_is_explained_and_what_was_acknowledged_is_kept(tmp_path: Pa
 def test_a_write_that_fails_is_explained(settings: Settings) -> None:
     """The same where nothing can be mounted: no file may grow beyond a megabyte."""
     process = subprocess.run(
-        [sys.executable, "-m", "worker", "ingest", "sample"],
+        [sys.executable, "-m", "worker", "ingest", "sample", "--limit", "400"],
         env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
         capture_output=True,
@@ -398,7 +398,7 @@ def test_an_endless_upload_is_refused_while_it_is_read(free_port: int) -> None:
 def test_real_cifar10_end_to_end(
     settings: Settings, cifar10_archive: Path, free_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    limit = 3000
+    limit = 2000
     code, out, err = run("worker", "ingest", str(cifar10_archive), "--limit", str(limit))
     assert code == 0, err
     assert f"{limit:,} images embedded" in out

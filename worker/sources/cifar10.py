@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -57,8 +58,9 @@ def find_cifar10(path: Path) -> Path | None:
         folders = [path, *(path / version.folder for version in (_BINARY, _PYTHON))]
         return next((folder for folder in folders if _version_in(folder)), None)
     with tarfile.open(path) as archive:
-        names = {PurePosixPath(member.name).name for member, _ in zip(archive, range(10))}  # noqa: B905
-    return path if names & {_BINARY.classes, _PYTHON.classes} else None
+        names = (PurePosixPath(member.name).name for member in islice(archive, 10))
+        # To go on to a member is to decompress those before it.
+        return path if any(name in {_BINARY.classes, _PYTHON.classes} for name in names) else None
 
 
 def _version_in(folder: Path) -> _Version | None:
