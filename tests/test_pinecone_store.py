@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -270,6 +271,22 @@ def test_flush_says_so_when_the_index_stays_behind(
     index = create()
     emulator.stale_writes = 1
     index.upsert(records(10))
+    with caplog.at_level(logging.WARNING):
+        index.flush()
+    assert "does not show all" in caplog.text
+    index.close()
+
+
+@pytest.mark.slow
+def test_flush_waits_for_the_newest_write_where_an_older_one_is_answered_last(
+    emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "0.4")
+    emulator.put_index("images")
+    index = create()
+    emulator.stale_writes = 1
+    emulator.fail(Fault(late=0.2), route="/vectors/upsert")
+    index.upsert([replace(record, label=None) for record in records(300)])
     with caplog.at_level(logging.WARNING):
         index.flush()
     assert "does not show all" in caplog.text

@@ -78,7 +78,8 @@ class Fault:
 
     `status` answers with an error, unprocessed, and `body` with these bytes in place of an answer.
     `cut` closes the connection without an answer, before or after the request is processed.
-    `keep` lets an upsert store only so many of its records. `delay` is in seconds.
+    `keep` lets an upsert store only so many of its records. `delay` is in seconds, and `late` those
+    between processing and the answer.
     """
 
     status: int | None = None
@@ -86,6 +87,7 @@ class Fault:
     cut: Literal["before", "after"] | None = None
     keep: int | None = None
     delay: float = 0.0
+    late: float = 0.0
     body: bytes | None = None
 
 
@@ -626,7 +628,7 @@ class PineconeEmulator:
             self.violations += self._openapi.check_answer(route, answer)
         if fault.body is not None:
             answer = Answer(fault.status or 200, fault.body)
-        if fault.cut == "after":
+        if self._stopped.wait(fault.late) or fault.cut == "after":
             return None
         request.status = answer.status
         return answer
