@@ -12,10 +12,13 @@ from filelock import FileLock
 from pydantic import SecretStr
 
 from image_search.embedding import Embedder
+from image_search.index import VectorIndex
+from image_search.manifest import Manifest
 from image_search.settings import ENV_PREFIX, Settings, load_settings
+from image_search.stores import create_index
 from tests.support import SHARED
 from tests.support.images import draw
-from tests.support.indexes import FakeEmbedder, fill, source_of
+from tests.support.indexes import FakeEmbedder, fill, source_of, use_store
 from tests.support.servers import SERVICE_KEY, ServiceThread, find_free_port
 from worker.sources import Item, sample
 
@@ -45,6 +48,17 @@ def settings() -> Settings:
 @pytest.fixture
 def fake_embedder() -> FakeEmbedder:
     return FakeEmbedder()
+
+
+@pytest.fixture(params=["embedded", "pinecone"])
+def index(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fake_embedder: FakeEmbedder
+) -> Iterator[VectorIndex]:
+    """An empty index, of each store in turn."""
+    with use_store(request.param, monkeypatch):
+        manifest = Manifest.new(fake_embedder.model, "cosine", "__default__")
+        with create_index(load_settings(), manifest) as created:
+            yield created
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -16,23 +15,13 @@ from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIGEST_FIELD
 from tests.support.images import folder_of, png
-from tests.support.indexes import FakeEmbedder, records, serve_fakes, use_store
+from tests.support.indexes import FakeEmbedder, records, serve_fakes
 from tests.support.servers import SERVICE_KEY, ServiceThread
 from worker.confidence import save_sample
 from worker.ingest import Summary, ingest
 from worker.origin import named_in, remember
 from worker.prune import SeenSource, prune
 from worker.sources import open_source
-
-
-@pytest.fixture(params=["embedded", "pinecone"])
-def index(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fake_embedder: FakeEmbedder
-) -> Iterator[VectorIndex]:
-    with use_store(request.param, monkeypatch):
-        manifest = Manifest.new(fake_embedder.model, "cosine", "__default__")
-        with create_index(load_settings(), manifest) as created:
-            yield created
 
 
 class Sync:

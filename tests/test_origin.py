@@ -2,31 +2,18 @@
 
 import shutil
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from image_search.index import VectorIndex
-from image_search.manifest import Manifest
 from image_search.settings import load_settings
-from image_search.stores import create_index
 from tests.support.images import png
-from tests.support.indexes import FakeEmbedder, records, use_store
+from tests.support.indexes import FakeEmbedder, records
 from worker.ingest import Summary, ingest
 from worker.origin import named_in, remember
 from worker.sources import Source, open_source
-
-
-@pytest.fixture(params=["embedded", "pinecone"])
-def index(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fake_embedder: FakeEmbedder
-) -> Iterator[VectorIndex]:
-    with use_store(request.param, monkeypatch):
-        manifest = Manifest.new(fake_embedder.model, "cosine", "__default__")
-        with create_index(load_settings(), manifest) as created:
-            yield created
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,9 @@ import pytest
 
 from image_search.errors import SettingsError
 from image_search.index import VectorIndex
-from image_search.manifest import Manifest
 from image_search.settings import load_settings
-from image_search.stores import create_index
 from tests.support.images import png
-from tests.support.indexes import FakeEmbedder, records, use_store
+from tests.support.indexes import FakeEmbedder, records
 from tests.support.processes import run
 from worker.ingest import ingest
 from worker.origin import named_in, remember
@@ -24,16 +22,6 @@ from worker.prune import SeenSource, check_prune, prune
 from worker.sources import open_source
 
 Sync = Callable[..., int]
-
-
-@pytest.fixture(params=["embedded", "pinecone"])
-def index(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fake_embedder: FakeEmbedder
-) -> Iterator[VectorIndex]:
-    with use_store(request.param, monkeypatch):
-        manifest = Manifest.new(fake_embedder.model, "cosine", "__default__")
-        with create_index(load_settings(), manifest) as created:
-            yield created
 
 
 @pytest.fixture
