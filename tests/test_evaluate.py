@@ -493,8 +493,9 @@ def test_without_its_extra_it_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    monkeypatch.delitem(sys.modules, "worker.report")
-    monkeypatch.delattr(worker, "report")
+    for name in ("report", "pages"):
+        monkeypatch.delitem(sys.modules, f"worker.{name}")
+        monkeypatch.delattr(worker, name)
     assert command(monkeypatch) == 2
     assert "pip install 'image-search[evaluate]'" in capsys.readouterr().err
 
