@@ -7,18 +7,20 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from image_search.duplicates import NEAR_DUPLICATE_COSINE
+from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, IndexNotFoundError, SettingsError, SourceError
 from image_search.index import VectorIndex
 from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from worker.auto import refuse_mixture, source_to_ingest, source_to_search_for
-from worker.confidence import recalibrate
+from worker.confidence import recalibrate, save_sample
 from worker.duplicates import find_duplicates, json_lines, summary, text_lines
 from worker.ingest import Summary, ingest
 from worker.listing import as_json, as_text, list_sources
@@ -27,10 +29,15 @@ from worker.origin import named_in, remember
 from worker.prune import SeenSource, check_prune, prune
 from worker.signals import StopSignals
 from worker.sources import LABEL_FROM, SPLITS, Source, open_source
+from worker.watch import changed_part, changes, check_watch
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNREADABLE: Final = 3
+
+_MOST_PRUNED_PERCENT: Final = 25
+
+_log = logging.getLogger(__name__)
 
 _EXIT_CODES: Final = """\
 exit codes:
@@ -143,10 +150,16 @@ def _parser() -> argparse.ArgumentParser:
         "--prune",
         type=_percent,
         nargs="?",
-        const=25,
+        const=_MOST_PRUNED_PERCENT,
         metavar="PERCENT",
         help="afterwards take out of the index what the source no longer has, unless that is more "
         "than so many of the images that the index has of it (default: 25)",
+    )
+    ingest_parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on and follow a folder: what changes in it is ingested, and what it no longer "
+        "has is taken out, as with --prune; ends at Ctrl-C or SIGTERM",
     )
     ingest_parser.add_argument(
         "--metric",
@@ -353,6 +366,13 @@ _cosine.__name__ = "number"  # argparse names the type in its message
 
 def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
     stop = StopSignals()
+    following: Iterator[set[str] | None] = iter(())
+    if arguments.watch:
+        if arguments.prune is None:
+            arguments.prune = _MOST_PRUNED_PERCENT
+        # From now on, so that nothing is missed that changes during the first ingest.
+        following = changes(check_watch(arguments.source), settings.data_dir.resolve(), stop.event)
+        next(following, None)
     with ExitStack() as opened:
         try:
             index: VectorIndex | None = opened.enter_context(open_index(settings))
@@ -372,7 +392,10 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
             source = _named_in(index, source)
         if arguments.prune is not None:
             if arguments.limit or arguments.split:
-                raise SettingsError("--prune needs the whole source: leave --limit and --split out")
+                option = "--watch" if arguments.watch else "--prune"
+                raise SettingsError(
+                    f"{option} needs the whole source: leave --limit and --split out"
+                )
             check_prune(source)
         source = source.limited(arguments.limit)
         _tell(source)
@@ -410,8 +433,49 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
         if summary.embedded or summary.relabelled or summary.moved or index.calibration is None:
             recalibrate(index, summary.sample, stop.event)
         _report(source, summary, index, settings, time.monotonic() - started)
+        if arguments.watch and not stop.exit_code:
+            print(f"following {source.name}: Ctrl-C ends", flush=True)
+        for changed in following:
+            source = _ingest_changes(source, changed, arguments, settings, index, embedder, stop)
         is_whole = not summary.unreadable and not source.skipped.lost
         return stop.exit_code or (0 if is_whole else EXIT_UNREADABLE)
+
+
+def _ingest_changes(
+    before: Source,
+    changed: set[str] | None,
+    arguments: argparse.Namespace,
+    settings: Settings,
+    index: VectorIndex,
+    embedder: Embedder,
+    stop: StopSignals,
+) -> Source:
+    """Ingest what has changed in a folder, or all of it, and prune; returns the folder as it is."""
+    try:
+        source = _open(arguments, settings, held_out=False)
+        if source.origin is not None and before.origin is not None:
+            source = source.origin.named(before.origin.name)
+        part = source if changed is None else changed_part(source, before, changed)
+        seen = SeenSource(part)
+        seen.see_all()
+        summary = ingest(seen.source, index, embedder, settings, stop=stop.event)
+    except SourceError as exc:
+        _log.warning("nothing is changed in the index: %s", exc.in_full)
+        return before
+    pruned = 0 if summary.interrupted else prune(index, seen, arguments.prune)
+    if not summary.interrupted:
+        remember(index, source, datetime.now(UTC))
+    written = summary.embedded + summary.moved + summary.relabelled
+    if written or pruned:
+        index.flush()
+        save_sample(index, summary.sample)
+        print(
+            f"{datetime.now():%H:%M:%S} {source.name}: {summary.embedded:,} images embedded, "
+            f"{summary.moved:,} moved, {summary.relabelled:,} got another label or other metadata, "
+            f"{pruned:,} taken out; {index.count():,} images in the index",
+            flush=True,
+        )
+    return source
 
 
 def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:

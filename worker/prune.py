@@ -29,6 +29,11 @@ class SeenSource:
         self._seen: set[int] = set()
         self.source = replace(source, items=self._passing)
 
+    def see_all(self) -> None:
+        """Take all its ids for seen, as its names alone tell them."""
+        if self.source.listing is not None:
+            self._seen.update(map(hash, self.source.listing.ids()))
+
     def __contains__(self, id_: str) -> bool:
         return hash(id_) in self._seen
 

@@ -27,7 +27,7 @@ from worker.sources.names import (
     printable,
 )
 from worker.sources.skipped import Kind, Skipped
-from worker.sources.source import DAMAGE, Item, Origin, Source, Split, damage_named
+from worker.sources.source import DAMAGE, Item, Listing, Origin, Source, Split, damage_named
 
 # A file this large is no photograph, and would not fit into a worker's memory beside others.
 _MAX_FILE_BYTES: Final = 256 * 1024 * 1024
@@ -218,6 +218,15 @@ def open_files(
     def named(name: str) -> Source:
         prefix, source_name = composed(name), composed(as_text(name))
 
+        def ids_of(entry: _Entry) -> tuple[str, str | None]:
+            id_ = id_of(file_bytes(f"{prefix}/{entry.name}"))
+            former = id_of(file_bytes(f"{own_name}/{entry.former_name}"))
+            return id_, former if name == own_name and former != id_ else None
+
+        def ids() -> Iterator[str]:
+            for entry in entries:
+                yield from filter(None, ids_of(entry))
+
         def some(positions: Collection[int]) -> Iterator[Item]:
             return items({entries[number].key for number in positions if number < len(entries)})
 
@@ -229,11 +238,8 @@ def open_files(
                     metadata = {"source": source_name, "path": entry.text}
                     if found.split:
                         metadata["split"] = found.split
-                    id_ = id_of(file_bytes(f"{prefix}/{entry.name}"))
-                    former = id_of(file_bytes(f"{own_name}/{entry.former_name}"))
-                    is_former = name == own_name and former != id_
-                    former_id = former if is_former else None
-                    yield Item(id_, found.label, content, metadata, former_id, modified)
+                    id_, former = ids_of(entry)
+                    yield Item(id_, found.label, content, metadata, former, modified)
 
         return Source(
             title,
@@ -243,7 +249,8 @@ def open_files(
             tuple(splits),
             chosen.skipped,
             some,
-            Origin(name, place, named),
+            Listing([entry.key for entry in entries], ids, layout.places),
+            origin=Origin(name, place, named),
         )
 
     return named(own_name)

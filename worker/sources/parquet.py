@@ -73,7 +73,7 @@ def open_parquet(path: Path, names: Sequence[str], skipped: Skipped, choice: Cho
             tuple(splits),
             skipped,
             items,
-            Origin(name, place, named),
+            origin=Origin(name, place, named),
         )
 
     return named(path.resolve().name if names else path.stem)

@@ -5,7 +5,7 @@ import random
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -66,6 +66,8 @@ class Source:
     skipped: Skipped = field(default_factory=Skipped)
     # The items at these positions, in the same order, where that costs less than all.
     some: Callable[[Collection[int]], Iterator[Item]] | None = field(default=None, repr=False)
+    # Of a folder, what following it takes; see worker/watch.py.
+    listing: "Listing | None" = field(default=None, repr=False)
     # What its ids begin with, where it is, and how to name it otherwise, where that is free.
     origin: "Origin | None" = None
 
@@ -92,6 +94,18 @@ class Source:
             return self.pick({drawn[number] for number in positions if number < count})
 
         return replace(self, total=count, items=lambda: self.pick(set(drawn)), some=some)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the names of files tell alone: paths of the items, in order; ids, former ones, too.
+
+    `places` has what each folder tells of the images in it.
+    """
+
+    paths: Sequence[str]
+    ids: Callable[[], Iterator[str]]
+    places: Mapping[str, object]
 
 
 @dataclass(frozen=True)

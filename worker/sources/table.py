@@ -51,7 +51,7 @@ def open_table(path: Path, choice: Choice) -> Source:
             tuple(table.splits),
             table.skipped,
             lambda positions: table.items(name, positions),
-            Origin(name, place, named),
+            origin=Origin(name, place, named),
         )
 
     return named(path.stem)

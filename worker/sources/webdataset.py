@@ -90,7 +90,7 @@ def open_webdataset(path: Path, names: Sequence[str], skipped: Skipped, choice: 
             tuple(splits),
             skipped,
             items,
-            Origin(name, place, named),
+            origin=Origin(name, place, named),
         )
 
     return named(path.resolve().name if names else stem_of(path.name))
