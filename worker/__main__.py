@@ -21,6 +21,7 @@ from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from worker.auto import refuse_mixture, source_to_ingest, source_to_search_for
 from worker.confidence import recalibrate, save_sample
+from worker.copying import copy, parse_end
 from worker.duplicates import find_duplicates, json_lines, summary, text_lines
 from worker.ingest import Summary, ingest
 from worker.listing import as_json, as_text, list_sources
@@ -50,6 +51,15 @@ exit codes:
        start again to go on
 
 Settings are environment variables, IMAGE_SEARCH_*; docs/settings.md lists them.
+"""
+
+
+_COPY_EXIT_CODES: Final = """\
+exit codes:
+  0    TO has the same records as FROM
+  1    stopped by an error (no index, store, another model, other images in TO)
+  2    wrong usage or bad setting
+  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM: run it again to go on
 """
 
 
@@ -89,6 +99,8 @@ def main() -> int:
         settings = load_settings(**overrides)
         if arguments.command == "evaluate":
             return _evaluate(arguments, settings)
+        if arguments.command == "copy":
+            return _copy(arguments)
         if arguments.command == "sources":
             return _sources(arguments, settings)
         if arguments.command == "duplicates":
@@ -213,6 +225,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_batch_size(evaluate_parser)
     _add_index_options(evaluate_parser)
+    copy_parser = commands.add_parser(
+        "copy",
+        help="copy an index to another, or to a file and back",
+        description="Copy an index with all that belongs to it, without embedding again. Run it\n"
+        "again at any time: it goes on where it stopped. In the end both sides are compared.\n\n"
+        "FROM and TO are [STORE:]INDEX[/NAMESPACE], or the path of a parquet file:\n"
+        "  images             the index images, in the store that is set\n"
+        "  images/2024        its namespace 2024\n"
+        "  pinecone:images    the index images at Pinecone; embedded:images in the data folder\n"
+        "  backup.parquet     a file",
+        epilog=_COPY_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    copy_parser.add_argument("source", metavar="FROM", help="the index or file to copy")
+    copy_parser.add_argument(
+        "target", metavar="TO", help="the index or file to make; a file is replaced"
+    )
     sources_parser = commands.add_parser(
         "sources",
         help="list where the images of the index came from",
@@ -417,6 +446,7 @@ def _ingest(arguments: argparse.Namespace, settings: Settings) -> int:
         embedder.warm_up()
         started = time.monotonic()
         seen = SeenSource(source)
+        seen.see_all()
         summary = ingest(
             seen.source,
             index,
@@ -512,6 +542,22 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
     print(report.summary(evaluation.figures))
     print(f"report: {path}, made in {time.monotonic() - started:.1f} s")
     return EXIT_UNREADABLE if evaluation.unreadable else 0
+
+
+def _copy(arguments: argparse.Namespace) -> int:
+    stop = StopSignals()
+    started = time.monotonic()
+    source, target = parse_end(arguments.source), parse_end(arguments.target)
+    copied = copy(source, target, stop.event)
+    if copied.interrupted:
+        print("stopped; run it again to go on")
+        return stop.exit_code
+    print(
+        f"copied {arguments.source} to {arguments.target}: {copied.written:,} images written, "
+        f"{copied.unchanged:,} there already, in {time.monotonic() - started:.1f} s; "
+        "count and records are the same"
+    )
+    return stop.exit_code
 
 
 def _sources(arguments: argparse.Namespace, settings: Settings) -> int:
