@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import gettempdir
@@ -186,6 +187,20 @@ def test_the_same_seed_gives_the_same_figures(index_of: IndexOf) -> None:
     np.testing.assert_array_equal(first.embedding_map.points, again.embedding_map.points)
     assert first.figures.retrieval != other.figures.retrieval
     assert first.figures.protocol.queries == 30
+
+
+def test_an_image_that_the_index_has_under_a_former_id_does_not_find_itself(
+    index_of: IndexOf,
+) -> None:
+    source = noise_images("indexed", 40)
+    index = index_of(source)
+
+    def items() -> Iterator[Item]:
+        for item in source.items():
+            yield replace(item, id=f"new/{item.id}", former_id=item.id)
+
+    evaluation = evaluation_of(replace(source, items=items), index)
+    assert evaluation.figures.protocol.left_out == 40
 
 
 def test_an_image_that_is_in_the_index_does_not_find_itself(index_of: IndexOf) -> None:

@@ -142,10 +142,12 @@ def evaluate(
 class _Queries:
     """`embeddings` is float32 [n, 512]; `changed` float32 [rows, changes, 512], of `changed_rows`.
 
-    `digests` are the SHA-256 of what the images were read from.
+    `former_ids` are what they may be in the index as, and `digests` the SHA-256 of what the images
+    were read from.
     """
 
     ids: list[str] = field(default_factory=list)
+    former_ids: list[str | None] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
@@ -205,6 +207,7 @@ def _read_queries(
                     queries.changed_rows.append(len(queries.ids))
                     changed.append(np.array(others))
                 queries.ids.append(item.id)
+                queries.former_ids.append(item.former_id)
                 queries.labels.append(item.label)
                 queries.digests.append(digest(item.content))
                 queries.thumbnails.append(one[1])
@@ -360,8 +363,14 @@ class _Evaluation:
         return np.random.default_rng(self._seed)
 
     def _find_own(self) -> dict[int, str]:
-        """The queries that are in the index: same id, and made of the same bytes."""
-        candidates = {id_: row for row, id_ in enumerate(self._queries.ids) if id_ in self._row_of}
+        """The queries that are in the index: same id or former id, and made of the same bytes."""
+        queries = self._queries
+        candidates = {
+            id_: row
+            for row, ids in enumerate(zip(queries.former_ids, queries.ids, strict=True))
+            for id_ in ids
+            if id_ in self._row_of
+        }
         own = {}
         for ids in _slices(list(candidates), _FETCHED_AT_ONCE):
             for id_, record in self._index.fetch(ids).items():
