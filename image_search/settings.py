@@ -67,6 +67,12 @@ class Settings(BaseSettings):
     pinecone_host: Annotated[
         str, Field(description="Address of Pinecone's control plane, if not the usual one.")
     ] = "https://api.pinecone.io"
+    s3_endpoint: Annotated[
+        str,
+        Field(
+            description="Server of s3:// sources, such as https://s3.example.org, if not Amazon's."
+        ),
+    ] = ""
     weights: Annotated[
         str,
         AfterValidator(lambda weights: str(_in_home(Path(weights)))),

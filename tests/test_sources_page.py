@@ -91,6 +91,11 @@ def json_lines(path: Path) -> None:
     path.write_text(json.dumps({"path": "img/1.jpg", "label": "cat", "price": 2}) + "\n")
 
 
+def listed(path: Path) -> None:
+    write(path.parent / "img" / "1.jpg", png(1))
+    path.write_text("img/1.jpg\n")
+
+
 def parquet(path: Path) -> None:
     count = 43
     rows = [{"bytes": png(1), "path": "a.jpg"}] * count
@@ -125,6 +130,10 @@ MAKERS: Final[dict[str, Callable[[Path], object]]] = {
     "train.parquet": parquet,
     "beans": lambda path: parquet(path / "data" / "train-00000-of-00001.parquet"),
     "pets-0000.tar": shard,
+    "urls.txt": listed,
+    "s3://my-bucket/photos": lambda _: None,
+    "gs://my-bucket/photos": lambda _: None,
+    "https://example.org/photos.zip": lambda _: None,
     "pets": lambda path: shard(path / "train-0000.tar"),
 }
 
@@ -133,7 +142,11 @@ def test_the_page_has_all_kinds_that_are_tried_here() -> None:
     assert ROWS.keys() == MAKERS.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name != "cifar10"])
+# They are in the table, and tried in test_buckets.py.
+ELSEWHERE: Final = {"cifar10", *(name for name in MAKERS if "://" in name)}
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in ELSEWHERE])
 def test_a_source_of_the_page(name: str, tmp_path: Path) -> None:
     MAKERS[name](tmp_path / name)
     path = name if name == "sample" else str(tmp_path / name)

@@ -314,6 +314,7 @@ def _open(arguments: argparse.Namespace, settings: Settings, *, held_out: bool) 
         split=arguments.split,
         held_out=held_out,
         label_from=arguments.label_from,
+        s3_endpoint=settings.s3_endpoint,
     )
     if arguments.split and not source.splits:
         raise SourceError(

@@ -193,7 +193,9 @@ class _Ingestion:
         pool = ThreadPoolExecutor(cpu_count())
         is_new = self._index.count() == 0
         try:
-            for chunk in _chunks(source.items()):
+            fresh = None if is_new else source.fresh
+            items = fresh(self._are_known) if fresh else source.items()
+            for chunk in _chunks(items):
                 known = self._look_up(pool, chunk, is_new=is_new)
                 for item, result in zip(chunk, self._decode_all(pool, chunk, known), strict=True):
                     if self._stop.is_set() or self._failed.is_set():
@@ -217,6 +219,21 @@ class _Ingestion:
             self._decoder.close()
             if batch:
                 self._put(self._decoded, batch)
+
+    def _are_known(self, items: list[Item]) -> list[bool]:
+        """Whether the index has the items, which lack their content, as their metadata is."""
+        records = self._index.fetch([item.id for item in items])
+        known = [self._is_known(item, records.get(item.id)) for item in items]
+        self._summary.unchanged += sum(known)
+        self._progress.update(sum(known))
+        return known
+
+    def _is_known(self, item: Item, record: Record | None) -> bool:
+        if record is None or record.label != item.label:
+            return False
+        if not file_metadata.is_complete(record.metadata, self._settings.metadata):
+            return False
+        return all(record.metadata.get(name) == value for name, value in item.metadata.items())
 
     def _look_up(self, pool: ThreadPoolExecutor, chunk: list[Item], *, is_new: bool) -> _Known:
         digests = list(_in_slices(pool, _digest_of, chunk))

@@ -83,7 +83,10 @@ def prefix_of_name(name: str) -> str:
 
 
 def _are_two(place: str, other: str) -> bool:
-    """Whether both are there, of one kind, so that neither is what became of the other."""
+    """Whether both are there, of one kind, so that neither is what became of the other.
+
+    What has an address, and no path, may be a copy of anything.
+    """
     kinds = [Path(one).suffix if os.path.isfile(one) else "" for one in (place, other)]
     return os.path.exists(place) and kinds[0] == kinds[1]
 

@@ -6,7 +6,7 @@ import posixpath
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final, Literal
@@ -30,7 +30,7 @@ from worker.sources.skipped import Kind, Skipped
 from worker.sources.source import DAMAGE, Item, Listing, Origin, Source, Split, damage_named
 
 # A file this large is no photograph, and would not fit into a worker's memory beside others.
-_MAX_FILE_BYTES: Final = 256 * 1024 * 1024
+MAX_FILE_BYTES: Final = 256 * 1024 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
 # What recognises an image by its first bytes, where its name does not tell.
 START_BYTES: Final = 64
@@ -54,6 +54,7 @@ _PICTURES: Final = {
     *(".pef", ".raf", ".raw", ".rw2", ".sr2", ".srw", ".x3f", ".xcf"),
 }
 _SHOWN_LABELS: Final = 10
+_LOOKED_UP: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +151,13 @@ def _looks_like_image(start: Callable[[], bytes]) -> bool:
     return any(test is not None and test(prefix) is True for test in tests)
 
 
-def read_bounded(open_: Callable[[], BinaryIO], size: int = _MAX_FILE_BYTES) -> bytes | ImageError:
+def read_bounded(open_: Callable[[], BinaryIO], size: int = MAX_FILE_BYTES) -> bytes | ImageError:
     """The content, or why there is none: one bad file does not stop the rest.
 
     It is read in pieces, so that what holds more than its `size` does not fill the memory.
     """
     pieces = []
-    limit = left = min(size, _MAX_FILE_BYTES)
+    limit = left = min(size, MAX_FILE_BYTES)
     try:
         with open_() as file:
             while piece := file.read(_PIECE_BYTES):
@@ -188,14 +189,21 @@ def open_file(file: Path) -> BinaryIO:
 
 
 def open_files(
-    path: Path,
+    path: Path | str,
     own_name: str,
     chosen: Chosen,
     read: Callable[[Collection[str]], Iterator[Read]],
     choice: Choice,
     title: str = "",
+    *,
+    place: str = "",
+    versions: Mapping[str, str] | None = None,
 ) -> Source:
-    """Image files by their names inside a folder or archive; ids begin with `own_name`."""
+    """Image files by their names inside a folder or archive; ids begin with `own_name`.
+
+    `place` is where it is, if it has no path. With `versions` by key, which go into the metadata,
+    an image that the index has in its version is not read.
+    """
     title = title or printable(as_text(str(path)))
     chosen.skip_parts()
     if not chosen.files:
@@ -213,7 +221,7 @@ def open_files(
     counts = Counter(layout.places[_folder(entry.text)].label for entry in entries)
     about = describe(layout.rule, counts, splits)
     by_key = {entry.key: entry for entry in entries}
-    place = printable(as_text(str(path.resolve())))
+    place = place or printable(as_text(str(Path(path).resolve())))
 
     def named(name: str) -> Source:
         prefix, source_name = composed(name), composed(as_text(name))
@@ -233,13 +241,24 @@ def open_files(
         def items(keys: Collection[str]) -> Iterator[Item]:
             with damage_named(path):
                 for key, content, modified in read(keys):
-                    entry = by_key[key]
-                    found = layout.places[_folder(entry.text)]
-                    metadata = {"source": source_name, "path": entry.text}
-                    if found.split:
-                        metadata["split"] = found.split
-                    id_, former = ids_of(entry)
-                    yield Item(id_, found.label, content, metadata, former, modified)
+                    yield item(by_key[key], content, modified)
+
+        def item(entry: _Entry, content: bytes | ImageError, modified: int | None = None) -> Item:
+            found = layout.places[_folder(entry.text)]
+            metadata = {"source": source_name, "path": entry.text}
+            if found.split:
+                metadata["split"] = found.split
+            if versions is not None:
+                metadata["version"] = versions[entry.key]
+            id_, former = ids_of(entry)
+            return Item(id_, found.label, content, metadata, former, modified)
+
+        def fresh(are_known: Callable[[list[Item]], list[bool]]) -> Iterator[Item]:
+            for start in range(0, len(entries), _LOOKED_UP):
+                part = entries[start : start + _LOOKED_UP]
+                known = are_known([item(entry, b"") for entry in part])
+                new = (entry.key for entry, old in zip(part, known, strict=True) if not old)
+                yield from items(set(new))
 
         return Source(
             title,
@@ -250,6 +269,7 @@ def open_files(
             chosen.skipped,
             some,
             Listing([entry.key for entry in entries], ids, layout.places),
+            fresh if versions is not None else None,
             origin=Origin(name, place, named),
         )
 

@@ -1,11 +1,20 @@
 """Images at https:// and http:// addresses, a few at once."""
 
+import hashlib
 import time
-from typing import Final
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path, PurePosixPath
+from typing import Final, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 
-from image_search.errors import ImageError
+from image_search.errors import ImageError, SourceError
+from worker.sources.names import printable
+from worker.sources.source import damage_named
+
+T = TypeVar("T")
 
 AT_ONCE: Final = 8
 _ATTEMPTS: Final = 4
@@ -20,6 +29,28 @@ def is_remote(path: str) -> bool:
     return path.lower().startswith(("https://", "http://"))
 
 
+def download_source(url: str, downloads: Path) -> Path:
+    """The file at an address; one that has not changed since the last time is not sent again.
+
+    Raises SourceError.
+    """
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    if name in {"", ".."}:
+        raise SourceError(f"{printable(url)} names no file: give the address of one")
+    folder = downloads / hashlib.sha256(url.encode()).hexdigest()[:16]
+    path, stamp, part = folder / name, folder / f".{name}.etag", folder / f".{name}.part"
+    headers = {}
+    with damage_named(folder), closing(Remote()) as remote:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists() and stamp.exists() and (known := stamp.read_text()):
+            headers["If-None-Match"] = known
+        etag = remote.save(url, part, headers)
+        if etag is not None:
+            part.replace(path)
+            stamp.write_text(etag)
+    return path
+
+
 class Remote:
     """Fetches images over connections that are kept; threads may share it."""
 
@@ -32,14 +63,38 @@ class Remote:
 
     def fetch(self, url: str) -> bytes | ImageError:
         """The content, or why there is none; what may pass is tried again, each time later."""
+        return self._get(url, {}, _read)
+
+    def save(self, url: str, path: Path, headers: dict[str, str]) -> str | None:
+        """Write the content to a file, and return its ETag or nothing; None if it is not modified.
+
+        Raises SourceError.
+        """
+
+        def write(response: httpx2.Response) -> str | None:
+            if response.status_code == httpx2.codes.NOT_MODIFIED:
+                return None
+            with path.open("wb") as file:
+                for piece in response.iter_bytes():
+                    file.write(piece)
+            return str(response.headers.get("etag", ""))
+
+        found = self._get(url, headers, write)
+        if isinstance(found, ImageError):
+            raise SourceError(f"{printable(url)}: {found}")
+        return found
+
+    def _get(
+        self, url: str, headers: dict[str, str], take: Callable[[httpx2.Response], T]
+    ) -> T | ImageError:
         reason = ""
         for attempt in range(_ATTEMPTS):
             if attempt:
                 time.sleep(_FIRST_DELAY * 2 ** (attempt - 1))
             try:
-                with self._client.stream("GET", url) as response:
-                    if response.is_success:
-                        return _read(response)
+                with self._client.stream("GET", url, headers=headers) as response:
+                    if response.is_success or response.status_code == httpx2.codes.NOT_MODIFIED:
+                        return take(response)
                     reason = f"the server answers with status {response.status_code}"
                     if response.status_code not in _TEMPORARY:
                         break

@@ -68,6 +68,11 @@ class Source:
     some: Callable[[Collection[int]], Iterator[Item]] | None = field(default=None, repr=False)
     # Of a folder, what following it takes; see worker/watch.py.
     listing: "Listing | None" = field(default=None, repr=False)
+    # The items but those that the function knows, of which it is given all but the content; where
+    # reading costs much, and a version in the metadata tells whether they have changed.
+    fresh: Callable[[Callable[[list[Item]], list[bool]]], Iterator[Item]] | None = field(
+        default=None, repr=False
+    )
     # What its ids begin with, where it is, and how to name it otherwise, where that is free.
     origin: "Origin | None" = None
 
@@ -93,7 +98,9 @@ class Source:
         def some(positions: Collection[int]) -> Iterator[Item]:
             return self.pick({drawn[number] for number in positions if number < count})
 
-        return replace(self, total=count, items=lambda: self.pick(set(drawn)), some=some)
+        return replace(
+            self, total=count, items=lambda: self.pick(set(drawn)), some=some, fresh=None
+        )
 
 
 @dataclass(frozen=True)
@@ -118,8 +125,20 @@ class Origin:
     named: Callable[[str], Source] = field(repr=False, compare=False)
 
 
+def at_address(address: str, source: Source) -> Source:
+    """A source that was downloaded, which is known by its address."""
+    origin = source.origin
+    if origin is None:
+        return source
+
+    def named(name: str) -> Source:
+        return at_address(address, origin.named(name))
+
+    return replace(source, name=printable(address), origin=Origin(origin.name, address, named))
+
+
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def damage_named(path: Path | str) -> Iterator[None]:
     """Turn what reading raises into a SourceError that names the path."""
     try:
         yield

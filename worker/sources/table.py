@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urljoin
 
 from image_search.errors import ImageError, SourceError
 from image_search.values import LABEL_FIELD
@@ -24,6 +25,7 @@ from worker.sources.source import Item, Origin, Source, damage_named
 
 CSV_SUFFIXES: Final = (".csv", ".tsv")
 JSON_SUFFIXES: Final = (".jsonl", ".ndjson")
+LIST_SUFFIXES: Final = (".txt",)
 # The column that names the image; the first of these that a table has.
 PATH_COLUMNS: Final = (
     *("path", "file_name", "filename", "file", "filepath", "image_path", "image", "url"),
@@ -35,11 +37,16 @@ _GUESSED_LINES: Final = 1000
 _Found = tuple[int, str, Row]  # number of the row, path, row
 
 
-def open_table(path: Path, choice: Choice) -> Source:
-    """The images that a table names, by paths from its folder, absolute paths or addresses."""
-    title = printable(as_text(str(path)))
-    rows = _rows_of_json if path.name.lower().endswith(JSON_SUFFIXES) else _rows_of_csv
-    table = _Table(path, title, partial(rows, path, title), choice)
+def open_table(path: Path, choice: Choice, address: str = "") -> Source:
+    """The images that a table names, by paths from its folder, absolute paths or addresses.
+
+    Of a table that was downloaded, they are addresses, or paths from its `address`.
+    """
+    title = printable(address or as_text(str(path)))
+    name = path.name.lower()
+    rows = _rows_of_list if name.endswith(LIST_SUFFIXES) else _rows_of_csv
+    rows = _rows_of_json if name.endswith(JSON_SUFFIXES) else rows
+    table = _Table(path, title, partial(rows, path, title), choice, address)
     place = printable(as_text(str(path.resolve())))
 
     def named(name: str) -> Source:
@@ -61,8 +68,14 @@ class _Table:
     """What reading a table once tells; its rows are read again for the images."""
 
     def __init__(
-        self, path: Path, title: str, rows: Callable[[], Iterator[Row]], choice: Choice
+        self,
+        path: Path,
+        title: str,
+        rows: Callable[[], Iterator[Row]],
+        choice: Choice,
+        address: str,
     ) -> None:
+        self._address = address
         self._path = path
         self._title = title
         self._rows = rows
@@ -113,6 +126,11 @@ class _Table:
         return Item(id_, _label(row, path, self._label_from), content, metadata)
 
     def _read(self, path: str, remote: Remote) -> bytes | ImageError:
+        if self._address:
+            # What a stranger's list names is never read from this machine.
+            path = urljoin(self._address, path)
+            if not is_remote(path):
+                return ImageError("it is neither an http address nor a path from one")
         if is_remote(path):
             return remote.fetch(path)
         return read_bounded(partial(open_file, self._path.parent / path))
@@ -187,6 +205,15 @@ def _rows_of_csv(path: Path, title: str) -> Iterator[Row]:
 
 # Of these, digits are names.
 _AS_TEXT: Final = {*PATH_COLUMNS, LABEL_FIELD, "split"}
+
+
+def _rows_of_list(path: Path, _title: str) -> Iterator[Row]:
+    """A path or address a line; lines that begin with # are comments."""
+    encoding = _encoding(path)
+    with damage_named(path), path.open(encoding=encoding, errors="replace") as file:
+        for line in file:
+            if (name := line.strip()) and not name.startswith("#"):
+                yield {PATH_COLUMNS[0]: name}
 
 
 def _rows_of_json(path: Path, title: str) -> Iterator[Row]:

@@ -1,0 +1,248 @@
+"""Sources in buckets and at addresses, of real servers on loopback."""
+
+import http.server
+import io
+import shutil
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+from image_search.errors import ImageError, SettingsError, SourceError
+from image_search.manifest import Manifest
+from image_search.settings import Settings
+from image_search.stores import create_index
+from tests.support.images import folder_of, png
+from tests.support.indexes import FakeEmbedder, records
+from tests.support.processes import run
+from tests.support.sources import items
+from worker.ingest import Summary, ingest
+from worker.origin import named_in, remember
+from worker.prune import SeenSource, prune
+from worker.sources import Source, open_source
+
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+class Bucket:
+    """A bucket of the test's own."""
+
+    def __init__(self, server: str, name: str) -> None:
+        self.name = name
+        self._server = server
+        self._client: Any = boto3.client(
+            "s3",
+            endpoint_url=server,
+            region_name="us-east-1",
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+        )
+        self._client.create_bucket(Bucket=name)
+
+    def put(self, key: str, content: bytes) -> None:
+        self._client.put_object(Bucket=self.name, Key=key, Body=content)
+
+    def delete(self, key: str) -> None:
+        self._client.delete_object(Bucket=self.name, Key=key)
+
+    def open(self, prefix: str, data_dir: Path) -> Source:
+        url = f"s3://{self.name}/{prefix}"
+        return open_source(url, data_dir=data_dir, s3_endpoint=self._server)
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucket:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    return Bucket(server, tmp_path.name.replace("_", "-"))
+
+
+def test_a_bucket_gives_what_the_folder_gives(bucket: Bucket, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "pics", 9)
+    (folder / "label0" / "été 1.png").write_bytes(png(100))
+    (folder / "label0" / "IMG_1").write_bytes(png(101))
+    (folder / "notes.txt").write_text("notes")
+    (folder / "broken.png").write_bytes(b"broken")
+    for file in folder.rglob("*"):
+        if file.is_file():
+            bucket.put(f"my/pics/{file.relative_to(folder)}", file.read_bytes())
+    bucket.put("my/pics2/other.png", png(1))
+    bucket.put("my/pics/empty/", b"")
+    source = bucket.open("my/pics", tmp_path)
+    expected, found = items(open_source(str(folder), data_dir=tmp_path)), items(source)
+    assert found.keys() == expected.keys()
+    for id_, item in found.items():
+        assert (item.label, item.content) == (expected[id_].label, expected[id_].content)
+        metadata = dict(item.metadata)
+        assert metadata.pop("version")
+        assert metadata == expected[id_].metadata
+    assert source.skipped.total == 1
+    picked = [item.id for item in source.pick({1, 3})]
+    assert picked == [id_ for number, id_ in enumerate(found) if number in {1, 3}]
+    assert bucket.open("", tmp_path).total == source.total + 1
+
+
+def sync(source: Source, index: Any, embedder: FakeEmbedder, settings: Settings) -> Summary:
+    source = named_in(index, source)
+    remember(index, source)
+    seen = SeenSource(source)
+    seen.see_all()
+    summary = ingest(seen.source, index, embedder, settings)
+    prune(index, seen, 50)
+    return summary
+
+
+def test_what_has_not_changed_is_not_read_again(
+    bucket: Bucket, settings: Settings, fake_embedder: FakeEmbedder, tmp_path: Path
+) -> None:
+    for number in range(12):
+        bucket.put(f"pics/{number:02d}.png", png(number))
+    index = create_index(settings, Manifest.new(fake_embedder.model, "cosine", "__default__"))
+    assert sync(bucket.open("pics", tmp_path), index, fake_embedder, settings).embedded == 12
+    bucket.put("pics/03.png", png(103, (21, 10)))
+    bucket.put("pics/new.png", png(104))
+    bucket.delete("pics/05.png")
+    source = bucket.open("pics", tmp_path)
+    # Now they could not be read any more.
+    for number in set(range(12)) - {3, 5}:
+        bucket.delete(f"pics/{number:02d}.png")
+    summary = sync(source, index, fake_embedder, settings)
+    assert (summary.embedded, summary.unchanged, summary.unreadable) == (2, 10, {})
+    names = [*(f"{number:02d}" for number in range(12) if number != 5), "new"]
+    assert records(index).keys() == {f"pics/{name}.png" for name in names}
+
+
+def test_what_is_gone_is_told(bucket: Bucket, tmp_path: Path) -> None:
+    for number in range(3):
+        bucket.put(f"pics/{number}.png", png(number))
+    source = bucket.open("pics", tmp_path)
+    bucket.delete("pics/1.png")
+    contents = [item.content for item in source.items()]
+    assert [isinstance(content, ImageError) for content in contents] == [False, True, False]
+    with pytest.raises(SourceError, match="nothing at"):
+        bucket.open("nothing", tmp_path)
+    with pytest.raises(SourceError, match="names no bucket"):
+        open_source("s3://", data_dir=tmp_path)
+    with pytest.raises(SettingsError, match="S3_ENDPOINT"):
+        open_source("s3://a/b", data_dir=tmp_path, s3_endpoint="localhost:1")
+
+
+def test_archives_and_parquet_files_in_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "pics"), "zip", folder_of(tmp_path / "made", 6))
+    bucket.put("one/pics.zip", Path(archive).read_bytes())
+    source = bucket.open("one/pics.zip", tmp_path)
+    assert items(source).keys() == items(open_source(archive, data_dir=tmp_path)).keys()
+    assert source.origin is not None
+    assert source.origin.place == f"s3://{bucket.name}/one/pics.zip"
+
+    out = io.BytesIO()
+    pq.write_table(pa.table({"image": [png(1), png(2)], "label": ["a", "b"]}), out)
+    for split in ("train", "test"):
+        bucket.put(f"beans/data/{split}-00000.parquet", out.getvalue())
+    beans = bucket.open("beans", tmp_path)
+    assert items(beans).keys() == {
+        f"beans/data/{split}-00000/{n:06d}" for split in ("train", "test") for n in range(2)
+    }
+    assert beans.origin is not None
+    assert beans.origin.place == f"s3://{bucket.name}/beans"
+
+    shard = io.BytesIO()
+    with tarfile.open(fileobj=shard, mode="w") as tar:
+        for name, content in {"1.png": png(1), "1.cls": b"cat"}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    for number in range(2):
+        bucket.put(f"pets/train-000{number}.tar", shard.getvalue())
+    pets = items(bucket.open("pets", tmp_path))
+    assert pets.keys() == {"pets/train-0000/1.png", "pets/train-0001/1.png"}
+    # Nothing is written elsewhere than to the folder of downloads.
+    bucket.put("odd/../../../../elsewhere.parquet", out.getvalue())
+    with pytest.raises(SourceError):
+        bucket.open("odd", tmp_path)
+    assert not list(tmp_path.parent.rglob("elsewhere.parquet"))
+    # What was downloaded is downloaded again when it has changed.
+    bucket.put("one/pics.zip", b"damaged")
+    with pytest.raises(SourceError, match="damaged"):
+        bucket.open("one/pics.zip", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_bucket_as_users_ingest_it(bucket: Bucket, server: str) -> None:
+    for number in range(4):
+        bucket.put(f"pics/{number}.png", png(number))
+    url = f"s3://{bucket.name}/pics"
+    for embedded in (4, 0):
+        code, out, err = run("worker", "ingest", url, "--prune", IMAGE_SEARCH_S3_ENDPOINT=server)
+        assert code == 0, err
+        assert f"{embedded} images embedded" in out
+    code, out, _ = run("worker", "sources")
+    assert url in out
+
+
+# --- http -----------------------------------------------------------------------------------------
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, and says nothing."""
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    root = tmp_path / "site"
+    root.mkdir()
+    handler = partial(Quiet, directory=str(root))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", root
+        server.shutdown()
+
+
+def test_archives_and_lists_at_addresses(site: tuple[str, Path], tmp_path: Path) -> None:
+    url, root = site
+    folder = folder_of(root / "pics", 6)
+    archive = shutil.make_archive(str(root / "pics"), "zip", folder)
+    source = open_source(f"{url}/pics.zip", data_dir=tmp_path)
+    assert items(source).keys() == items(open_source(archive, data_dir=tmp_path)).keys()
+    assert source.origin is not None
+    assert source.origin.place == f"{url}/pics.zip"
+    lines = [f"{url}/pics/label0/0000.png", "# a comment", "pics/label1/0001.png", "", "gone.png"]
+    (root / "list.txt").write_text("\n".join(lines))
+    (root / "secret.png").write_bytes(png(9))
+    contents = [item.content for item in open_source(f"{url}/list.txt", data_dir=tmp_path).items()]
+    assert contents[:2] == [png(0), png(1)]
+    assert isinstance(contents[2], ImageError)
+    # A table of a stranger reads nothing from this machine.
+    (root / "table.csv").write_text(
+        f"path,label\npics/label0/0000.png,a\n{root}/secret.png,b\nfile://{root}/secret.png,c\n"
+    )
+    table = list(open_source(f"{url}/table.csv", data_dir=tmp_path).items())
+    assert table[0].content == png(0)
+    assert all(isinstance(item.content, ImageError) for item in table[1:])
+    # The same list as a file.
+    (tmp_path / "list.txt").write_text(f"{url}/pics/label0/0000.png\n{folder}/label1/0001.png\n")
+    local = open_source(str(tmp_path / "list.txt"), data_dir=tmp_path)
+    assert [item.content for item in local.items()] == [png(0), png(1)]
+    with pytest.raises(SourceError, match="404"):
+        open_source(f"{url}/none.zip", data_dir=tmp_path)
+    with pytest.raises(SourceError, match="names no file"):
+        open_source(url, data_dir=tmp_path)
