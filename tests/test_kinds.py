@@ -1,0 +1,187 @@
+"""Each kind of source, ingested again after changes, and killed in between.
+
+The index is then what one run gives.
+"""
+
+import csv
+import io
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+from image_search.settings import load_settings
+from image_search.stores import open_index
+from tests.support import ROOT
+from tests.support.images import png
+from tests.support.indexes import assert_same_records
+from tests.support.syncing import sync
+
+# Names below a label's folder, and the seeds of the pictures.
+State = dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def folder(state: State, path: Path) -> str:
+    path = path / "pics"
+    shutil.rmtree(path, ignore_errors=True)
+    for name, seed in state.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(png(seed))
+    return str(path)
+
+
+def zipped(state: State, path: Path) -> str:
+    with zipfile.ZipFile(path / "pics.zip", "w") as archive:
+        for name, seed in state.items():
+            archive.writestr(name, png(seed))
+    return str(path / "pics.zip")
+
+
+def tarred(state: State, path: Path) -> str:
+    with tarfile.open(path / "pics.tar.gz", "w:gz") as archive:
+        for name, seed in state.items():
+            _add(archive, name, png(seed))
+    return str(path / "pics.tar.gz")
+
+
+def webdataset(state: State, path: Path) -> str:
+    with tarfile.open(path / "pics-0000.tar", "w") as archive:
+        for name, seed in state.items():
+            label, _, file = name.partition("/")
+            _add(archive, file, png(seed))
+            _add(archive, file.replace(".png", ".cls"), label.encode())
+    return str(path / "pics-0000.tar")
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def table(state: State, path: Path) -> str:
+    folder(state, path)
+    with (path / "shop.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "price"])
+        writer.writerows(
+            [f"pics/{name}", name.partition("/")[0], seed] for name, seed in state.items()
+        )
+    return str(path / "shop.csv")
+
+
+def json_lines(state: State, path: Path) -> str:
+    folder(state, path)
+    rows = [{"path": f"pics/{name}", "price": seed} for name, seed in state.items()]
+    (path / "shop.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(path / "shop.jsonl")
+
+
+def listed(state: State, path: Path) -> str:
+    folder(state, path)
+    (path / "list.txt").write_text("\n".join(f"pics/{name}" for name in state))
+    return str(path / "list.txt")
+
+
+def parquet(state: State, path: Path) -> str:
+    labels = [name.partition("/")[0] for name in state]
+    images = [{"bytes": png(seed), "path": name} for name, seed in state.items()]
+    pq.write_table(pa.table({"image": images, "label": labels}), path / "train.parquet")
+    return str(path / "train.parquet")
+
+
+KINDS: Final[list[Callable[[State, Path], str]]] = [
+    *(folder, zipped, tarred, webdataset, table, json_lines, listed, parquet),
+]
+
+
+def changed(state: State, rng: random.Random) -> State:
+    """Some removed, some renamed, some with another picture, and some new."""
+    names = list(state)
+    rng.shuffle(names)
+    after = {name: state[name] for name in names[3:]}
+    after |= {
+        f"{name.partition('/')[0]}/renamed-{number}.png": state[name]
+        for number, name in enumerate(names[1:3])
+    }
+    after[names[4]] = 1000 + rng.randrange(100)
+    after |= {
+        f"label{number % 3}/new-{number}.png": 2000 + rng.randrange(100) for number in range(3)
+    }
+    return dict(sorted(after.items()))
+
+
+def dies(source: str, calls: int) -> bool:
+    code = subprocess.run(
+        [sys.executable, "-m", "tests.support.syncing", source, str(calls)], cwd=ROOT, check=False
+    ).returncode
+    assert code in {0, 9}
+    return code == 9
+
+
+def check(make: Callable[[State], str], seed: int) -> None:
+    rng = random.Random(seed)
+    state = {f"label{number % 3}/{number:02d}.png": number for number in range(12)}
+    source = make(state)
+    assert dies(source, rng.randint(1, 3))
+    sync(source, load_settings())
+    source = make(changed(state, rng))
+    dies(source, rng.randint(1, 3))
+    sync(source, load_settings())
+    sync(source, load_settings(index="once"))
+    with open_index(load_settings()) as index, open_index(load_settings(index="once")) as once:
+        assert index.count() == once.count() > 0
+        assert_same_records(index, once)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_index_is_what_one_run_gives(
+    kind: Callable[[State, Path], str], tmp_path: Path
+) -> None:
+    check(lambda state: kind(state, tmp_path), seed=len(kind.__name__))
+
+
+@pytest.mark.slow
+def test_the_index_is_what_one_run_gives_of_a_bucket(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("IMAGE_SEARCH_S3_ENDPOINT", server)
+    client: Any = boto3.client("s3", endpoint_url=server, region_name="us-east-1")
+    client.create_bucket(Bucket="kinds")
+    there: State = {}
+
+    def make(state: State) -> str:
+        for name in there.keys() - state.keys():
+            client.delete_object(Bucket="kinds", Key=f"pics/{name}")
+        for name, seed in state.items():
+            if there.get(name) != seed:
+                client.put_object(Bucket="kinds", Key=f"pics/{name}", Body=png(seed))
+        there.clear()
+        there.update(state)
+        return "s3://kinds/pics"
+
+    check(make, seed=7)
