@@ -242,6 +242,11 @@ def test_archives_and_lists_at_addresses(site: tuple[str, Path], tmp_path: Path)
     (tmp_path / "list.txt").write_text(f"{url}/pics/label0/0000.png\n{folder}/label1/0001.png\n")
     local = open_source(str(tmp_path / "list.txt"), data_dir=tmp_path)
     assert [item.content for item in local.items()] == [png(0), png(1)]
+    # Who reads the list of sources learns no passwords.
+    secret = f"{url.replace('//', '//me:secret@')}/pics.zip?X-Amz-Signature=secret"
+    signed = open_source(secret, data_dir=tmp_path)
+    assert signed.origin is not None
+    assert signed.origin.place == signed.name == f"{url}/pics.zip"
     with pytest.raises(SourceError, match="404"):
         open_source(f"{url}/none.zip", data_dir=tmp_path)
     with pytest.raises(SourceError, match="names no file"):

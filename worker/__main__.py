@@ -145,9 +145,10 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         default="auto",
         metavar="SOURCE",
-        help="cifar10 (downloaded), sample (drawn), an image, a folder, zip or tar of images, flat "
-        "or with one sub-folder a label, or CIFAR-10 in any version; auto, the default, is cifar10 "
-        "where it is available and sample otherwise; docs/sources.md lists them",
+        help="a folder, zip or tar of images, flat or with one sub-folder a label; an image, a "
+        "table, a list, parquet files, WebDataset; a bucket (s3://, gs://) or an https:// address; "
+        "cifar10 (downloaded), sample (drawn); auto, the default, is cifar10 where it is available "
+        "and sample otherwise; docs/sources.md lists all",
     )
     _add_source_options(
         ingest_parser, "default: train of CIFAR-10 and the sample, all of a folder or archive"

@@ -15,7 +15,7 @@ from worker.sources.folder import is_image, open_folder, open_image_file
 from worker.sources.labels import LABEL_FROM, LabelFrom
 from worker.sources.names import printable
 from worker.sources.parquet import PARQUET_SUFFIXES, open_parquet
-from worker.sources.remote import download_source, is_remote
+from worker.sources.remote import download_source, is_remote, without_secrets
 from worker.sources.sample import open_sample
 from worker.sources.skipped import Skipped
 from worker.sources.source import SPLITS, Item, Source, Split, at_address, damage_named
@@ -60,7 +60,8 @@ def open_source(
         )
     if is_remote(source):
         path = download_source(source, downloads)
-        return at_address(source, _open_path(path, choice, dataset_split, source))
+        opened = _open_path(path, choice, dataset_split, source)
+        return at_address(without_secrets(source), opened)
     if not os.path.exists(source):
         raise SourceError(
             f"there is no {source!r}: give cifar10, sample, auto, or the path of a folder, zip or "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx2
 
@@ -21,6 +21,8 @@ _ATTEMPTS: Final = 4
 _FIRST_DELAY: Final = 0.5
 _SECONDS: Final = 30.0
 _MAX_BYTES: Final = 256 * 1024 * 1024
+# In the query of an address that lets whoever has it in.
+_SECRETS: Final = ("signature", "token", "key", "sig=", "password")
 _TEMPORARY: Final = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -29,15 +31,24 @@ def is_remote(path: str) -> bool:
     return path.lower().startswith(("https://", "http://"))
 
 
+def without_secrets(url: str) -> str:
+    """The address without user, password and signature, to be shown and kept."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    is_signed = any(word in parts.query.lower() for word in _SECRETS)
+    return urlunsplit((parts.scheme, host, parts.path, "" if is_signed else parts.query, ""))
+
+
 def download_source(url: str, downloads: Path) -> Path:
     """The file at an address; one that has not changed since the last time is not sent again.
 
     Raises SourceError.
     """
+    shown = printable(without_secrets(url))
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if name in {"", ".."}:
-        raise SourceError(f"{printable(url)} names no file: give the address of one")
-    folder = downloads / hashlib.sha256(url.encode()).hexdigest()[:16]
+        raise SourceError(f"{shown} names no file: give the address of one")
+    folder = downloads / hashlib.sha256(without_secrets(url).encode()).hexdigest()[:16]
     path, stamp, part = folder / name, folder / f".{name}.etag", folder / f".{name}.part"
     headers = {}
     with damage_named(folder), closing(Remote()) as remote:
@@ -81,7 +92,7 @@ class Remote:
 
         found = self._get(url, headers, write)
         if isinstance(found, ImageError):
-            raise SourceError(f"{printable(url)}: {found}")
+            raise SourceError(f"{printable(without_secrets(url))}: {found}")
         return found
 
     def _get(

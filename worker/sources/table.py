@@ -19,7 +19,7 @@ from worker.sources.columns import Columns, Row, parsed
 from worker.sources.files import Choice, describe, matching_split, open_file, read_bounded
 from worker.sources.labels import LabelFrom
 from worker.sources.names import as_text, composed, file_bytes, id_of, legacy_encoding, printable
-from worker.sources.remote import AT_ONCE, Remote, is_remote
+from worker.sources.remote import AT_ONCE, Remote, is_remote, without_secrets
 from worker.sources.skipped import Kind, Skipped
 from worker.sources.source import Item, Origin, Source, damage_named
 
@@ -42,7 +42,7 @@ def open_table(path: Path, choice: Choice, address: str = "") -> Source:
 
     Of a table that was downloaded, they are addresses, or paths from its `address`.
     """
-    title = printable(address or as_text(str(path)))
+    title = printable(without_secrets(address) if address else as_text(str(path)))
     name = path.name.lower()
     rows = _rows_of_list if name.endswith(LIST_SUFFIXES) else _rows_of_csv
     rows = _rows_of_json if name.endswith(JSON_SUFFIXES) else rows
