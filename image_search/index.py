@@ -21,6 +21,7 @@ from image_search.values import (
     LABEL_FIELD,
     MAX_ID_LENGTH,
     MAX_TOP_K,
+    STATE_FIELD,
     THUMBNAIL_FIELD,
     Embeddings,
     Metadata,
@@ -28,7 +29,7 @@ from image_search.values import (
 )
 
 _IDS_AT_ONCE: Final = 10_000
-_RESERVED_FIELDS: Final = {LABEL_FIELD, THUMBNAIL_FIELD}
+_RESERVED_FIELDS: Final = {LABEL_FIELD, STATE_FIELD, THUMBNAIL_FIELD}
 
 # What every JSON library takes.
 _MAX_INTEGER: Final = 2**63
@@ -42,7 +43,8 @@ _ID: Final = re.compile(rf"[ -~]{{1,{MAX_ID_LENGTH}}}")
 class Record:
     """One image: `embedding` is float32 [512], `thumbnail` a JPEG or empty.
 
-    `id` is 1 to 512 printable ASCII characters. Numbers in `metadata` are finite.
+    `id` is 1 to 512 printable ASCII characters. Numbers in `metadata` are finite. `state` is empty,
+    or a digest of the id and of all that the record was made of: see `VectorIndex.held`.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Record:
     label: str | None
     metadata: Metadata
     thumbnail: bytes
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -218,13 +221,16 @@ class VectorIndex(ABC):
         embedding: Embeddings,
         top_k: int,
         filter: Filter | None = None,  # noqa: A002
+        *,
+        thumbnails: bool = True,
     ) -> list[Match]:
         """The `top_k` (0 to 10,000) records most similar to float32 [512], best first.
 
-        Equal scores are ordered by id. Fewer come back where fewer pass the filter.
+        Equal scores are ordered by id. Fewer come back where fewer pass the filter. Without
+        `thumbnails` they are empty, which costs less.
         Raises RecordError for a vector or a `top_k` that is not valid.
         """
-        [matches] = self.query_many(embedding[np.newaxis], top_k, filter)
+        [matches] = self.query_many(embedding[np.newaxis], top_k, filter, thumbnails=thumbnails)
         return matches
 
     def query_many(
@@ -232,6 +238,8 @@ class VectorIndex(ABC):
         embeddings: Embeddings,
         top_k: int,
         filter: Filter | None = None,  # noqa: A002
+        *,
+        thumbnails: bool = True,
     ) -> list[list[Match]]:
         """What `query` finds for each row of float32 [n, 512], at less cost for each."""
         if not 0 <= top_k <= MAX_TOP_K:
@@ -240,20 +248,34 @@ class VectorIndex(ABC):
             check_embedding(embedding)
         if top_k == 0 or len(embeddings) == 0:
             return [[] for _ in embeddings]
-        return self._query(embeddings, top_k, filter)
+        return self._query(embeddings, top_k, filter, thumbnails=thumbnails)
 
     @abstractmethod
     def _query(
-        self, embeddings: Embeddings, top_k: int, filter_: Filter | None
+        self, embeddings: Embeddings, top_k: int, filter_: Filter | None, *, thumbnails: bool
     ) -> list[list[Match]]:
         """`query_many` of one and more valid embeddings, and a `top_k` of at least 1."""
 
-    def fetch(self, ids: Sequence[str]) -> dict[str, Record]:
-        """The records with these ids; ids that do not exist are left out."""
-        return self._fetch(ids) if ids else {}
+    def fetch(self, ids: Sequence[str], *, thumbnails: bool = True) -> dict[str, Record]:
+        """The records with these ids; ids that do not exist are left out.
+
+        Without `thumbnails` they are empty, which costs less.
+        """
+        return self._fetch(ids, thumbnails=thumbnails) if ids else {}
 
     @abstractmethod
-    def _fetch(self, ids: Sequence[str]) -> dict[str, Record]: ...
+    def _fetch(self, ids: Sequence[str], *, thumbnails: bool) -> dict[str, Record]: ...
+
+    def held(self, states: Mapping[str, str]) -> set[str]:
+        """Those of the ids, each with its state, that the index has a record of in that state.
+
+        No record is read for it. A store may not know all of them, which `fetch` then finds, and
+        the embedded one, whose records are at hand, knows none.
+        """
+        return self._held(states) if states else set()
+
+    def _held(self, states: Mapping[str, str]) -> set[str]:  # noqa: ARG002
+        return set()
 
     def find_digests(self, digests: Collection[str]) -> dict[str, list[str]]:
         """For each of these SHA-256 that records have in `DIGEST_FIELD` the ids of those."""

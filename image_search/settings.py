@@ -67,6 +67,13 @@ class Settings(BaseSettings):
     pinecone_host: Annotated[
         str, Field(description="Address of Pinecone's control plane, if not the usual one.")
     ] = "https://api.pinecone.io"
+    pinecone_index_host: Annotated[
+        str,
+        Field(
+            description="Address of the Pinecone index itself, for keys that may not look it up "
+            "and for private endpoints; otherwise Pinecone is asked for it."
+        ),
+    ] = ""
     s3_endpoint: Annotated[
         str,
         Field(

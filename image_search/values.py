@@ -69,6 +69,8 @@ LABEL_FIELD: Final = "label"
 # The field of a record's metadata that has the SHA-256, in hex, of what the image was read from.
 DIGEST_FIELD: Final = "sha256"
 THUMBNAIL_FIELD: Final = "thumbnail"
+# Where Pinecone keeps the state of a record.
+STATE_FIELD: Final = "__state__"
 
 # Pinecone's limits, kept by every store so that an index can move.
 MAX_TOP_K: Final = 10_000

@@ -305,13 +305,21 @@ class Pipeline:
 
     def _query(self, jobs: list[_QueryJob]) -> None:
         groups = _grouped(
-            _wanted(jobs), lambda job: (job.loaded, job.selection.candidates, job.selection.filter)
+            _wanted(jobs),
+            lambda job: (
+                job.loaded,
+                job.selection.candidates,
+                job.selection.filter,
+                job.selection.thumbnails,
+            ),
         )
-        for (loaded, candidates, filter_), group in groups.items():
+        for (loaded, candidates, filter_, thumbnails), group in groups.items():
             started = time.perf_counter()
             embeddings = np.stack([job.embedding for job in group])
             try:
-                results = loaded.index.query_many(embeddings, candidates, filter_)
+                results = loaded.index.query_many(
+                    embeddings, candidates, filter_, thumbnails=thumbnails
+                )
             except ImageSearchError as exc:
                 _fail(group, exc)
                 continue

@@ -52,13 +52,14 @@ def filter_source(text: str | None) -> Any:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which matches are asked for. `without` are ids that are left out."""
+    """Which matches are asked for, and whether with thumbnails. `without` are left out by id."""
 
     top_k: int
     filter: Filter | None = None
     min_score: float | None = None
     min_confidence: float | None = None
     deduplicate: bool = False
+    thumbnails: bool = True
     without: frozenset[str] = frozenset()
 
     @property
@@ -94,7 +95,7 @@ class Selection:
             if len(chosen) >= self.top_k or exhausted or asked >= _MOST:
                 break
             asked = min(_MORE * asked, _MOST)
-            matches = loaded.index.query(embedding, asked, self.filter)
+            matches = loaded.index.query(embedding, asked, self.filter, thumbnails=self.thumbnails)
         return chosen[: self.top_k]
 
     def _similar(self, loaded: LoadedIndex, calibration: Calibration | None, match: Match) -> bool:
@@ -113,7 +114,7 @@ class Selection:
 def _distinct(loaded: LoadedIndex, query: Embeddings, matches: list[Match]) -> list[Match]:
     if not matches:
         return []
-    records = loaded.index.fetch([match.id for match in matches])
+    records = loaded.index.fetch([match.id for match in matches], thumbnails=False)
     matches = [match for match in matches if match.id in records]
     embeddings = np.stack([query, *(records[match.id].embedding for match in matches)])
     kept = distinct(embeddings, loaded.index.manifest.model.recipe)

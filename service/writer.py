@@ -95,15 +95,17 @@ def _commit(jobs: list[_Job]) -> None:
     ids = [job.id for job in jobs]
     records = [job.record for job in jobs if job.record is not None]
     try:
-        found = index.fetch(ids)
+        found = index.fetch(ids, thumbnails=False)
         present = set(found)
         if records:
             index.upsert(records, keep_up=False)
-        elif found:
+        else:
             # First, so that no ingest brings back what was answered to be gone.
             digests = {id_: record.metadata.get(DIGEST_FIELD) for id_, record in found.items()}
-            index.save_deletions({id_: str(digest) for id_, digest in digests.items() if digest})
-            index.delete(list(found), keep_up=False)
+            if kept_out := {id_: str(digest) for id_, digest in digests.items() if digest}:
+                index.save_deletions(kept_out)
+            # Also what is not found: Pinecone's reads may lag behind its writes.
+            index.delete(ids, keep_up=False)
     except RecordError as exc:
         if len(jobs) == 1:
             _fail(jobs, exc)

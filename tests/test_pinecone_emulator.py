@@ -2,9 +2,11 @@
 
 import http.client
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from pinecone import Index, Pinecone, ServerlessSpec, errors
 from tests.support import SHARED
 from tests.support.pinecone import (
     API_KEY,
+    DATA_KEY,
+    READING_KEY,
     Answer,
     Fault,
     OpenApi,
@@ -77,7 +81,9 @@ def send(
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         connection.request(method, path, data, headers)
         answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
+        content = answer.read()
+        is_json = answer.headers["Content-Type"] == "application/json"
+        return answer.status, json.loads(content) if is_json else content.decode()
 
 
 def create(client: Pinecone, name: str, **options: Any) -> Any:
@@ -123,7 +129,7 @@ def test_a_new_index_is_not_ready_at_once(emulator: PineconeEmulator, client: Pi
 
 
 def test_an_index_made_by_hand_has_no_tags(emulator: PineconeEmulator, client: Pinecone) -> None:
-    emulator.put_index("by-hand", 3, "dotproduct", vector_field="embedding")
+    emulator.put_index("by-hand", 3, "dotproduct")
     described = client.describe_index("by-hand")
     assert (described.dimension, described.metric, described.tags) == (3, "dotproduct", None)
 
@@ -515,6 +521,169 @@ def test_an_outage_keeps_port_and_data(emulator: PineconeEmulator, index: Index)
     emulator.start()
     assert emulator.host == host
     assert index.fetch(ids=["a"]).vectors.keys() == {"a"}
+
+
+# --- as strict as Pinecone -----------------------------------------------------------------------
+
+
+def test_a_plus_in_an_address_is_a_plus(emulator: PineconeEmulator, index: Index) -> None:
+    upsert(index, "my cats/a", "a+b")
+    path = "/vectors/fetch?ids="
+    for sent, found in (("my+cats/a", {}), ("my%20cats/a", {"my cats/a"}), ("a+b", {"a+b"})):
+        assert send(emulator, "GET", path + sent)[1]["vectors"].keys() == set(found), sent
+    assert send(emulator, "GET", "/vectors/list?prefix=my+")[1]["vectors"] == []
+    # So an id with a space is not found by the client, which sends a plus for it.
+    assert index.fetch(ids=["my cats/a"]).vectors == {}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"embedding": {"type": "dense_vector", "dimension": 8, "metric": "cosine"}},
+        {"title": {"type": "string"}},
+        {
+            "one": {"type": "dense_vector", "dimension": 8, "metric": "cosine"},
+            "two": {"type": "dense_vector", "dimension": 8, "metric": "cosine"},
+        },
+    ],
+)
+def test_document_indexes_refuse_vectors(
+    emulator: PineconeEmulator, client: Pinecone, fields: dict[str, Any]
+) -> None:
+    emulator.put_index("documents", DIMENSION, fields=fields)
+    assert client.describe_index("documents").schema.fields.keys() == fields.keys()
+    with client.index("documents") as index:
+        for call in (
+            lambda: upsert(index, "a"),
+            lambda: index.query(top_k=1, id="a"),
+            lambda: index.fetch(ids=["a"]),
+            lambda: index.describe_index_stats(),
+        ):
+            with pytest.raises(errors.ApiError, match="document indexes"):
+                call()
+
+
+def test_requests_of_a_kind_are_limited_in_each_namespace(
+    emulator: PineconeEmulator, index: Index
+) -> None:
+    now = 100.0
+    emulator.clock = lambda: now
+    upsert(index, "a", namespace="one")
+    body = {"topK": 1, "id": "a", "namespace": "one"}
+    answers = [send(emulator, "POST", "/query", body)[0] for _ in range(101)]
+    assert answers == [200] * 100 + [429]
+    assert send(emulator, "POST", "/query", body | {"namespace": "two"})[0] == 200
+    assert send(emulator, "POST", "/vectors/delete", {"ids": ["b"], "namespace": "one"})[0] == 200
+    now += 0.9
+    assert send(emulator, "POST", "/query", body)[0] == 429
+    now += 0.2
+    assert send(emulator, "POST", "/query", body)[0] == 200
+    # These are limited for all namespaces together.
+    emulator.rate_limits["fetch"] = 2
+    paths = [f"/vectors/fetch?ids=a&namespace={name}" for name in ("one", "two", "three")]
+    assert [send(emulator, "GET", path)[0] for path in paths] == [200, 200, 429]
+
+
+def test_reads_of_every_kind_lag_by_a_time(emulator: PineconeEmulator, index: Index) -> None:
+    now = 100.0
+    emulator.clock = lambda: now
+    upsert(index, "old")
+    now += 2
+    emulator.lag = 2
+    written = upsert(index, "new").response_info.lsn_committed
+
+    def seen() -> tuple[set[str], ...]:
+        found = index.query(top_k=5, vector=[1.0] * DIMENSION)
+        assert found.response_info is not None
+        fresh = found.response_info.is_reconciled(written)
+        assert fresh == ("new" in {match.id for match in found.matches})
+        return (
+            {match.id for match in found.matches},
+            set(index.fetch(ids=["old", "new"]).vectors),
+            {item.id or "" for page in index.list() for item in page},
+            {"old", "new"} if index.describe_index_stats().total_vector_count == 2 else {"old"},
+        )
+
+    assert seen() == ({"old"},) * 4
+    now += 1.9
+    assert seen() == ({"old"},) * 4
+    now += 0.2
+    assert seen() == ({"old", "new"},) * 4
+
+
+def test_quotas_are_refused_with_403(
+    emulator: PineconeEmulator, client: Pinecone, index: Index
+) -> None:
+    emulator.max_indexes = 1
+    with pytest.raises(errors.ForbiddenError, match="max serverless indexes"):
+        create(client, "more")
+    upsert(index, "a")
+    emulator.max_namespaces = 1
+    with pytest.raises(errors.ForbiddenError, match="max namespaces"):
+        upsert(index, "a", namespace="more")
+    emulator.max_stored = 10
+    with pytest.raises(errors.ForbiddenError, match="max storage"):
+        upsert(index, "b")
+
+
+def test_keys_may_have_few_rights(emulator: PineconeEmulator) -> None:
+    emulator.put_index("images", DIMENSION)
+    for key, control, write in ((API_KEY, 200, 200), (DATA_KEY, 403, 200), (READING_KEY, 403, 403)):
+        assert send(emulator, "GET", "/indexes/images", key=key)[0] == control
+        assert send(emulator, "POST", "/vectors/upsert", with_vector(), key)[0] == write
+        assert send(emulator, "GET", "/vectors/list", key=key)[0] == 200
+    assert send(emulator, "GET", "/vectors/list", key="other") == (401, "Invalid API Key")
+
+
+def test_a_query_of_zeros_is_answered(index: Index) -> None:
+    upsert(index, "a")
+    [match] = index.query(top_k=1, vector=[0.0] * DIMENSION).matches
+    assert match.score == 0
+
+
+def test_a_delete_in_an_empty_namespace_is_not_found(index: Index) -> None:
+    for namespace in ("", "__default__", "other"):
+        with pytest.raises(errors.NotFoundError, match="Namespace not found"):
+            index.delete(ids=["a"], namespace=namespace)
+
+
+def test_a_time_to_come_again_may_be_a_date(emulator: PineconeEmulator, index: Index) -> None:
+    at = datetime(2026, 11, 25, 12, tzinfo=UTC)
+    emulator.fail(Fault(429, retry_after=at), times=4)
+    with pytest.raises(errors.RateLimitError) as caught:
+        index.query(top_k=1, id="a")
+    assert caught.value.headers is not None
+    assert caught.value.headers["retry-after"] == "Wed, 25 Nov 2026 12:00:00 GMT"
+
+
+def test_an_answer_may_end_in_the_middle(emulator: PineconeEmulator, index: Index) -> None:
+    emulator.fail(Fault(cut="middle"), times=4)
+    with pytest.raises(errors.PineconeConnectionError):
+        upsert(index, "a")
+    assert emulator.records("images").keys() == {"a"}, "it was processed"
+
+
+def test_units_are_counted_as_pinecone_charges_them(
+    emulator: PineconeEmulator, index: Index
+) -> None:
+    ids = [f"r{number:02d}" for number in range(25)]
+    upsert(index, *ids, text="x" * 980)
+    upsert(index, "r00", text="x" * 980)
+    index.query(top_k=3, vector=[1.0] * DIMENSION)
+    index.fetch(ids=ids)
+    index.list_paginated()
+    index.delete(ids=ids)
+    units = [(item.write_units, item.read_units) for item in emulator.requests]
+    size = len(ids[0]) + 4 * DIMENSION + len('{"text":""}') + 980
+    record = 25 * size / 1000
+    assert units[-6:] == [
+        (math.ceil(record), 0),
+        (5, 0),
+        (0, 0.25),
+        (0, 3),
+        (0, 1),
+        (math.ceil(record), 0),
+    ]
 
 
 # --- what tests can see ------------------------------------------------------------------------

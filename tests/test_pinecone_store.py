@@ -1,17 +1,25 @@
 """What Pinecone adds to the contract of the stores: faults, limits, adoption, secrets."""
 
+import base64
 import io
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from pydantic import SecretStr
 
 from image_search.calibration import Calibration
 from image_search.embedding import Embedder
@@ -29,16 +37,28 @@ from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION
 from tests.support import SHARED
 from tests.support.images import QUERY, encode
-from tests.support.indexes import MODEL, fill
-from tests.support.pinecone import API_KEY, Fault, PineconeEmulator, forget_failures, load_openapi
+from tests.support.indexes import MODEL, FakeEmbedder, fill, source_of
+from tests.support.pinecone import (
+    API_KEY,
+    DATA_KEY,
+    READING_KEY,
+    Fault,
+    PineconeEmulator,
+    forget_failures,
+    load_openapi,
+)
 from tests.support.processes import run
-from tests.support.servers import assert_problem, serve, upload, wait_for
+from tests.support.servers import SERVICE_KEY, assert_problem, serve, upload, wait_for
+from worker.confidence import calibrate
+from worker.ingest import ingest
+from worker.sources import Item
 
 FAULTS = [
     *(Fault(status) for status in (401, 403, 404, 409, 413, 429, 500, 503)),
     Fault(429, retry_after=0.1),
     Fault(cut="before"),
     Fault(cut="after"),
+    Fault(cut="middle"),
     Fault(keep=3),
     Fault(delay=0.2),
     Fault(body=b"<html>"),
@@ -406,3 +426,256 @@ def test_the_key_is_never_shown(
         shown += [str(caught.value), repr(caught.value), repr(load_settings()), repr(index)]
     shown += [caplog.text, *capfd.readouterr()]
     assert all(API_KEY not in text for text in shown)
+
+
+# --- what was wrong at Pinecone itself ----------------------------------------------------
+
+
+def test_images_in_a_folder_with_a_space_are_found_and_not_embedded_again(
+    emulator: PineconeEmulator, index: VectorIndex, fake_embedder: FakeEmbedder
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    items = [Item(f"my cats/{i} +.png", "cat", picture, {}) for i, picture in enumerate(pictures)]
+    source = source_of(lambda: iter(items), len(items))
+    for embedded in (8, 0):
+        summary = ingest(source, index, fake_embedder, load_settings())
+        assert (summary.embedded, summary.unchanged) == (embedded, 8 - embedded)
+    # Read one by one, as an older index, without states, makes it.
+    for stored in emulator.records("images", "__default__").values():
+        stored.metadata.pop("__state__")
+    assert ingest(source, index, fake_embedder, load_settings()).unchanged == 8
+
+
+def test_a_403_is_the_keys_only_where_pinecone_says_so(
+    emulator: PineconeEmulator, index: VectorIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator.max_stored = 0
+    with pytest.raises(StoreError, match="max storage allowed") as caught:
+        index.upsert(records(1))
+    assert "PINECONE_API_KEY" not in str(caught.value)
+    monkeypatch.setenv("PINECONE_API_KEY", READING_KEY)
+    monkeypatch.setenv("IMAGE_SEARCH_PINECONE_INDEX_HOST", f"{emulator.host}/data/images")
+    with open_index(load_settings()) as reader:
+        assert reader.count() == 0
+        with pytest.raises(StoreError, match=r"403.*permission.*PINECONE_API_KEY"):
+            reader.upsert(records(1))
+    monkeypatch.setenv("PINECONE_API_KEY", "unknown")
+    with pytest.raises(StoreError, match=r"401.*PINECONE_API_KEY"):
+        open_index(load_settings())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"embedding": {"type": "dense_vector", "dimension": DIMENSION, "metric": "cosine"}},
+        {"title": {"type": "string"}},
+        {name: {"type": "dense_vector", "dimension": 512, "metric": "cosine"} for name in "ab"},
+    ],
+)
+def test_an_index_for_documents_is_not_adopted(
+    emulator: PineconeEmulator, fields: dict[str, Any]
+) -> None:
+    emulator.put_index("images", fields=fields)
+    for call in (create, lambda: open_index(load_settings())):
+        with pytest.raises(IndexMismatchError, match=r"documents.*IMAGE_SEARCH_INDEX"):
+            call()
+
+
+def test_a_key_for_data_alone_needs_the_host_of_the_index(
+    emulator: PineconeEmulator, index: VectorIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.upsert(records(3))
+    monkeypatch.setenv("PINECONE_API_KEY", DATA_KEY)
+    with pytest.raises(StoreError, match="IMAGE_SEARCH_PINECONE_INDEX_HOST"):
+        open_index(load_settings())
+    monkeypatch.setenv("IMAGE_SEARCH_PINECONE_INDEX_HOST", f"{emulator.host}/data/images")
+    asked = emulator.count("/indexes")
+    with open_index(load_settings()) as opened:
+        assert opened.count() == 3
+        opened.upsert(records(1, first=3))
+    with create_index(load_settings(), Manifest.new(MODEL, "cosine", "other")) as created:
+        assert created.count() == 4
+    assert emulator.count("/indexes") == asked, "the control plane is left alone"
+    emulator.put_index("narrow", dimension=3)
+    monkeypatch.setenv("IMAGE_SEARCH_PINECONE_INDEX_HOST", f"{emulator.host}/data/narrow")
+    with pytest.raises(IndexMismatchError, match=r"3.*512"):
+        open_index(load_settings())
+
+
+def test_creation_ends_in_time(emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("image_search.stores.pinecone.connection._CREATION_SECONDS", 1)
+    emulator.describes_until_ready = 1000
+    with pytest.raises(StoreError, match=r"not ready after 1 s.*try again"):
+        create()
+
+
+def test_ids_are_fetched_as_many_at_once_as_fit(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    emulator.requests.clear()
+    index.fetch([f"{number:03d}/{'x' * 80}" for number in range(128)], thumbnails=False)
+    sizes = [request.url_bytes for request in emulator.requests]
+    assert len(sizes) == 2
+    emulator.requests.clear()
+    index.fetch([f"{number:03d}{'# ' * 250}" for number in range(64)], thumbnails=False)
+    assert max(request.url_bytes for request in emulator.requests) < 8_000
+
+
+def test_a_search_survives_a_refusal_after_a_storm(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    index.upsert(records(3))
+    emulator.fail(Fault(503), times=36, route="/vectors/fetch")
+    threads = [Thread(target=index.fetch, args=(["r000000"],)) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for retry_after in (None, 0.1, datetime.now(UTC) + timedelta(seconds=1)):
+        emulator.fail(Fault(429, retry_after=retry_after), route="/query")
+        assert len(index.query(records(1)[0].embedding, 3)) == 3
+
+
+def test_a_time_to_come_again_is_kept(emulator: PineconeEmulator, index: VectorIndex) -> None:
+    for retry_after in (1, datetime.now(UTC) + timedelta(seconds=2)):
+        emulator.requests.clear()
+        emulator.fail(Fault(429, retry_after=retry_after), route="/vectors/upsert")
+        index.upsert(records(1))
+        times = [item.at for item in emulator.requests if "upsert" in item.route]
+        assert times[1] - times[0] > 0.9
+
+
+def test_each_request_is_sent_once_by_the_sdk(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    """Its own retries would pass the limits, and spend a budget that the whole process shares."""
+    emulator.fail(Fault(503), times=2, route="/vectors/fetch")
+    before = index.retries
+    index.fetch(["a"])
+    assert index.retries - before == emulator.count("/vectors/fetch", 503) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [100, 30])
+def test_calibration_keeps_to_the_limits(
+    emulator: PineconeEmulator, index: VectorIndex, limit: int
+) -> None:
+    emulator.rate_limits["query"] = limit
+    index.upsert(records(400, b"x" * 2000))
+    emulator.requests.clear()
+    ids = [record.id for record in records(400)]
+    assert calibrate(index, ids, Event()) is not None
+    queries = [request.at for request in emulator.requests if request.route == "POST /query"]
+    assert len(queries) >= 400
+    refused = emulator.count("POST /query", 429)
+    assert refused == 0 if limit == 100 else refused < 100
+    assert emulator.count("thumbnails") == 0
+    read = sum(request.answer_bytes for request in emulator.requests)
+    # 50 matches and one embedding for each of 400 images; thumbnails alone would be 50 MB.
+    assert read < 10_000_000
+
+
+def test_requests_of_each_kind_are_spread_below_the_limits(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    rows = np.stack([record.embedding for record in records(150)])
+    index.upsert(records(3))
+    index.query_many(rows, 1, thumbnails=False)
+    index.fetch([f"{number}" for number in range(64 * 120)], thumbnails=False)
+    assert emulator.count("", 429) == 0
+    for kind in ("POST /query", "GET /vectors/fetch"):
+        times = [request.at for request in emulator.requests if request.route == kind]
+        assert len(times) > 100
+        assert all(later - one > 1 for one, later in zip(times, times[100:], strict=False))
+
+
+def test_the_environments_proxy_is_used(
+    emulator: PineconeEmulator, index: VectorIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.upsert(records(1))
+    with forwarding_proxy() as (address, seen):
+        monkeypatch.setenv("NO_PROXY", "")
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("HTTP_PROXY", address)
+        monkeypatch.setenv("http_proxy", address)
+        with open_index(load_settings()) as opened:
+            assert opened.count() == 1
+        assert {line.split()[0] for line in seen} == {"GET", "POST"}
+        assert all(emulator.host in line for line in seen), seen
+    monkeypatch.setenv("http_proxy", "socks5://user:secret@127.0.0.1:9")
+    with pytest.raises(SettingsError, match=r"socks5.*HTTPS_PROXY") as caught:
+        open_index(load_settings())
+    assert "secret" not in str(caught.value)
+
+
+@contextmanager
+def forwarding_proxy() -> Iterator[tuple[str, list[str]]]:
+    """A proxy that passes requests on, and their first lines."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.requestline)
+            target = urlsplit(self.path)
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            connection = HTTPConnection(target.netloc)
+            path = target.path + (f"?{target.query}" if target.query else "")
+            connection.request(self.command, path, body, dict(self.headers))
+            answer = connection.getresponse()
+            content = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+            connection.close()
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_thumbnails_of_earlier_versions_are_shown(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    index.upsert(records(2, b""))
+    stored = emulator.records("images", "__default__")["r000000"]
+    stored.metadata["thumbnail"] = base64.b64encode(b"jpeg").decode()
+    found = index.fetch(["r000000", "r000001"])
+    assert {id_: record.thumbnail for id_, record in found.items()} == {
+        "r000000": b"jpeg",
+        "r000001": b"",
+    }
+    assert "thumbnail" not in found["r000000"].metadata
+    [match] = index.query(records(1)[0].embedding, 1)
+    assert match.thumbnail == b"jpeg"
+    index.upsert(records(1, b"newer"))
+    assert index.fetch(["r000000"])["r000000"].thumbnail == b"newer"
+
+
+@pytest.mark.slow
+def test_what_was_put_just_now_is_deleted_while_reads_lag(
+    emulator: PineconeEmulator, embedder: Embedder
+) -> None:
+    emulator.put_index("images")
+    settings = load_settings(api_keys=SecretStr(SERVICE_KEY))
+    fill(settings, embedder).close()
+    with serve(settings) as client:
+        wait_for(client, 200)
+        emulator.lag = 60
+        headers = {"X-API-Key": SERVICE_KEY}
+        files = {"image": ("a.png", encode(QUERY))}
+        assert client.put("/images/mine", files=files, headers=headers).status_code == 201
+        assert "mine" in emulator.records("images", "__default__")
+        client.delete("/images/mine", headers=headers)
+        assert "mine" not in emulator.records("images", "__default__")
+        assert "mine" not in emulator.records("images", "__default__.thumbnails")

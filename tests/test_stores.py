@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,14 @@ from image_search.settings import load_settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION, Metadata, Metric, Pooling
 from image_search.words import words_of
-from tests.support.indexes import MODEL, use_store
+from tests.support.indexes import MODEL, STRAINED, use_store
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
 
 
-@pytest.fixture(params=["embedded", "pinecone"], autouse=True)
+@pytest.fixture(
+    params=["embedded", "pinecone", pytest.param(STRAINED, marks=pytest.mark.slow)], autouse=True
+)
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with use_store(request.param, monkeypatch) as name:
         yield name
@@ -378,6 +381,42 @@ def test_fetch_returns_what_was_upserted(create: Indexes) -> None:
     )
 
 
+def test_thumbnails_may_be_left_out(create: Indexes) -> None:
+    index = create()
+    one, bare = record("one", label="cat", metadata={"a": 1}), record("bare", thumbnail=b"")
+    index.upsert([one, bare])
+    [found] = index.fetch(["one"], thumbnails=False).values()
+    assert (found.label, found.metadata, found.thumbnail) == ("cat", {"a": 1}, b"")
+    np.testing.assert_allclose(found.embedding, one.embedding, atol=1e-6)
+    for thumbnails, expected in ((False, b""), (True, b"jpeg")):
+        [match] = index.query(one.embedding, 1, thumbnails=thumbnails)
+        assert (match.id, match.metadata, match.thumbnail) == ("one", {"a": 1}, expected)
+    # A thumbnail that was there before does not stay, and one that is added is shown.
+    index.upsert([replace(one, thumbnail=b""), replace(bare, thumbnail=b"new")])
+    assert {id_: item.thumbnail for id_, item in index.fetch(["one", "bare"]).items()} == {
+        "one": b"",
+        "bare": b"new",
+    }
+    index.delete(["bare"])
+    index.upsert([bare])
+    assert index.fetch(["bare"])["bare"].thumbnail == b""
+
+
+def test_records_in_a_state_are_told_without_reading_them(create: Indexes, store: str) -> None:
+    index = create()
+    assert index.held({}) == set()
+    assert index.held({"a": "one"}) == set()
+    index.upsert([replace(record(id_), state=f"state of {id_}") for id_ in ("a", "b", "c")])
+    index.upsert([record("without")])
+    known = {"a", "c"} if store == "pinecone" else set()
+    assert index.held({"a": "state of a", "b": "other", "c": "state of c", "d": "x"}) == known
+    assert index.fetch(["a"])["a"].metadata == {}
+    index.upsert([record("a"), replace(record("b"), state="newer")])
+    index.delete(["c"])
+    known = {"b"} if store == "pinecone" else set()
+    assert index.held({"a": "state of a", "b": "newer", "c": "state of c"}) == known
+
+
 def test_upsert_overwrites_by_id_and_the_last_of_a_batch_wins(create: Indexes) -> None:
     index = create()
     index.upsert([record("a", label="old"), record("b", label="kept")])
@@ -395,6 +434,51 @@ def test_ids_that_pinecone_would_refuse_are_refused(create: Indexes, id_: str) -
         create().upsert([record(id_, vectors(1)[0])])
 
 
+def generated_ids(count: int) -> list[str]:
+    """Ids of all lengths and printable ASCII characters, among them those that addresses escape."""
+    random = Random(0)
+    printable = [chr(code) for code in range(ord(" "), ord("~") + 1)]
+    delicate = list(" +%&=#?/;:@\\\"'.~*(),$")
+    ids = {
+        "a b",
+        "a+b",
+        "a%20b",
+        "a%2Bb",
+        " ",
+        "+",
+        " a",
+        "a ",
+        ".",
+        "..",
+        "a&ids=b",
+        "#",
+        "~" * 512,
+    }
+    while len(ids) < count:
+        length = random.choice([1, 2, 5, 20, 100, 511, 512])
+        ids.add("".join(random.choices(random.choice([printable, delicate]), k=length)))
+    return sorted(ids)
+
+
+def test_ids_of_any_spelling_work_everywhere(create: Indexes) -> None:
+    ids_ = generated_ids(150)
+    rows = vectors(len(ids_))
+    index = create()
+    index.upsert([record(id_, row) for id_, row in zip(ids_, rows, strict=True)])
+    assert index.fetch([*ids_, "none"]).keys() == set(ids_)
+    assert list(index.list_ids(limit=1000).ids) == ids_
+    assert set(index.ids()) == set(ids_)
+    assert set(ids(index.query(rows[0], 1000))) == set(ids_)
+    for prefix in [" ", "+", "%", "a ", "a+", "a%", "~", *[id_[:3] for id_ in ids_[::10]]]:
+        expected = [id_ for id_ in ids_ if id_.startswith(prefix)]
+        assert index.list_ids(prefix=prefix, limit=1000).ids == expected, prefix
+    for id_, row in zip(ids_[::30], rows[::30], strict=True):
+        assert index.fetch([id_]).keys() == {id_}
+        assert ids(index.query(row, 1)) == [id_]
+    index.delete(ids_[::2])
+    assert index.list_ids(limit=1000).ids == ids_[1::2]
+
+
 @pytest.mark.parametrize("id_", ["it's", 'a "b"', "a/b c%20;--", "x" * 512, "%_*", "a\\b"])
 def test_unusual_ids_work(create: Indexes, id_: str) -> None:
     index = create()
@@ -410,6 +494,7 @@ def test_unusual_ids_work(create: Indexes, id_: str) -> None:
     [
         {"label": "x"},
         {"thumbnail": "x"},
+        {"__state__": "x"},
         {"$x": 1},
         {"": 1},
         {"x": None},

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from image_search.calibration import PAIR_LEVELS, Calibration, PairScores
 from image_search.errors import StoreError
-from image_search.index import Record, VectorIndex
+from image_search.index import Match, Record, VectorIndex
 from image_search.progress import Progress
 from image_search.sample import ImageSample, rank
 from image_search.similarity import pair_scores
@@ -23,8 +23,9 @@ _QUERIES: Final = 1000
 # In an index where few images have labels, these are looked through for them.
 _DRAWN: Final = 10_000
 _LEAST_QUERIES: Final = 100
-# Pinecone sends so many matches with their labels at once.
 _MATCHES: Final = 50
+_TRIES: Final = 6
+_SECONDS_BETWEEN_TRIES: Final = 5.0
 _BATCH: Final = 8
 _KNOTS: Final = 32
 _LEAST_PAIRS: Final = 100
@@ -41,8 +42,9 @@ def recalibrate(index: VectorIndex, ingested: ImageSample, stop: threading.Event
     the images are in the index, so that this fails does not make the ingest fail.
     """
     try:
-        save_sample(index, ingested)
-        calibration = calibrate(index, draw_ids(index), stop)
+        ids = draw_ids(index)
+        save_sample(index, ingested, ids)
+        calibration = calibrate(index, ids, stop)
         if calibration is not None:
             index.save_calibration(calibration)
     except ModuleNotFoundError as exc:
@@ -55,11 +57,18 @@ def recalibrate(index: VectorIndex, ingested: ImageSample, stop: threading.Event
         _log.warning("confidences stay as they were, as they could not be fitted: %s", exc.in_full)
 
 
-def save_sample(index: VectorIndex, ingested: ImageSample) -> None:
-    """Join what was ingested to the index's sample. Raises StoreError."""
+def save_sample(
+    index: VectorIndex, ingested: ImageSample, drawn: Sequence[str] | None = None
+) -> None:
+    """Join what was ingested to the index's sample. Raises StoreError.
+
+    `drawn` are the ids of lowest rank in the index, among which those of the sample are. Without
+    them its records are read.
+    """
     stored = index.load_sample()
     joined = stored.joined(ingested.ids, ingested.textures, ingested.bound)
-    index.save_sample(joined.of_index(index.fetch(joined.ids), index.count()))
+    present = set(index.fetch(joined.ids, thumbnails=False) if drawn is None else drawn)
+    index.save_sample(joined.of_index(present, index.count()))
 
 
 def draw_ids(index: VectorIndex) -> list[str]:
@@ -85,7 +94,7 @@ def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> 
                 return None
             batch = records[start : start + _BATCH]
             embeddings = np.stack([record.embedding for record in batch])
-            found = index.query_many(embeddings, _MATCHES + 1)
+            found = _query_patiently(index, embeddings, stop)
             for record, matches in zip(batch, found, strict=True):
                 others = [match for match in matches if match.id != record.id]
                 for rank, match in enumerate(others[:_MATCHES], start=1):
@@ -108,10 +117,22 @@ def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> 
     return calibration.model_copy(update={"pairs": pairs})
 
 
+def _query_patiently(
+    index: VectorIndex, embeddings: Embeddings, stop: threading.Event
+) -> list[list[Match]]:
+    """The matches of each; a store that is busy for a while does not end it all."""
+    for _ in range(_TRIES - 1):
+        try:
+            return index.query_many(embeddings, _MATCHES + 1, thumbnails=False)
+        except StoreError:
+            stop.wait(_SECONDS_BETWEEN_TRIES)
+    return index.query_many(embeddings, _MATCHES + 1, thumbnails=False)
+
+
 def _labelled(index: VectorIndex, ids: Sequence[str]) -> list[Record]:
     records: list[Record] = []
     for start in range(0, len(ids), _QUERIES):
-        found = index.fetch(ids[start : start + _QUERIES]).values()
+        found = index.fetch(ids[start : start + _QUERIES], thumbnails=False).values()
         records += [record for record in found if record.label is not None]
         if len(records) >= _QUERIES:
             break

@@ -79,7 +79,7 @@ def find_duplicates(index: VectorIndex, threshold: float) -> Duplicates:
     with Progress("comparing", len(ids), "images") as progress:
         for batch in _batches(ids, _RECORDS_AT_ONCE):
             queries = []
-            for record in index.fetch(batch).values():
+            for record in index.fetch(batch, thumbnails=False).values():
                 # Thousands of copies of one file would each ask for all the others.
                 image = record.id, record.label
                 first = first_with.setdefault(_digest(record.embedding), image)
@@ -106,7 +106,9 @@ def _join_near(
         for batch in _batches(queries, max(1, _MATCHES_AT_ONCE // nearest)):
             embeddings = np.stack([record.embedding for record in batch])
             for record, matches in zip(
-                batch, index.query_many(embeddings, nearest + 1), strict=True
+                batch,
+                index.query_many(embeddings, nearest + 1, thumbnails=False),
+                strict=True,
             ):
                 copies = 0
                 for match in matches:
@@ -131,7 +133,7 @@ class _Cosines:
             return
         with Progress("measuring", len(ids), "images") as progress:
             for batch in _batches(ids, _RECORDS_AT_ONCE):
-                for id_, record in index.fetch(batch).items():
+                for id_, record in index.fetch(batch, thumbnails=False).items():
                     self._lengths[id_] = float(np.linalg.norm(record.embedding.astype(np.float64)))
                 progress.update(len(batch))
         lengths = self._lengths.values()

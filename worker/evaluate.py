@@ -268,7 +268,8 @@ def _fetch_gallery(index: VectorIndex, file: IO[bytes]) -> _Gallery:
     labels: list[str | None] = []
     with Progress("index", len(all_ids), "images") as progress:
         for start in range(0, len(all_ids), _FETCHED_AT_ONCE):
-            records = index.fetch(all_ids[start : start + _FETCHED_AT_ONCE])
+            batch = all_ids[start : start + _FETCHED_AT_ONCE]
+            records = index.fetch(batch, thumbnails=False)
             for id_ in sorted(records):
                 file.write(_comparable(records[id_].embedding, metric).tobytes())
                 ids.append(id_)
@@ -373,14 +374,14 @@ class _Evaluation:
         }
         own = {}
         for ids in _slices(list(candidates), _FETCHED_AT_ONCE):
-            for id_, record in self._index.fetch(ids).items():
+            for id_, record in self._index.fetch(ids, thumbnails=False).items():
                 if record.metadata.get(DIGEST_FIELD) == self._queries.digests[candidates[id_]]:
                     own[candidates[id_]] = id_
         return own
 
     def _ask(self, embeddings: Embeddings, top_k: int, rows: Sequence[int]) -> list[list[Match]]:
         """What the store finds for the embeddings of these queries, without the queries."""
-        found = self._index.query_many(embeddings, top_k + 1)
+        found = self._index.query_many(embeddings, top_k + 1, thumbnails=False)
         return [
             [match for match in matches if match.id != self._own.get(row)][:top_k]
             for row, matches in zip(rows, found, strict=True)
@@ -395,7 +396,7 @@ class _Evaluation:
             matches = first + found[len(first) :]
             codes = [self._code_of.get(match.label, -1) for match in matches]
             self._relevant[row, : len(codes)] = np.array(codes) == self._query_codes[row]
-            self._nearest.append([replace(match, metadata={}, thumbnail=b"") for match in first])
+            self._nearest.append([replace(match, metadata={}) for match in first])
 
     def _compare_with_all(self, rows: range, pool: ThreadPoolExecutor) -> None:
         """Everything that needs the exact score of every image."""

@@ -8,6 +8,7 @@ another stopped, and embeds again only what is new or has changed.
 """
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,9 @@ RECORDS_PER_COMMIT: Final = 2048
 _SECONDS_PER_COMMIT: Final = 2.0
 _QUEUED_BATCHES: Final = 2
 _POLL_SECONDS: Final = 0.1
+# Another one where records of the same images are to be made anew.
+_STATE_VERSION: Final = 1
+_STATE_DIGITS: Final = 32
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -76,10 +80,12 @@ class _Deleted:
 class _Known:
     """What the index knows of a chunk: records by id, and by digest those of images like new ones.
 
-    `digests` are those of the chunk, in order; empty for what cannot be read.
+    `digests` are those of the chunk, in order; empty for what cannot be read. `held` are the ids of
+    those that the index tells to be just as they are, which it does not read.
     """
 
     digests: list[str]
+    held: set[str]
     records: dict[str, Record]
     copies: dict[str, Record]
 
@@ -91,6 +97,7 @@ class _Decoded:
     metadata: Metadata
     pixels: Pixels
     thumbnail: bytes
+    state: str
 
 
 def ingest(
@@ -238,14 +245,21 @@ class _Ingestion:
     def _look_up(self, pool: ThreadPoolExecutor, chunk: list[Item], *, is_new: bool) -> _Known:
         digests = list(_in_slices(pool, _digest_of, chunk))
         if is_new:
-            return _Known(digests, {}, {})
-        records = self._index.fetch(_ids(chunk))
-        pairs = zip(chunk, digests, strict=True)
-        new = {one for item, one in pairs if one and not _held(item, one, records)}
+            return _Known(digests, set(), {}, {})
+        pairs = [(item, one) for item, one in zip(chunk, digests, strict=True) if one]
+        held = self._index.held(
+            {id_: self._state(item, id_, one) for item, one in pairs for id_ in _ids(item)}
+        )
+        pairs = [(item, one) for item, one in pairs if held.isdisjoint(_ids(item))]
+        records = self._index.fetch([id_ for item, _ in pairs for id_ in _ids(item)])
+        new = {one for item, one in pairs if not _record_of(item, one, records)}
         found = {one: min(ids) for one, ids in self._index.find_digests(new).items()}
         copies = self._index.fetch(list(found.values()))
         return _Known(
-            digests, records, {one: copies[id_] for one, id_ in found.items() if id_ in copies}
+            digests,
+            held,
+            records,
+            {one: copies[id_] for one, id_ in found.items() if id_ in copies},
         )
 
     def _decode_all(
@@ -267,12 +281,15 @@ class _Ingestion:
         """Raises ImageError where the image cannot be read."""
         if isinstance(item.content, ImageError):
             raise item.content
-        record = _held(item, found, known.records)
+        if not known.held.isdisjoint(_ids(item)):
+            return None
+        record = _record_of(item, found, known.records)
         if record is not None:
             metadata = self._refreshed(item, record, found)
             if (record.label, record.metadata) == (item.label, metadata):
                 return None
-            return replace(record, label=item.label, metadata=metadata)
+            state = self._state(item, record.id, found)
+            return replace(record, label=item.label, metadata=metadata, state=state)
         if item.id not in known.records:
             copy = known.copies.get(found)
             if self._deletions.hold_for(item, found, has_copy=copy is not None):
@@ -280,7 +297,8 @@ class _Ingestion:
             if copy is not None and self._can_move(copy.id, item.id):
                 metadata = self._refreshed(item, copy, found)
                 self._moved[item.id] = copy.id
-                return replace(copy, id=item.id, label=item.label, metadata=metadata)
+                state = self._state(item, item.id, found)
+                return replace(copy, id=item.id, label=item.label, metadata=metadata, state=state)
         image = self._open(item)
         return _Decoded(
             id=item.id,
@@ -288,7 +306,14 @@ class _Ingestion:
             metadata=self._metadata(item, image.info, found),
             pixels=self._embedder.pixels(image),
             thumbnail=images.thumbnail(image),
+            state=self._state(item, item.id, found),
         )
+
+    def _state(self, item: Item, id_: str, sha256: str) -> str:
+        """Of a record that was made of this item under this id, and needs no more work."""
+        said = [item.label, dict(sorted(item.metadata.items())), item.modified]
+        made = [_STATE_VERSION, id_, sha256, self._settings.metadata, said]
+        return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:_STATE_DIGITS]
 
     def _can_move(self, old_id: str, new_id: str) -> bool:
         """Whether the image can get another id without being embedded again.
@@ -353,7 +378,14 @@ class _Ingestion:
                 self._skip(decoded.id, exc)
                 continue
             records.append(
-                Record(decoded.id, embedding, decoded.label, decoded.metadata, decoded.thumbnail)
+                Record(
+                    decoded.id,
+                    embedding,
+                    decoded.label,
+                    decoded.metadata,
+                    decoded.thumbnail,
+                    decoded.state,
+                )
             )
         return records
 
@@ -434,10 +466,10 @@ def _digest_of(item: Item) -> str:
     return "" if isinstance(item.content, ImageError) else digest(item.content)
 
 
-def _held(item: Item, found: str, records: Mapping[str, Record]) -> Record | None:
+def _record_of(item: Item, found: str, records: Mapping[str, Record]) -> Record | None:
     """The record of an item, if it was made of the same bytes."""
-    for id_ in (item.id, item.former_id):
-        record = records.get(id_ or "")
+    for id_ in _ids(item):
+        record = records.get(id_)
         if record is not None and record.metadata.get(DIGEST_FIELD) == found:
             return record
     return None
@@ -452,9 +484,9 @@ def _in_slices(
     return chain.from_iterable(pool.map(lambda part: [work(value) for value in part], slices))
 
 
-def _ids(chunk: list[Item]) -> list[str]:
-    """What the items may be found under in the index."""
-    return [id_ for item in chunk for id_ in (item.id, item.former_id) if id_ is not None]
+def _ids(item: Item) -> list[str]:
+    """What the item may be found under in the index."""
+    return [id_ for id_ in (item.id, item.former_id) if id_ is not None]
 
 
 def _bytes(content: bytes | Pixels) -> bytes:

@@ -94,7 +94,7 @@ def _are_two(place: str, other: str) -> bool:
 def _is_in(index: VectorIndex, source: Source) -> bool:
     items = list(islice(source.items(), _COMPARED))
     ids = [id_ for item in items for id_ in (item.id, item.former_id) if id_]
-    records = index.fetch(ids)
+    records = index.fetch(ids, thumbnails=False)
 
     def is_same(id_: str | None, found: str) -> bool:
         record = records.get(id_ or "")

@@ -120,7 +120,7 @@ def _gone(index: VectorIndex, name: str, seen: SeenSource) -> tuple[dict[str, st
             break
     gone: dict[str, str] = {}
     for start in range(0, len(ids), _AT_ONCE):
-        for id_, record in index.fetch(ids[start : start + _AT_ONCE]).items():
+        for id_, record in index.fetch(ids[start : start + _AT_ONCE], thumbnails=False).items():
             if composed(str(record.metadata.get("source", ""))) == title:
                 gone[id_] = str(record.metadata.get(DIGEST_FIELD, ""))
     return gone, total

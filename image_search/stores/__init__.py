@@ -1,5 +1,7 @@
 """The stores behind the one interface `image_search.index.VectorIndex`."""
 
+from contextlib import AbstractContextManager
+
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
@@ -31,3 +33,17 @@ def create_index(
     from image_search.stores import embedded
 
     return embedded.create_index(settings, manifest, recipe)
+
+
+def scratch_index(settings: Settings, manifest: Manifest) -> AbstractContextManager[VectorIndex]:
+    """An index to try the store with: apart from all images, and nothing of it stays.
+
+    Raises IndexNotFoundError where the store cannot make one before the first ingest.
+    """
+    if settings.store == "pinecone":
+        from image_search.stores import pinecone
+
+        return pinecone.scratch_index(settings, manifest)
+    from image_search.stores import embedded
+
+    return embedded.scratch_index(settings, manifest)

@@ -219,6 +219,7 @@ def _selection(
         min_score=options.min_score,
         min_confidence=options.min_confidence,
         deduplicate=options.deduplicate,
+        thumbnails=options.thumbnails,
         without=frozenset(example.id for example in named if example.id is not None),
     )
 
@@ -266,7 +267,7 @@ async def _embedded(
 
 async def _records(loaded: LoadedIndex, ids: list[str], timing: Timing) -> dict[str, Record]:
     started = time.perf_counter()
-    records = await asyncio.to_thread(loaded.index.fetch, ids)
+    records = await asyncio.to_thread(loaded.index.fetch, ids, thumbnails=False)
     timing.seconds["search"] += time.perf_counter() - started
     for id_ in ids:
         if id_ not in records:

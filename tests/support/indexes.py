@@ -1,9 +1,10 @@
 """Indexes of either store, filled with a model that needs no network, and compared."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from image_search.settings import Settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION, Embeddings, Features, Pixels
 from tests.support.images import KINDS, PER_KIND, drawn
-from tests.support.pinecone import API_KEY, PineconeEmulator
+from tests.support.pinecone import API_KEY, Fault, PineconeEmulator
 from worker.ingest import ingest
 from worker.sources import Item, Source
 
@@ -52,17 +53,57 @@ def serve_fakes(
     patch.setattr(Embedder, "load", make)
 
 
+# Pinecone with reads that lag, and with a tenth of all requests to the index failing.
+STRAINED: Final = "pinecone-strained"
+_PASSING_FAULTS: Final = (
+    *(Fault(status) for status in (401, 404, 409, 429, 500, 503)),
+    Fault(429, retry_after=0.05),
+    Fault(cut="before"),
+    Fault(cut="after"),
+    Fault(cut="middle"),
+    Fault(keep=1),
+    Fault(body=b"<html>"),
+)
+
+
 @contextmanager
 def use_store(name: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Settings are those of this store: a folder, or an emulator of Pinecone."""
-    patch.setenv("IMAGE_SEARCH_STORE", name)
+    """Settings are those of this store: a folder, or an emulator of Pinecone.
+
+    On the strained one, whoever writes waits until it is seen. PINECONE_LAG are the seconds.
+    """
     if name == "embedded":
+        patch.setenv("IMAGE_SEARCH_STORE", name)
         yield name
         return
     with PineconeEmulator() as emulator:
+        patch.setenv("IMAGE_SEARCH_STORE", "pinecone")
         patch.setenv("IMAGE_SEARCH_PINECONE_HOST", emulator.host)
         patch.setenv("PINECONE_API_KEY", API_KEY)
-        yield name
+        if name == STRAINED:
+            emulator.lag = float(os.environ.get("PINECONE_LAG", "0.05"))
+            emulator.fail_randomly(0.1, _PASSING_FAULTS, "/vectors|/query|stats")
+            _flush_after_writes(patch)
+        yield "pinecone"
+
+
+def _flush_after_writes(patch: pytest.MonkeyPatch) -> None:
+    from image_search.stores.pinecone.index import PineconeIndex
+
+    def upsert(
+        index: PineconeIndex, records: list[Record], write: Any = PineconeIndex._upsert
+    ) -> None:
+        write(index, records)
+        index.flush()
+
+    def delete(
+        index: PineconeIndex, ids: Sequence[str], write: Any = PineconeIndex._delete
+    ) -> None:
+        write(index, ids)
+        index.flush()
+
+    patch.setattr(PineconeIndex, "_upsert", upsert)
+    patch.setattr(PineconeIndex, "_delete", delete)
 
 
 def source_of(items: Callable[[], Iterator[Item]], total: int) -> Source:

@@ -3,20 +3,31 @@
 It is written from Pinecone's documentation and OpenAPI files and has nothing from image_search, so
 that it can judge it. Where the documentation leaves something open it is the less convenient way:
 equal scores come in any order, numbers in metadata come back as floats, empty metadata is left out.
+
+Sources, as comments name them:
+LIMITS    https://docs.pinecone.io/reference/quotas-and-limits
+COST      https://docs.pinecone.io/guides/organizations/manage-cost/understanding-cost
+ROLES     https://docs.pinecone.io/guides/operations/understanding-security
+SDK TESTS integration tests of Pinecone's Python SDK, v8.1.2 and v9.0.1
+OPENAPI   Pinecone's OpenAPI files
 """
 
 import base64
 import bisect
 import json
+import math
 import random
 import re
 import socket
 import sys
 import threading
-from collections import deque
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -35,6 +46,14 @@ Vector = npt.NDArray[np.float32]
 Changes = Mapping[str, "Stored | None"]
 
 API_KEY: Final = "emulated-key"
+# ROLES: a key may have rights to the data alone, or to reading it.
+DATA_KEY: Final = "emulated-data-key"
+READING_KEY: Final = "emulated-reading-key"
+RIGHTS: Final = {
+    API_KEY: {"control", "write", "read"},
+    DATA_KEY: {"write", "read"},
+    READING_KEY: {"read"},
+}
 MAX_RECORDS: Final = 1000  # in an upsert, a fetch or a delete
 MAX_REQUEST_BYTES: Final = 2 * 1024 * 1024
 MAX_RESULT_BYTES: Final = 4 * 1024 * 1024
@@ -44,6 +63,21 @@ MAX_TOP_K: Final = 10_000
 MAX_OPERANDS: Final = 10_000
 MAX_LIST: Final = 100
 DEFAULT_NAMESPACES: Final = ("", "__default__")
+# The one field of indexes that serve the vector routes.
+VECTOR_FIELD: Final = "_values"
+
+# LIMITS: requests a second, of each namespace, or of the whole index for OF_INDEX.
+OF_INDEX: Final = {"fetch", "list", "stats"}
+RATE_LIMITS: Final = {
+    "query": 100,
+    "upsert": 100,
+    "delete": 100,
+    "update": 100,
+    "fetch": 100,
+    "list": 200,
+    "stats": 100,
+}
+WRITES: Final = {"upsert", "delete", "update"}
 
 # The client sends a later version: these are the files nearest to it.
 OPENAPI_FILES: Final = ("db_data_2026-04.oas.yaml", "db_control_2026-01.alpha.oas.yaml")
@@ -77,14 +111,15 @@ class Fault:
     """What goes wrong with one request.
 
     `status` answers with an error, unprocessed, and `body` with these bytes in place of an answer.
-    `cut` closes the connection without an answer, before or after the request is processed.
+    `retry_after` is in seconds, or a time. `cut` closes the connection without an answer, before or
+    after the request is processed, or in the middle of its answer.
     `keep` lets an upsert store only so many of its records. `delay` is in seconds, and `late` those
     between processing and the answer.
     """
 
     status: int | None = None
-    retry_after: float | None = None
-    cut: Literal["before", "after"] | None = None
+    retry_after: float | datetime | None = None
+    cut: Literal["before", "after", "middle"] | None = None
     keep: int | None = None
     delay: float = 0.0
     late: float = 0.0
@@ -93,20 +128,31 @@ class Fault:
 
 @dataclass
 class Request:
-    """One request as it came in; `status` is None where no answer was sent."""
+    """One request as it came in; `status` is None where no answer was sent.
+
+    `at` is when, by the emulator's clock. Units are what Pinecone would count for it.
+    """
 
     route: str
     bytes: int
     url_bytes: int
     headers: Mapping[str, str]
+    at: float = 0.0
+    namespace: str = ""
     status: int | None = None
+    answer_bytes: int = 0
+    read_units: float = 0.0
+    write_units: float = 0.0
 
 
 @dataclass(frozen=True)
 class Answer:
+    """`sent` is how much of the body is sent before the connection is cut."""
+
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    sent: int | None = None
 
 
 # --- records -----------------------------------------------------------------------------------
@@ -122,6 +168,7 @@ class Stored:
 class _Write:
     lsn: int
     changes: Changes
+    at: float
     reads: int = 0
 
 
@@ -131,21 +178,30 @@ class Namespace:
     def __init__(self) -> None:
         self.latest: dict[str, Stored] = {}
         self.lsn = 0
+        self.bytes = 0
         self.visible: dict[str, Stored] = {}
         self.visible_lsn = 0
         self._pending: deque[_Write] = deque()
         self._matrix: Vector | None = None
         self._sorted: list[str] | None = None
 
-    def write(self, changes: Changes) -> int:
+    def write(self, changes: Changes, now: float) -> int:
         self.lsn += 1
+        self.bytes += sum(
+            _bytes_of(id_, record) - _bytes_of(id_, self.latest.get(id_))
+            for id_, record in changes.items()
+        )
         _apply(self.latest, changes)
-        self._pending.append(_Write(self.lsn, changes))
+        self._pending.append(_Write(self.lsn, changes, now))
         return self.lsn
 
-    def settle(self, stale_writes: int, stale_reads: int) -> Self:
-        """Begin a read: let it see the writes that are old enough."""
-        while len(self._pending) > stale_writes and self._pending[0].reads >= stale_reads:
+    def settle(self, stale_writes: int, stale_reads: int, before: float) -> Self:
+        """Begin a read: let it see the writes that are old enough, those at `before` the last."""
+        while (
+            len(self._pending) > stale_writes
+            and self._pending[0].reads >= stale_reads
+            and self._pending[0].at <= before
+        ):
             write = self._pending.popleft()
             _apply(self.visible, write.changes)
             self.visible_lsn = write.lsn
@@ -165,6 +221,13 @@ class Namespace:
         return self._sorted
 
 
+def _bytes_of(id_: str, record: Stored | None) -> int:
+    """COST: bytes of an id, of its vector, four a number, and of its metadata; 0 for none."""
+    if record is None:
+        return 0
+    return len(id_) + 4 * len(record.values) + len(orjson.dumps(record.metadata))
+
+
 def _apply(records: dict[str, Stored], changes: Changes) -> None:
     for id_, record in changes.items():
         if record is None:
@@ -180,7 +243,7 @@ class Index:
     metric: str
     tags: dict[str, str]
     deployment: Json
-    vector_field: str = "_values"
+    fields: Json = field(default_factory=dict)
     deletion_protection: str = "disabled"
     describes_until_ready: int = 0
     namespaces: dict[str, Namespace] = field(default_factory=dict)
@@ -198,7 +261,7 @@ def _scores(metric: str, rows: Vector, query: Vector) -> Vector:
     if metric == "euclidean":
         return np.asarray(np.einsum("ij,ij->i", rows - query, rows - query))
     scores = np.einsum("ij,j->i", rows, query)
-    if metric == "cosine":
+    if metric == "cosine" and query.any():
         scores /= np.sqrt(np.einsum("ij,ij->i", rows, rows)) * np.linalg.norm(query)
     return np.asarray(scores)
 
@@ -246,7 +309,7 @@ def _ids(values: Sequence[Any]) -> list[str]:
     return [_id(value) for value in values]
 
 
-def _vector(values: Any, dimension: int, id_: str = "") -> Vector:
+def _vector(values: Any, dimension: int, id_: str = "", *, zeros: bool = False) -> Vector:
     count = len(values) if isinstance(values, list) else 0
     wrong = f"Vector dimension {count} does not match the dimension of the index {dimension}"
     _require(count == dimension, wrong)
@@ -257,7 +320,7 @@ def _vector(values: Any, dimension: int, id_: str = "") -> Vector:
     finite = bool(np.isfinite(vector).all())
     _require(finite, f"Vector ID '{id_}' holds a value that is not a 32-bit float")
     wrong = "Dense vectors must contain at least one non-zero value."
-    _require(bool(vector.any()), f"{wrong} Vector ID '{id_}' contains only zeros")
+    _require(zeros or bool(vector.any()), f"{wrong} Vector ID '{id_}' contains only zeros")
     return vector
 
 
@@ -459,10 +522,13 @@ class PineconeEmulator:
     `host` is the control plane, and the data plane where there is only one index; each index has
     its own data host too, which is described. Attributes may be changed at any time:
 
-    `delay` seconds are added to each data request. Reads do not see the last `stale_writes` writes
-    of a namespace, nor a write before `stale_reads` more reads. Created indexes are not ready for
-    the first `describes_until_ready` descriptions. `default_name` is what answers call the default
-    namespace. With `openapi`, messages are checked, and `violations` lists what was wrong.
+    `delay` seconds are added to each data request. Reads of any kind do not see the last
+    `stale_writes` writes of a namespace, nor a write before `stale_reads` more reads, nor what was
+    written less than `lag` seconds ago. More requests of a kind than `rate_limits` within a second
+    are refused. Created indexes are not ready for the first `describes_until_ready` descriptions.
+    There may be `max_indexes`, of `max_namespaces` each, and upserts are refused once the project
+    stores `max_stored` bytes. `default_name` is what answers call the default namespace. `clock`
+    gives seconds. With `openapi`, messages are checked, and `violations` lists what was wrong.
     """
 
     def __init__(
@@ -474,8 +540,12 @@ class PineconeEmulator:
         openapi: OpenApi | None = None,
         seed: int = 0,
     ) -> None:
-        self.api_key = api_key
+        self.rights: dict[str, set[str]] = {**RIGHTS, api_key: RIGHTS[API_KEY]}
+        self.clock: Callable[[], float] = time.monotonic
+        self.rate_limits: dict[str, int] = dict(RATE_LIMITS)
+        self.max_indexes = self.max_namespaces = self.max_stored = sys.maxsize
         self.delay = 0.0
+        self.lag = 0.0
         self.stale_writes = 0
         self.stale_reads = 0
         self.describes_until_ready = 0
@@ -492,6 +562,8 @@ class PineconeEmulator:
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._server: _Server | None = None
+        self._bytes_written = 0
+        self._recent: defaultdict[tuple[str, ...], deque[float]] = defaultdict(deque)
         self._data_routes: dict[str, Callable[[Index, Json, Fault], Answer]] = {
             "POST /vectors/upsert": self._upsert,
             "POST /query": self._query,
@@ -543,11 +615,16 @@ class PineconeEmulator:
         dimension: int = 512,
         metric: str = "cosine",
         tags: Mapping[str, str] | None = None,
-        vector_field: str = "_values",
+        fields: Json | None = None,
     ) -> Index:
-        """An index as made by hand in the console: ready, and without tags."""
+        """An index as made by hand in the console: ready, and without tags.
+
+        It is a document index where its schema has other `fields` than `_values`.
+        """
         deployment = {"deployment_type": "managed", "cloud": "aws", "region": "us-east-1"}
-        index = Index(name, dimension, metric, dict(tags or {}), deployment, vector_field)
+        vector = {"type": "dense_vector", "dimension": dimension, "metric": metric}
+        index = Index(name, dimension, metric, dict(tags or {}), deployment)
+        index.fields = {VECTOR_FIELD: vector} if fields is None else fields
         self.indexes[name] = index
         return index
 
@@ -562,8 +639,9 @@ class PineconeEmulator:
             self._faults += [(route, fault)] * times
 
     def fail_randomly(self, share: float, faults: Sequence[Fault], route: str = "") -> None:
-        """Let this share of the requests whose route contains `route` fail, one way or another.
+        """Let this share of the requests fail, one way or another, whose route has `route`.
 
+        That is a regular expression.
         It replaces the share of before; 0 ends it.
         """
         with self._lock:
@@ -593,7 +671,7 @@ class PineconeEmulator:
             path = "/indexes/{index_name}" if name else "/indexes"
         route = f"{method} {path}"
         shown = {key: value for key, value in headers.items() if key != "api-key"}
-        request = Request(route, len(body), len(target), shown)
+        request = Request(route, len(body), len(target), shown, self.clock())
         with self._lock:
             self.requests.append(request)
             fault = self._take_fault(route)
@@ -604,13 +682,17 @@ class PineconeEmulator:
             if fault.status is not None and fault.body is None:
                 _require(ok=False, message="An injected fault", status=fault.status)
             _require(len(target) <= MAX_URL, "URI too long", 414)
-            _require(headers.get("api-key") == self.api_key, "Invalid API Key", 401)
-            params: Json = parse_qs(url.query, keep_blank_values=True)
+            rights = self.rights.get(headers.get("api-key", ""))
+            _require(rights is not None, "Invalid API Key", 401)
+            # A plus is a plus: https://github.com/pinecone-io/python-sdk/pull/372, and OPENAPI of
+            # fetch and list: "Does not accept values containing spaces."
+            params: Json = parse_qs(url.query.replace("+", "%2B"), keep_blank_values=True)
             params = {key: value if key == "ids" else value[0] for key, value in params.items()}
             message = _parse(body) if body else {}
             if self._openapi is not None:
                 self.violations += self._openapi.check_request(route, params, headers, message)
             _require(isinstance(message, dict), "The body must be an object")
+            self._check_rights(rights or set(), route)
             with self._lock:
                 if route in self._control_routes:
                     answer = self._control_routes[route](name, message)
@@ -619,19 +701,68 @@ class PineconeEmulator:
                     _require_size(len(body), MAX_REQUEST_BYTES, 413)
                     index = self._index(name or "".join(self.indexes) * (len(self.indexes) == 1))
                     _require(not index.describes_until_ready, "The index is not ready", 503)
-                    answer = self._data_routes[route](index, {**params, **message}, fault)
+                    # SDK 10: an index with a schema of its own serves documents, not vectors.
+                    wrong = "This operation is not supported for document indexes"
+                    _require(VECTOR_FIELD in index.fields, wrong)
+                    message = {**params, **message}
+                    request.namespace = self._name(message)
+                    self._check_rate(index, route, request)
+                    answer = self._data_routes[route](index, message, fault)
+                    self._count_units(index, request, answer)
         except Refused as exc:
             answer = _error(exc, control=control)
-        if fault.retry_after is not None:
-            answer = Answer(answer.status, answer.body, {"Retry-After": str(fault.retry_after)})
-        if self._openapi is not None:
+        if isinstance(fault.retry_after, datetime):
+            after = format_datetime(fault.retry_after, usegmt=True)
+            answer = replace(answer, headers={"Retry-After": after})
+        elif fault.retry_after is not None:
+            answer = replace(answer, headers={"Retry-After": str(fault.retry_after)})
+        if self._openapi is not None and answer.status not in _TEXT_STATUSES:
             self.violations += self._openapi.check_answer(route, answer)
         if fault.body is not None:
             answer = Answer(fault.status or 200, fault.body)
         if self._stopped.wait(fault.late) or fault.cut == "after":
             return None
-        request.status = answer.status
+        if fault.cut == "middle":
+            answer = replace(answer, sent=len(answer.body) // 2)
+        else:
+            request.status = answer.status
+        request.answer_bytes = len(answer.body)
         return answer
+
+    def _check_rights(self, rights: set[str], route: str) -> None:
+        needed = "read"
+        if route in self._control_routes:
+            needed = "control"
+        elif _kind(route) in WRITES:
+            needed = "write"
+        wrong = "The API key does not have permission to perform this operation"
+        _require(needed in rights, wrong, 403)
+
+    def _check_rate(self, index: Index, route: str, request: Request) -> None:
+        """LIMITS: past the limit, requests are refused with 429, and retrying later is advised."""
+        kind = _kind(route)
+        scope = "" if kind in OF_INDEX else request.namespace
+        recent = self._recent[index.name, kind, scope]
+        while recent and recent[0] <= request.at - 1:
+            recent.popleft()
+        limit = self.rate_limits[kind]
+        wrong = f"You've reached the {kind} requests per second limit of {limit}: try again later"
+        _require(len(recent) < limit, wrong, 429)
+        recent.append(request.at)
+
+    def _count_units(self, index: Index, request: Request, answer: Answer) -> None:
+        """COST: what the request is charged for."""
+        kind = _kind(request.route)
+        if kind == "query":
+            namespace = index.namespaces.get(request.namespace, Namespace())
+            request.read_units = max(0.25, namespace.bytes / 1e9)
+        elif kind == "fetch":
+            found = len(orjson.loads(answer.body)["vectors"])
+            request.read_units = max(1, math.ceil(found / 10))
+        elif kind == "list":
+            request.read_units = 1
+        elif kind in WRITES:
+            request.write_units = max(5, math.ceil(self._bytes_written / 1000))
 
     def _take_fault(self, route: str) -> Fault:
         for position, (part, fault) in enumerate(self._faults):
@@ -639,7 +770,7 @@ class PineconeEmulator:
                 del self._faults[position]
                 return fault
         share, faults, part = self._random_faults
-        if part in route and self._random.random() < share:
+        if re.search(part, route) and self._random.random() < share:
             return self._random.choice(faults)
         return Fault()
 
@@ -657,11 +788,15 @@ class PineconeEmulator:
         dense = [key for key, item in fields.items() if item.get("type") == "dense_vector"]
         _require(len(dense) == 1, "The schema must have one dense vector field", 422)
         vector = fields[dense[0]]
+        # LIMITS: 403, and the name of the quota.
+        wrong = "Request failed. You've reached the max serverless indexes allowed in project test"
+        more = len(self.indexes) < self.max_indexes
+        _require(more, f"{wrong} ({self.max_indexes}). To add more, upgrade your plan.", 403)
         dimension, metric = _get(vector, "dimension", int, 0), vector.get("metric")
         _require(1 <= dimension <= 20_000, "The dimension must be 1 to 20000")
         _require(metric in ("cosine", "euclidean", "dotproduct"), f"Unknown metric {metric!r}")
         _require(name not in self.indexes, "Resource already exists.", 409)
-        index = self.put_index(name, dimension, metric, message.get("tags"), dense[0])
+        index = self.put_index(name, dimension, metric, message.get("tags"), fields)
         index.deployment = message.get("deployment") or index.deployment
         index.deletion_protection = message.get("deletion_protection", "disabled")
         index.describes_until_ready = self.describes_until_ready
@@ -691,12 +826,11 @@ class PineconeEmulator:
 
     def _description(self, index: Index) -> Json:
         ready = not index.describes_until_ready
-        vector = {"type": "dense_vector", "dimension": index.dimension, "metric": index.metric}
         return {
             "name": index.name,
             "host": f"{self.host}/data/{index.name}",
             "status": {"ready": ready, "state": "Ready" if ready else "Initializing"},
-            "schema": {"fields": {index.vector_field: vector}},
+            "schema": {"fields": index.fields},
             "deployment": index.deployment,
             "deletion_protection": index.deletion_protection,
             "read_capacity": {"mode": "OnDemand", "status": {"state": "Ready"}},
@@ -713,7 +847,9 @@ class PineconeEmulator:
         return index.namespaces.get(self._name(message), Namespace())
 
     def _read(self, index: Index, message: Json) -> Namespace:
-        return self._namespace(index, message).settle(self.stale_writes, self.stale_reads)
+        return self._namespace(index, message).settle(
+            self.stale_writes, self.stale_reads, self.clock() - self.lag
+        )
 
     def _result(self, message: Json, **body: Any) -> Json:
         name = self._name(message) or self.default_name
@@ -722,6 +858,19 @@ class PineconeEmulator:
     def _upsert(self, index: Index, message: Json, fault: Fault) -> Answer:
         vectors = _get(message, "vectors", list, [])
         _require_count(len(vectors))
+        # LIMITS: 403 where a quota is reached.
+        is_new = self._name(message) not in index.namespaces
+        more = not is_new or len(index.namespaces) < self.max_namespaces
+        wrong = "Request failed. You've reached the max namespaces allowed in serverless index"
+        _require(more, f"{wrong} {index.name}. To add more, upgrade your plan.", 403)
+        if self.max_stored < sys.maxsize:
+            stored = sum(
+                namespace.bytes
+                for other in self.indexes.values()
+                for namespace in other.namespaces.values()
+            )
+            wrong = "Request failed. You've reached the max storage allowed for project test"
+            _require(stored < self.max_stored, f"{wrong}. Upgrade your plan.", 403)
         _require(all(isinstance(vector, dict) for vector in vectors), "A vector is an object")
         changes: dict[str, Stored] = {}
         for vector in vectors[: fault.keep]:
@@ -734,7 +883,15 @@ class PineconeEmulator:
         return self._written(index, message, changes, {"upsertedCount": count})
 
     def _written(self, index: Index, message: Json, changes: Changes, body: Json) -> Answer:
-        lsn = index.namespaces.setdefault(self._name(message), Namespace()).write(changes)
+        # COST: the records that are written, and those that they replace or that are deleted.
+        latest = self._namespace(index, message).latest
+        self._bytes_written = sum(
+            _bytes_of(id_, record) + _bytes_of(id_, latest.get(id_))
+            for id_, record in changes.items()
+        )
+        lsn = index.namespaces.setdefault(self._name(message), Namespace()).write(
+            changes, self.clock()
+        )
         return _json(body, headers={"x-pinecone-request-lsn": str(lsn)})
 
     def _query(self, index: Index, message: Json, _: Fault) -> Answer:
@@ -745,7 +902,8 @@ class PineconeEmulator:
         checked = check_filter(_get(message, "filter", dict, {}))
         query = None
         if "vector" in message:
-            query = _vector(message["vector"], index.dimension)
+            # SDK TESTS: a query of zeros is answered, a record of zeros is refused.
+            query = _vector(message["vector"], index.dimension, zeros=True)
         elif (record := namespace.visible.get(_id(message["id"]))) is not None:
             query = record.values
         shown = {key for key in ("values", "metadata") if message.get(f"include{key.title()}")}
@@ -819,11 +977,10 @@ class PineconeEmulator:
     def _delete(self, index: Index, message: Json, _: Fault) -> Answer:
         selectors = [key for key in ("ids", "deleteAll", "filter") if message.get(key)]
         _require(len(selectors) == 1, "Exactly one of ids, deleteAll and a filter is needed")
-        known = self._name(message) in ("", *index.namespaces)
-        _require(known, "Namespace not found", 404)
-        if "ids" in selectors:
-            ids = _ids(_get(message, "ids", list))
-        else:
+        ids = _ids(_get(message, "ids", list)) if "ids" in selectors else None
+        # SDK TESTS: so it is in the default namespace, while that is empty.
+        _require(self._name(message) in index.namespaces, "Namespace not found", 404)
+        if ids is None:
             ids = self._passing(index, message)
         return self._written(index, message, dict.fromkeys(ids), {})
 
@@ -881,7 +1038,19 @@ def _json(body: Json, status: int = 200, headers: Mapping[str, str] | None = Non
     return Answer(status, orjson.dumps(body), headers or {})
 
 
+# SDK TESTS: the text alone, and no JSON.
+_TEXT_STATUSES: Final = (401, 414)
+
+
+def _kind(route: str) -> str:
+    """Of a data route: query, upsert, fetch, list, delete, update or stats."""
+    name = route.rsplit("/", 1)[1]
+    return {"describe_index_stats": "stats", "fetch_by_metadata": "fetch"}.get(name, name)
+
+
 def _error(error: Refused, *, control: bool) -> Answer:
+    if error.status in _TEXT_STATUSES:
+        return Answer(error.status, str(error).encode(), {"Content-Type": "text/plain"})
     number, name = ERRORS.get(error.status, (2, "UNKNOWN"))
     if control:
         body: Json = {"error": {"code": name, "message": str(error)}, "status": error.status}
@@ -904,12 +1073,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.send_response(answer.status)
-        for name, value in answer.headers.items():
+        for name, value in {"Content-Type": "application/json", **answer.headers}.items():
             self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        self.wfile.write(answer.body)
+        self.wfile.write(answer.body[: answer.sent])
+        self.close_connection |= answer.sent is not None
 
     do_GET = do_PATCH = do_DELETE = do_POST  # noqa: N815
 

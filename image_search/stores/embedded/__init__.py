@@ -4,7 +4,10 @@ Any number of processes may read and write the folder at once. The manifest is p
 schema, so it is there from the first moment on.
 """
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from image_search.errors import IndexNotFoundError
 from image_search.manifest import Manifest
@@ -64,3 +67,15 @@ def create_index(
             files.remove_sample()
         files.sync()
         return EmbeddedIndex.of_table(created, files)
+
+
+@contextmanager
+def scratch_index(settings: Settings, manifest: Manifest) -> Iterator[EmbeddedIndex]:
+    """An index in a folder of its own in the data folder, which is removed afterwards."""
+    with errors_of_the_store(settings.data_dir):
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=settings.data_dir, prefix="scratch-")
+    with folder as name:
+        scratch = settings.model_copy(update={"data_dir": Path(name)})
+        with create_index(scratch, manifest) as index:
+            yield index

@@ -144,21 +144,22 @@ class EmbeddedIndex(VectorIndex):
                 self._files.sync()
 
     def _query(
-        self, embeddings: Embeddings, top_k: int, filter_: Filter | None
+        self, embeddings: Embeddings, top_k: int, filter_: Filter | None, *, thumbnails: bool
     ) -> list[list[Match]]:
-        return self._read(lambda: self._find(embeddings, top_k, filter_))
+        columns = tables.columns(thumbnails=thumbnails)
+        return self._read(lambda: self._find(embeddings, top_k, filter_, columns))
 
     def _find(
-        self, embeddings: Embeddings, top_k: int, filter_: Filter | None
+        self, embeddings: Embeddings, top_k: int, filter_: Filter | None, columns: list[str]
     ) -> list[list[Match]]:
         matches: list[list[Match]] = [[] for _ in embeddings]
         probes = _PROBES_WITH_FILTER if filter_ else _PROBES[self._manifest.metric]
         if top_k <= _MAX_TOP_K_OF_PROBES:
-            matches = self._search(embeddings, top_k, filter_, (probes, probes))
+            matches = self._search(embeddings, top_k, filter_, columns, (probes, probes))
         # Too few where the filter or deletions left little near the query: go on probing.
         short = [number for number, found in enumerate(matches) if len(found) < top_k]
         if short:
-            again = self._search(embeddings[short], top_k, filter_, (probes, _ALL))
+            again = self._search(embeddings[short], top_k, filter_, columns, (probes, _ALL))
             for number, found in zip(short, again, strict=True):
                 matches[number] = found
         self._check_not_replaced()
@@ -169,6 +170,7 @@ class EmbeddedIndex(VectorIndex):
         embeddings: Embeddings,
         top_k: int,
         filter_: Filter | None,
+        columns: list[str],
         probes: tuple[int, int],
     ) -> list[list[Match]]:
         """Scan the first number of partitions, and until there are enough the second number."""
@@ -183,7 +185,7 @@ class EmbeddedIndex(VectorIndex):
             .distance_type(tables.DISTANCE[metric])
             .minimum_nprobes(probes[0])
             .maximum_nprobes(probes[1])
-            .select(["id", "label", "metadata", "thumbnail", "embedding", "_distance"])
+            .select([*columns, "_distance"])
             .limit(math.ceil(_CANDIDATES_PER_MATCH * top_k))
         )
         if filter_ is not None:
@@ -193,17 +195,18 @@ class EmbeddedIndex(VectorIndex):
         several = "query_index" in rows.column_names
         numbers = rows["query_index"].to_numpy() if several else np.zeros(len(rows), np.int32)
         computed = scores(metric, embeddings[numbers], tables.embeddings_of(rows))
-        columns = (rows[name].to_pylist() for name in ("id", "label", "metadata", "thumbnail"))
+        described = (rows[name].to_pylist() for name in ("id", "label", "metadata"))
         matches: list[list[Match]] = [[] for _ in embeddings]
         for number, score, id_, label, metadata, thumbnail in zip(
-            numbers.tolist(), computed.tolist(), *columns, strict=True
+            numbers.tolist(), computed.tolist(), *described, tables.thumbnails_of(rows), strict=True
         ):
             match = Match(id_, score, label, json.loads(metadata), thumbnail)
             matches[number].append(match)
         return [best_first(found, metric)[:top_k] for found in matches]
 
-    def _fetch(self, ids: Sequence[str]) -> dict[str, Record]:
-        query = self._table.search().where(ids_sql(ids)).limit(len(ids))
+    def _fetch(self, ids: Sequence[str], *, thumbnails: bool) -> dict[str, Record]:
+        columns = tables.columns(thumbnails=thumbnails)
+        query = self._table.search().where(ids_sql(ids)).select(columns).limit(len(ids))
         rows = self._read(query.to_arrow)
         return {record.id: record for record in tables.records_of(rows)}
 

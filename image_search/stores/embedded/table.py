@@ -103,14 +103,27 @@ def words_of(rows: pa.Table) -> pa.Table:
 
 
 def records_of(rows: pa.Table) -> list[Record]:
-    """The records of rows with all columns."""
-    columns = (rows[name].to_pylist() for name in ("id", "label", "metadata", "thumbnail"))
+    """The records of rows with all columns, or all but the thumbnail."""
+    columns = (rows[name].to_pylist() for name in ("id", "label", "metadata"))
     return [
         Record(id_, embedding, label, json.loads(metadata), thumbnail)
         for embedding, id_, label, metadata, thumbnail in zip(
-            embeddings_of(rows), *columns, strict=True
+            embeddings_of(rows), *columns, thumbnails_of(rows), strict=True
         )
     ]
+
+
+def thumbnails_of(rows: pa.Table) -> list[bytes]:
+    """The thumbnails of rows; empty where the column was not read."""
+    if "thumbnail" not in rows.column_names:
+        return [b""] * len(rows)
+    thumbnails: list[bytes] = rows["thumbnail"].to_pylist()
+    return thumbnails
+
+
+def columns(*, thumbnails: bool) -> list[str]:
+    """What is read of a record."""
+    return ["id", "label", "metadata", "embedding", *(["thumbnail"] if thumbnails else [])]
 
 
 def embeddings_of(rows: pa.Table) -> Embeddings:

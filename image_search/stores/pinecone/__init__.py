@@ -2,26 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Final
 
 from image_search.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
 from image_search.settings import Settings
-from image_search.stores.pinecone.connection import connect, create
+from image_search.stores.pinecone.connection import Connection, connect, create
 from image_search.stores.pinecone.facts import Facts
 from image_search.stores.pinecone.index import PineconeIndex
 from image_search.stores.pinecone.requests import Requests
 
+# No namespace of the settings has a dot.
+_SCRATCH: Final = "scratch.doctor"
+
 
 def open_index(settings: Settings) -> PineconeIndex:
     """Open the index; raises IndexNotFoundError when there is none, or none with a manifest."""
-    connection = connect(settings)
-    if connection is None:
-        raise IndexNotFoundError(
-            f"there is no index {settings.index!r} at Pinecone yet: ingest images first, "
-            "python -m worker ingest SOURCE"
-        )
-    requests, metric = connection
+    requests, metric = _connected(settings)
     with _closed_on_error(requests):
         facts = Facts(requests, settings.index, settings.namespace)
         known = facts.read()
@@ -32,8 +30,31 @@ def open_index(settings: Settings) -> PineconeIndex:
                 "writes it"
             )
         manifest, calibration = known
-        manifest.require_metric(metric)
+        if metric is not None:
+            manifest.require_metric(metric)
         return PineconeIndex(requests, facts, settings.namespace, manifest, calibration)
+
+
+def _connected(settings: Settings) -> Connection:
+    connection = connect(settings)
+    if connection is None:
+        raise IndexNotFoundError(
+            f"there is no index {settings.index!r} at Pinecone yet: ingest images first, "
+            "python -m worker ingest SOURCE"
+        )
+    return connection
+
+
+@contextmanager
+def scratch_index(settings: Settings, manifest: Manifest) -> Iterator[PineconeIndex]:
+    """A namespace of its own in the index, without a manifest; a namespace ends when it is empty.
+
+    Raises IndexNotFoundError before the first ingest, which creates the index.
+    """
+    requests, _ = _connected(settings)
+    facts = Facts(requests, settings.index, _SCRATCH)
+    with PineconeIndex(requests, facts, _SCRATCH, manifest, None) as index:
+        yield index
 
 
 def create_index(
@@ -54,10 +75,10 @@ def create_index(
         facts = Facts(requests, settings.index, settings.namespace)
         known = facts.read()
         if known is None:
-            if metric != manifest.metric:
+            if metric not in {None, manifest.metric}:
                 raise IndexMismatchError(
-                    f"Pinecone's index {settings.index!r} has the metric {metric}, asked for "
-                    f"is {manifest.metric}: use the index's metric, or another index"
+                    f"Pinecone's index {settings.index!r} has the metric {metric}, but "
+                    f"{manifest.metric} was requested: use the index's metric, or another index"
                 )
             # First, so that no manifest is seen without its recipe.
             if recipe is not None:
@@ -65,7 +86,8 @@ def create_index(
             facts.write_manifest(manifest)
             known = manifest, None
         stored, calibration = known
-        stored.require_metric(metric)
+        if metric is not None:
+            stored.require_metric(metric)
         return PineconeIndex(requests, facts, settings.namespace, stored, calibration)
 
 

@@ -14,10 +14,16 @@ def errors_of_pinecone(seconds: float | None = None) -> Iterator[None]:
     """Raise StoreError for what goes wrong; `seconds` is the limit that the call had."""
     try:
         yield
-    except (errors.UnauthorizedError, errors.ForbiddenError) as exc:
+    except errors.UnauthorizedError as exc:
         raise StoreError(
-            f"Pinecone refused the API key ({exc.status_code}): check {API_KEY_VARIABLE}"
+            f"Pinecone does not know the API key (401): check {API_KEY_VARIABLE}"
         ) from exc
+    except errors.ForbiddenError as exc:
+        # A quota and deletion protection are refused in the same way.
+        message = _shown(exc)
+        of_key = "key" in message.lower() or "permission" in message.lower()
+        hint = f": check the permissions of the key in {API_KEY_VARIABLE}" if of_key else ""
+        raise StoreError(f"Pinecone refused this (403): {message}{hint}") from exc
     except (errors.PineconeConnectionError, errors.PineconeTimeoutError, TimeoutError) as exc:
         limit = f" within {seconds:g} s" if seconds else ""
         raise StoreError(f"Pinecone cannot be reached, or did not answer{limit}") from exc

@@ -23,7 +23,12 @@ from image_search.provenance import MOST_DELETIONS, KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
 from image_search.stores.pinecone.records import ANY_VECTOR, parts
-from image_search.stores.pinecone.requests import FIRST_DELAY, LIST_IDS, Requests
+from image_search.stores.pinecone.requests import (
+    LIST_IDS,
+    LONGEST_POLL,
+    SHORTEST_DELAY,
+    Requests,
+)
 from image_search.values import DIGEST_FIELD
 
 _log = logging.getLogger(__name__)
@@ -226,9 +231,8 @@ class Facts:
         async def delete() -> None:
             for start in range(0, len(ids), _DELETED_AT_ONCE):
                 part = list(ids[start : start + _DELETED_AT_ONCE])
-                await self._requests.again(
-                    partial(self._requests.index.delete, ids=part, namespace=_NAMESPACE)
-                )
+                request = partial(self._requests.index.delete, ids=part, namespace=_NAMESPACE)
+                await self._requests.send("delete", _NAMESPACE, request)
 
         self._requests.run(delete, self._requests.patience)
 
@@ -251,7 +255,15 @@ class Facts:
         async def write_and_wait() -> None:
             for part in parts(records):
                 await self._requests.upsert(part, _NAMESPACE)
-            while len(await self._requests.fetch(list(facts), _NAMESPACE)) < len(facts):
-                await asyncio.sleep(FIRST_DELAY)
+            delay = SHORTEST_DELAY
+            while not all_read(await self._requests.fetch(list(facts), _NAMESPACE)):
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LONGEST_POLL)
+
+        def all_read(found: Mapping[str, Any]) -> bool:
+            return all(
+                id_ in found and dict(found[id_].metadata or {}) == dict(metadata)
+                for id_, metadata in facts.items()
+            )
 
         self._requests.run(write_and_wait, self._requests.patience)

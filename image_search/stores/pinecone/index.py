@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -33,32 +33,37 @@ from image_search.sample import ImageSample
 from image_search.stores.pinecone.facts import Facts
 from image_search.stores.pinecone.records import (
     ANY_VECTOR,
+    check_size,
     decode,
     encode,
+    encode_thumbnail,
     json_filter,
     parts,
-    room_for_thumbnail,
 )
 from image_search.stores.pinecone.requests import (
     CONCURRENCY,
-    FIRST_DELAY,
     LIST_IDS,
+    LONGEST_POLL,
+    SHORTEST_DELAY,
     Requests,
     side_by_side,
 )
-from image_search.values import DIGEST_FIELD, LABEL_FIELD, MAX_TOP_K, Embeddings
+from image_search.values import DIGEST_FIELD, LABEL_FIELD, MAX_TOP_K, STATE_FIELD, Embeddings
 
 _log = logging.getLogger(__name__)
 
 # Pinecone does not tell which values a field has, so each label is a record of its own here.
 _LABELS: Final = "__labels__"
+# Follows the namespace's name, which has no dot.
+_THUMBNAILS: Final = ".thumbnails"
 
-# https://docs.pinecone.io/reference/api/database-limits: 1,000 records a request, 4 MB a result.
-# Smaller requests run side by side.
-_UPSERT_RECORDS: Final = 128
-_MATCHES_WITH_METADATA: Final = 90
+# https://docs.pinecone.io/reference/quotas-and-limits: 1,000 records a request, 1,000 matches with
+# their metadata, 10,000 values in a filter. Smaller requests run side by side.
+_UPSERT_RECORDS: Final = 160
+_MATCHES_WITH_METADATA: Final = 1_000
 _DELETE_IDS: Final = 1_000
 _FOUND_DIGESTS: Final = 512
+_STATES: Final = 2_000
 
 
 class PineconeIndex(VectorIndex):
@@ -76,7 +81,10 @@ class PineconeIndex(VectorIndex):
         self._requests = requests
         self._facts = facts
         self._namespace = namespace
+        self._thumbnails = namespace + _THUMBNAILS
         self._labels_written: set[str] = set()
+        # Of the last request that deleted something, until `flush` has seen that they are gone.
+        self._deleted: list[str] = []
 
     @property
     def retries(self) -> int:
@@ -115,7 +123,7 @@ class PineconeIndex(VectorIndex):
 
     def _upsert(self, records: list[Record]) -> None:
         for record in records:
-            room_for_thumbnail(record)
+            check_size(record)
         # First: a label without records does less harm than records without their label.
         self._write_labels({record.label for record in records if record.label is not None})
         batches = [
@@ -124,55 +132,112 @@ class PineconeIndex(VectorIndex):
         ]
 
         async def send(batch: list[Record]) -> None:
-            # Encoded here, one batch is while others are on their way.
-            for part in parts([encode(record) for record in batch]):
+            # Thumbnails go first: whoever sees a record finds its thumbnail. Encoded here, records
+            # are while thumbnails and other batches are on their way.
+            pictures = asyncio.ensure_future(send_pictures(batch))
+            try:
+                await asyncio.sleep(0)
+                encoded = parts([encode(record) for record in batch])
+                await pictures
+            finally:
+                pictures.cancel()
+            for part in encoded:
                 await self._requests.upsert(part, self._namespace)
 
+        async def send_pictures(batch: list[Record]) -> None:
+            pictures = [encode_thumbnail(record) for record in batch if record.thumbnail]
+            for part in parts(pictures):
+                await self._requests.upsert(part, self._thumbnails)
+            without = [record.id for record in batch if not record.thumbnail]
+            await self._delete_ids(without, self._thumbnails)
+
         # Each batch has its own limit; this one only ends a call that hangs.
-        limit = 2 * self._requests.patience * (1 + len(batches) / CONCURRENCY)
+        limit = 3 * self._requests.patience * (1 + len(batches) / CONCURRENCY)
         self._requests.run(lambda: side_by_side([partial(send, batch) for batch in batches]), limit)
+        self._deleted = []
 
     def _query(
-        self, embeddings: Embeddings, top_k: int, filter_: Filter | None
+        self, embeddings: Embeddings, top_k: int, filter_: Filter | None, *, thumbnails: bool
     ) -> list[list[Match]]:
         grammar = json_filter(filter_) if filter_ else None
-        with_metadata = top_k <= _MATCHES_WITH_METADATA
 
         async def search(embedding: Embeddings) -> list[Match]:
-            response = await self._requests.index.query(
-                top_k=top_k,
-                vector=embedding.tolist(),
-                namespace=self._namespace,
-                filter=grammar,
-                include_metadata=with_metadata,
-            )
-            if with_metadata:
-                holders: dict[str, Any] = {match.id: match for match in response.matches}
+            vector = embedding.tolist()
+            found = await self._described(vector, top_k, grammar)
+            if found is None:
+                found = await self._find(vector, top_k, grammar, with_metadata=False)
+                holders = await self._requests.fetch([match.id for match in found], self._namespace)
             else:
-                holders = await self._requests.fetch(
-                    [match.id for match in response.matches], self._namespace
-                )
+                holders = {match.id: match for match in found}
+            pictures = await self._pictures(holders) if thumbnails else {}
             matches = []
-            for match in response.matches:
+            for match in found:
                 holder = holders.get(match.id)
                 if holder is not None:  # deleted between the two requests otherwise
-                    label, metadata, thumbnail = decode(holder.metadata)
-                    matches.append(Match(match.id, match.score, label, metadata, thumbnail))
+                    label, metadata, _ = decode(holder.metadata)
+                    picture = pictures.get(match.id, b"")
+                    matches.append(Match(match.id, match.score, label, metadata, picture))
             return best_first(matches, self._manifest.metric)
 
         return self._requests.run(
             lambda: side_by_side([partial(search, embedding) for embedding in embeddings])
         )
 
-    def _fetch(self, ids: Sequence[str]) -> dict[str, Record]:
-        vectors = self._requests.run(
-            lambda: self._requests.fetch(ids, self._namespace), self._requests.patience
+    async def _described(
+        self, vector: Sequence[float], top_k: int, grammar: dict[str, Any] | None
+    ) -> list[Any] | None:
+        """The matches with their metadata; None where that is too much for one answer."""
+        if top_k > _MATCHES_WITH_METADATA:
+            return None
+        try:
+            return await self._find(vector, top_k, grammar, with_metadata=True)
+        except errors.ApiError as exc:
+            # If something else is wrong, it is as wrong without metadata.
+            if exc.status_code not in {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}:
+                raise
+            return None
+
+    async def _find(
+        self,
+        vector: Sequence[float],
+        top_k: int,
+        grammar: dict[str, Any] | None,
+        *,
+        with_metadata: bool,
+    ) -> list[Any]:
+        response = await self._requests.send(
+            "query",
+            self._namespace,
+            partial(
+                self._requests.index.query,
+                top_k=top_k,
+                vector=vector,
+                namespace=self._namespace,
+                filter=grammar,
+                include_metadata=with_metadata,
+            ),
         )
+        return list(response.matches)
+
+    async def _pictures(self, holders: Mapping[str, Any]) -> dict[str, bytes]:
+        """The thumbnails of records by id, those with them in the metadata as well."""
+        pictures = {id_: decode(holder.metadata)[2] for id_, holder in holders.items()}
+        apart = await self._requests.fetch(
+            [id_ for id_, picture in pictures.items() if not picture], self._thumbnails
+        )
+        return pictures | {id_: decode(vector.metadata)[2] for id_, vector in apart.items()}
+
+    def _fetch(self, ids: Sequence[str], *, thumbnails: bool) -> dict[str, Record]:
+        async def read() -> tuple[dict[str, Any], dict[str, bytes]]:
+            vectors = await self._requests.fetch(ids, self._namespace)
+            return vectors, await self._pictures(vectors) if thumbnails else {}
+
+        vectors, pictures = self._requests.run(read, self._requests.patience)
         records = {}
         for id_, vector in vectors.items():
-            label, metadata, thumbnail = decode(vector.metadata)
+            label, metadata, _ = decode(vector.metadata)
             embedding = np.asarray(vector.values, np.float32)
-            records[id_] = Record(id_, embedding, label, metadata, thumbnail)
+            records[id_] = Record(id_, embedding, label, metadata, pictures.get(id_, b""))
         return records
 
     def _find_digests(self, digests: Collection[str]) -> dict[str, list[str]]:
@@ -183,41 +248,62 @@ class PineconeIndex(VectorIndex):
         ]
 
         async def find(batch: list[str]) -> dict[str, Any]:
-            response = await self._requests.again(
-                partial(
-                    self._requests.index.query,
-                    top_k=MAX_TOP_K,
-                    vector=ANY_VECTOR,
-                    namespace=self._namespace,
-                    filter={DIGEST_FIELD: {"$in": batch}},
-                )
-            )
-            ids = [match.id for match in response.matches]
-            return await self._requests.fetch(ids, self._namespace)
+            grammar = {DIGEST_FIELD: {"$in": batch}}
+            found = await self._described(ANY_VECTOR, _MATCHES_WITH_METADATA, grammar)
+            if found is not None and len(found) < _MATCHES_WITH_METADATA:
+                return {match.id: match for match in found}
+            found = await self._find(ANY_VECTOR, MAX_TOP_K, grammar, with_metadata=False)
+            return await self._requests.fetch([match.id for match in found], self._namespace)
 
         found: dict[str, list[str]] = {}
         calls = [partial(find, batch) for batch in batches]
-        for vectors in self._requests.run(lambda: side_by_side(calls), self._requests.patience):
-            for id_, vector in vectors.items():
-                digest = vector.metadata[DIGEST_FIELD]
+        for holders in self._requests.run(lambda: side_by_side(calls), self._requests.patience):
+            for id_, holder in holders.items():
+                digest = holder.metadata[DIGEST_FIELD]
                 if isinstance(digest, str):  # records that were made elsewhere may have a list
                     found.setdefault(digest, []).append(id_)
         return found
 
-    def _delete(self, ids: Sequence[str]) -> None:
-        parts = [ids[start : start + _DELETE_IDS] for start in range(0, len(ids), _DELETE_IDS)]
+    def _held(self, states: Mapping[str, str]) -> set[str]:
+        wanted = list(states.values())
 
+        async def find(part: list[str]) -> list[str]:
+            # Each state is of one record, as the id is a part of it.
+            matches = await self._find(
+                ANY_VECTOR, len(part), {STATE_FIELD: {"$in": part}}, with_metadata=False
+            )
+            return [match.id for match in matches]
+
+        found = self._requests.run(
+            lambda: side_by_side(
+                [
+                    partial(find, wanted[start : start + _STATES])
+                    for start in range(0, len(wanted), _STATES)
+                ]
+            ),
+            self._requests.patience,
+        )
+        return {id_ for part in found for id_ in part}
+
+    def _delete(self, ids: Sequence[str]) -> None:
         async def delete_all() -> None:
-            for part in parts:
-                # It answers 404 in a namespace that nothing was written to yet.
-                with suppress(errors.NotFoundError):
-                    await self._requests.again(
-                        partial(
-                            self._requests.index.delete, ids=list(part), namespace=self._namespace
-                        )
-                    )
+            # What has no record is not looked for: its thumbnail goes last.
+            for namespace in (self._namespace, self._thumbnails):
+                await self._delete_ids(ids, namespace)
 
         self._requests.run(delete_all, seconds=self._requests.patience)
+        self._deleted = list(ids[-_DELETE_IDS:])
+
+    async def _delete_ids(self, ids: Sequence[str], namespace: str) -> None:
+        for start in range(0, len(ids), _DELETE_IDS):
+            part = list(ids[start : start + _DELETE_IDS])
+
+            async def delete(part: list[str] = part) -> None:
+                # It answers 404 in a namespace that nothing was written to yet.
+                with suppress(errors.NotFoundError):
+                    await self._requests.index.delete(ids=part, namespace=namespace)
+
+            await self._requests.send("delete", namespace, delete)
 
     def list_images(self, listing: Listing, *, limit: int = 100, cursor: str = "") -> Page:
         if listing.words:
@@ -231,11 +317,12 @@ class PineconeIndex(VectorIndex):
             )
         if listing.filter is None:
             page = self.list_ids(prefix=listing.prefix, limit=limit, cursor=cursor)
-            vectors = self._requests.run(
-                lambda: self._requests.fetch(page.ids, self._namespace), self._requests.patience
+            records = self._fetch(page.ids, thumbnails=listing.thumbnails) if page.ids else {}
+            found = [records[id_] for id_ in page.ids if id_ in records]
+            return Page(
+                [Listed(one.id, one.label, one.metadata, one.thumbnail) for one in found],
+                page.cursor,
             )
-            ids = [id_ for id_ in page.ids if id_ in vectors]
-            return Page([_listed(id_, vectors[id_], listing) for id_ in ids], page.cursor)
         grammar = json_filter(listing.filter)
 
         async def read() -> Page:
@@ -248,10 +335,12 @@ class PineconeIndex(VectorIndex):
                     )
                 except errors.ApiError as exc:
                     raise _about_cursor(exc, token) from exc
+                holders = {
+                    id_: vector for id_, vector in vectors.items() if id_.startswith(listing.prefix)
+                }
+                pictures = await self._pictures(holders) if listing.thumbnails else {}
                 images += [
-                    _listed(id_, vector, listing)
-                    for id_, vector in vectors.items()
-                    if id_.startswith(listing.prefix)
+                    _listed(id_, vector, pictures.get(id_, b"")) for id_, vector in holders.items()
                 ]
                 if not token:
                     break
@@ -295,36 +384,34 @@ class PineconeIndex(VectorIndex):
 
     def count(self) -> int:
         stats = self._requests.run(
-            lambda: self._requests.again(self._requests.index.describe_index_stats)
+            lambda: self._requests.send("stats", "", self._requests.index.describe_index_stats)
         )
         names = {self._namespace, ""} if self._namespace == "__default__" else {self._namespace}
         return sum(stats.namespaces[name].vector_count for name in names & stats.namespaces.keys())
 
     def flush(self) -> None:
-        """Wait until queries show what was acknowledged; warn if they do not in time."""
-        committed = self._requests.committed.get(self._namespace)
-        if committed is None:
-            return
+        """Wait until reads show what was acknowledged; warn if they do not in time."""
 
         async def wait() -> None:
-            while True:
-                response = await self._requests.again(
-                    partial(
-                        self._requests.index.query,
-                        top_k=1,
-                        vector=ANY_VECTOR,
-                        namespace=self._namespace,
-                    )
-                )
-                info = response.response_info
-                if info is None or info.lsn_reconciled is None or info.lsn_reconciled >= committed:
-                    return
-                await asyncio.sleep(FIRST_DELAY)
+            for namespace, number in list(self._requests.committed.items()):
+                await _poll(partial(self._shows, namespace, number))
+                self._requests.committed.pop(namespace, None)
+            # The SDK does not give the number of a write that deletes.
+            await _poll(self._deleted_are_gone)
 
         try:
             self._requests.run(wait, seconds=self._requests.patience)
         except StoreError as exc:
             _log.warning("Pinecone does not show all that it acknowledged yet: %s", exc)
+
+    async def _shows(self, namespace: str, number: int) -> bool:
+        query = partial(self._requests.index.query, top_k=1, vector=ANY_VECTOR, namespace=namespace)
+        info = (await self._requests.send("query", namespace, query)).response_info
+        return info is None or info.lsn_reconciled is None or info.lsn_reconciled >= number
+
+    async def _deleted_are_gone(self) -> bool:
+        self._deleted = list(await self._requests.fetch(self._deleted, self._namespace))
+        return not self._deleted
 
     def close(self) -> None:
         self._requests.close()
@@ -361,6 +448,13 @@ def _about_cursor(error: errors.ApiError, cursor: str) -> Exception:
     return error
 
 
-def _listed(id_: str, vector: Any, listing: Listing) -> Listed:
-    label, metadata, thumbnail = decode(vector.metadata)
-    return Listed(id_, label, metadata, thumbnail if listing.thumbnails else b"")
+def _listed(id_: str, vector: Any, picture: bytes) -> Listed:
+    label, metadata, _ = decode(vector.metadata)
+    return Listed(id_, label, metadata, picture)
+
+
+async def _poll(is_done: Callable[[], Awaitable[bool]]) -> None:
+    delay = SHORTEST_DELAY
+    while not await is_done():
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, LONGEST_POLL)

@@ -1,6 +1,11 @@
 """Records, batches and filters in the form that Pinecone takes and gives.
 
-Label and thumbnail (base64) travel as metadata fields.
+Label and state are fields of the metadata: a filter of states finds which records are in them, and
+nothing has to be read for it.
+
+Thumbnails (base64) are records of their own in another namespace, as Pinecone leaves no field out
+of an answer: only who shows them reads them. Earlier versions stored them in the metadata of their
+record.
 """
 
 import base64
@@ -16,7 +21,13 @@ from PIL import Image
 from image_search.errors import RecordError
 from image_search.filters import Condition, Filter
 from image_search.index import Record
-from image_search.values import DIMENSION, LABEL_FIELD, MAX_ID_LENGTH, THUMBNAIL_FIELD
+from image_search.values import (
+    DIMENSION,
+    LABEL_FIELD,
+    MAX_ID_LENGTH,
+    STATE_FIELD,
+    THUMBNAIL_FIELD,
+)
 
 # https://docs.pinecone.io/reference/api/database-limits: 2 MB a request, 40 KB of metadata a
 # record.
@@ -25,37 +36,39 @@ _VALUE_BYTES: Final = 16  # at most, with seven decimals and a comma
 _METADATA_BYTES: Final = 40 * 1024
 
 # The vector of records that only hold metadata.
-ANY_VECTOR: Final = [1.0] + [0.0] * (DIMENSION - 1)
+ANY_VECTOR: Final = [1] + [0] * (DIMENSION - 1)
 
 
 def encode(record: Record) -> dict[str, Any]:
-    """The record, its thumbnail made smaller until it fits; RecordError if it never does."""
-    metadata = _metadata(record)
-    if record.thumbnail:
-        metadata[THUMBNAIL_FIELD] = _fitting_thumbnail(record)
+    """The record without its thumbnail."""
     # Seven decimals are as exact as float32 at this size, and half as long.
     values = np.round(record.embedding.astype(np.float64), 7).tolist()
-    return {"id": record.id, "values": values, "metadata": metadata}
+    return {"id": record.id, "values": values, "metadata": _metadata(record)}
+
+
+def encode_thumbnail(record: Record) -> dict[str, Any]:
+    """The thumbnail, made smaller until it fits; RecordError if it never does."""
+    metadata = {THUMBNAIL_FIELD: _fitting_thumbnail(record)}
+    return {"id": record.id, "values": ANY_VECTOR, "metadata": metadata}
 
 
 def _metadata(record: Record) -> dict[str, Any]:
     label = {} if record.label is None else {LABEL_FIELD: record.label}
-    return {**record.metadata, **label}
+    state = {STATE_FIELD: record.state} if record.state else {}
+    return {**record.metadata, **label, **state}
 
 
-def room_for_thumbnail(record: Record) -> int:
-    """Bytes of metadata that are left; raises RecordError if there are none."""
-    used = len(orjson.dumps(_metadata(record))) + len(f',"{THUMBNAIL_FIELD}":""')
-    if used > _METADATA_BYTES:
+def check_size(record: Record) -> None:
+    """Raise RecordError where label and metadata are too large."""
+    if len(orjson.dumps(_metadata(record))) > _METADATA_BYTES:
         raise RecordError(
             f"record {record.id!r}: label and metadata take more than Pinecone's "
             f"{_METADATA_BYTES:,} bytes"
         )
-    return _METADATA_BYTES - used
 
 
 def _fitting_thumbnail(record: Record) -> str:
-    room = room_for_thumbnail(record)
+    room = _METADATA_BYTES - len(f'{{"{THUMBNAIL_FIELD}":""}}')
     thumbnail = record.thumbnail
     while len(encoded := base64.b64encode(thumbnail).decode()) > room:
         with Image.open(io.BytesIO(thumbnail)) as image:
@@ -71,9 +84,10 @@ def _fitting_thumbnail(record: Record) -> str:
 
 
 def decode(metadata: Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any], bytes]:
-    """Label, metadata and thumbnail; records that were made elsewhere may lack any of them."""
+    """Label, metadata and a thumbnail that is with them; any of them may be missing."""
     rest = dict(metadata or {})
     label = rest.pop(LABEL_FIELD, None)
+    rest.pop(STATE_FIELD, None)
     try:
         thumbnail = base64.b64decode(rest.pop(THUMBNAIL_FIELD, ""), validate=True)
     except (binascii.Error, TypeError, ValueError):
@@ -83,10 +97,11 @@ def decode(metadata: Mapping[str, Any] | None) -> tuple[str | None, dict[str, An
 
 def parts(encoded: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Cut a batch so that no request has too many bytes."""
-    cut: list[list[dict[str, Any]]] = [[]]
+    cut: list[list[dict[str, Any]]] = [[]] if encoded else []
     size = 0
     for item in encoded:
-        item_size = DIMENSION * _VALUE_BYTES + len(orjson.dumps(item["metadata"])) + MAX_ID_LENGTH
+        values_size = DIMENSION * (_VALUE_BYTES if item["values"] is not ANY_VECTOR else 2)
+        item_size = values_size + len(orjson.dumps(item["metadata"])) + MAX_ID_LENGTH
         if size + item_size > _UPSERT_BYTES:
             cut.append([])
             size = 0

@@ -1,17 +1,21 @@
-"""Requests to an index at Pinecone: time limits, sending again, many side by side.
+"""Requests to an index at Pinecone: their pace, time limits, retries, and many side by side.
 
 Calls of the SDK run in an event loop, where a time limit can end them together with the waiting
-between the SDK's own retries.
+between retries. All retries are made here, and none by the SDK: its budget of retries belongs to
+the whole process, so that a busy ingest would take those of a search.
 """
 
 import asyncio
 import functools
-import logging
 import random
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
+from urllib.parse import quote
 
 from pinecone import AsyncIndex
 from pinecone.errors import exceptions as errors
@@ -22,12 +26,35 @@ from image_search.stores.pinecone.errors import errors_of_pinecone
 
 _FETCH_IDS: Final = 64
 _FETCH_URL_BYTES: Final = 6_000
+
+Kind = Literal["query", "upsert", "delete", "fetch", "list", "stats"]
+# https://docs.pinecone.io/reference/quotas-and-limits: requests a second, of each namespace, or of
+# the whole index for the last three.
+_LIMITS: Final[dict[Kind, int]] = {
+    "query": 100,
+    "upsert": 100,
+    "delete": 100,
+    "fetch": 100,
+    "list": 200,
+    "stats": 100,
+}
+_OF_INDEX: Final = {"fetch", "list", "stats"}
+# So much of it evenly, and so much more at once after a pause, is less than it in any second.
+_SHARE: Final = 0.85
+_BURST: Final = 0.1
+# After a refusal, and after each success until it is as fast as before.
+_SLOWER: Final = 0.8
+_FASTER: Final = 1.01
+_SLOWEST: Final = 2.0
 LIST_IDS: Final = 100
 CONCURRENCY: Final = 16
 
-# How long one batch is sent again and again, in multiples of the time that a query may take.
+# How long one batch is retried, in multiples of the time that a query may take.
 _PATIENCE: Final = 12
-FIRST_DELAY: Final = 0.25
+_FIRST_DELAY: Final = 0.25
+# Between looks whether what was written can be read.
+SHORTEST_DELAY: Final = 0.05
+LONGEST_POLL: Final = 1.0
 _LONGEST_DELAY: Final = 20.0
 # These seldom pass by waiting, but do: a new index or key takes a while to be known everywhere.
 _SELDOM_PASSES: Final = (
@@ -49,6 +76,32 @@ _PASSES: Final = (
 T = TypeVar("T")
 
 
+class _Pace:
+    """Lets so many requests start a second, and fewer for a while after a refusal.
+
+    A token bucket: https://en.wikipedia.org/wiki/Token_bucket
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._most = self._rate = _SHARE * limit
+        self._room = self._left = _BURST * limit
+        self._seen = 0.0
+
+    async def wait(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._left = min(self._room, self._left + (now - self._seen) * self._rate) - 1
+        self._seen = now
+        if self._left < 0:
+            await asyncio.sleep(-self._left / self._rate)
+
+    def refused(self) -> None:
+        self._rate = max(self._rate * _SLOWER, _SLOWEST)
+        self._left = min(self._left, 0)
+
+    def succeeded(self) -> None:
+        self._rate = min(self._rate * _FASTER, self._most)
+
+
 class Requests:
     """Requests to one index, each within a multiple of `timeout` in seconds."""
 
@@ -58,16 +111,11 @@ class Requests:
         self._loop = _event_loop()
         # The last number that Pinecone gave a write, by namespace.
         self.committed: dict[str, int] = {}
-        self._resent = 0
-
-    @property
-    def retries(self) -> int:
-        """How many requests were sent again, by the SDK or here."""
-        return self._resent + _sdk_retries.count
+        self.retries = 0
 
     @property
     def patience(self) -> float:
-        """Seconds that one batch is sent again and again."""
+        """Seconds that one batch is retried."""
         return _PATIENCE * self._timeout
 
     def close(self) -> None:
@@ -88,7 +136,9 @@ class Requests:
     async def upsert(self, chunk: list[dict[str, Any]], namespace: str) -> None:
         """Upsert one batch until it is acknowledged as a whole, in halves if it is too large."""
         try:
-            response = await self.again(
+            response = await self.send(
+                "upsert",
+                namespace,
                 partial(self.index.upsert, vectors=chunk, namespace=namespace),
                 done=lambda response: response.upserted_count == len(chunk),
             )
@@ -104,15 +154,23 @@ class Requests:
             before = self.committed.get(namespace, 0)
             self.committed[namespace] = max(before, info.lsn_committed)
 
-    async def again(
-        self, request: Callable[[], Awaitable[T]], done: Callable[[T], bool] = lambda _: True
+    async def send(
+        self,
+        kind: Kind,
+        namespace: str,
+        request: Callable[[], Awaitable[T]],
+        done: Callable[[T], bool] = lambda _: True,
     ) -> T:
-        """Send a request until it succeeds and is `done`, for a limited time."""
-        deadline = self._loop.time() + self.patience
-        delay = FIRST_DELAY
+        """Send a request until it succeeds and is `done`: a query for the time that it may take,
+        others for a limited time. Raises what ended it."""
+        patience = self._timeout if kind == "query" else self.patience
+        deadline = self._loop.time() + patience
+        pace = _pace(self.index.host, kind, "" if kind in _OF_INDEX else namespace)
+        delay = _FIRST_DELAY
         seldom = 0
         while True:
             wait = 0.0
+            await pace.wait()
             try:
                 response = await request()
             except _SELDOM_PASSES:
@@ -120,28 +178,33 @@ class Requests:
                 if seldom == _SELDOM_TRIES:
                     raise
             except _PASSES as exc:
-                wait = getattr(exc, "retry_after", None) or 0.0
-                if self._loop.time() + wait > deadline:
+                if isinstance(exc, errors.RateLimitError):
+                    pace.refused()
+                wait = _retry_after(exc)
+                if self._loop.time() + wait + delay > deadline:
                     raise
             else:
+                pace.succeeded()
                 if done(response):
                     return response
                 if self._loop.time() > deadline:
                     raise StoreError("Pinecone stores only a part of a batch, again and again")
-            self._resent += 1
+            self.retries += 1
             await asyncio.sleep(wait + random.uniform(0, delay))
             delay = min(2 * delay, _LONGEST_DELAY)
 
     async def list_ids(self, namespace: str, prefix: str, limit: int, cursor: str) -> IdPage:
         """The next ids, at most `limit`; Pinecone sends at most 100."""
-        response = await self.again(
+        response = await self.send(
+            "list",
+            namespace,
             partial(
                 self.index.list_paginated,
                 prefix=prefix or None,
                 limit=min(LIST_IDS, limit),
                 pagination_token=cursor or None,
                 namespace=namespace,
-            )
+            ),
         )
         next_ = (response.pagination and response.pagination.next) or ""
         return IdPage([item.id for item in response.vectors if item.id], next_)
@@ -150,14 +213,16 @@ class Requests:
         self, filter_: dict[str, Any], namespace: str, limit: int, cursor: str
     ) -> tuple[dict[str, Any], str]:
         """The next vectors that pass the filter, at most `limit`, by id; and the next cursor."""
-        response = await self.again(
+        response = await self.send(
+            "fetch",
+            namespace,
             partial(
                 self.index.fetch_by_metadata,
                 filter=filter_,
                 namespace=namespace,
                 limit=min(_FETCH_IDS, limit),
                 pagination_token=cursor or None,
-            )
+            ),
         )
         next_ = (response.pagination and response.pagination.next) or ""
         return dict(response.vectors), next_
@@ -169,15 +234,18 @@ class Requests:
         parts: list[list[str]] = [[]]
         size = 0
         for id_ in ids:
-            size += 3 * len(id_) + len("&ids=")  # percent-encoded at worst
+            added = len("&ids=") + len(quote(id_, safe=""))
+            size += added
             if len(parts[-1]) == _FETCH_IDS or (size > _FETCH_URL_BYTES and parts[-1]):
                 parts.append([])
-                size = 3 * len(id_)
+                size = added
             parts[-1].append(id_)
         responses = await side_by_side(
             [
                 partial(
-                    self.again,
+                    self.send,
+                    "fetch",
+                    namespace,
                     partial(self.index.fetch, ids=part, namespace=namespace),
                 )
                 for part in parts
@@ -203,26 +271,29 @@ async def side_by_side(calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) ->
 
 
 @functools.cache
+def _pace(_host: str, kind: Kind, _scope: str) -> _Pace:
+    """The one of this process, whoever has opened the index."""
+    return _Pace(_LIMITS[kind])
+
+
+@functools.cache
 def _event_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="pinecone", daemon=True).start()
     return loop
 
 
-class _RetryCounter(logging.Filter):
-    """Counts the SDK's own retries, which it tells its debug log alone."""
-
-    count = 0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno > logging.DEBUG:
-            return True
-        if "on attempt" in record.msg or record.msg.startswith("Throttled"):
-            self.count += 1
-        return False
-
-
-_sdk_retries = _RetryCounter()
-_sdk_log = logging.getLogger("pinecone._internal.http_client")
-_sdk_log.addFilter(_sdk_retries)
-_sdk_log.setLevel(logging.DEBUG)
+def _retry_after(error: errors.PineconeError) -> float:
+    """Seconds to wait for, as the header Retry-After gives them, or the time; 0 without it."""
+    after = (getattr(error, "headers", None) or {}).get("retry-after", "")
+    try:
+        return max(0.0, float(after))
+    except ValueError:
+        pass
+    try:
+        at = parsedate_to_datetime(after)
+    except ValueError:
+        return 0.0
+    # Without a time zone it is meant as UTC: RFC 9110, section 5.6.7.
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return max(0.0, at.timestamp() - time.time())
