@@ -575,6 +575,17 @@ def test_calibration_keeps_to_the_limits(
     assert read < 10_000_000
 
 
+@pytest.mark.slow
+def test_more_queries_at_once_than_the_limits_allow_in_time_are_answered(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    """The time for one is two seconds here."""
+    index.upsert(records(3))
+    rows = np.stack([record.embedding for record in records(300)])
+    assert len(index.query_many(rows, 1, thumbnails=False)) == 300
+    assert emulator.count("", 429) == 0
+
+
 def test_requests_of_each_kind_are_spread_below_the_limits(
     emulator: PineconeEmulator, index: VectorIndex
 ) -> None:

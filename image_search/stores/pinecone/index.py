@@ -180,7 +180,8 @@ class PineconeIndex(VectorIndex):
             return best_first(matches, self._manifest.metric)
 
         return self._requests.run(
-            lambda: side_by_side([partial(search, embedding) for embedding in embeddings])
+            lambda: side_by_side([partial(search, embedding) for embedding in embeddings]),
+            self._requests.time_for(len(embeddings)),
         )
 
     async def _described(

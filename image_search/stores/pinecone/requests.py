@@ -113,6 +113,10 @@ class Requests:
         self.committed: dict[str, int] = {}
         self.retries = 0
 
+    def time_for(self, queries: int) -> float:
+        """Seconds that so many queries may take at the pace that they are sent at."""
+        return self._timeout + queries / (_SHARE * _LIMITS["query"])
+
     @property
     def patience(self) -> float:
         """Seconds that one batch is retried."""
