@@ -6,6 +6,7 @@ import binascii
 import hashlib
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -254,7 +255,9 @@ def test_json_is_parsed_where_nobody_else_waits(
 
     def noting(work: Any) -> Any:
         def noted(*arguments: Any, **options: Any) -> Any:
-            on_the_loop.append(asyncio._get_running_loop() is not None)
+            # Neither Pinecone's adapter, which has a loop of its own, nor its emulator.
+            if not re.search("pinecone|process_request", threading.current_thread().name):
+                on_the_loop.append(asyncio._get_running_loop() is not None)
             return work(*arguments, **options)
 
         return noted

@@ -244,6 +244,18 @@ def test_vectors_that_cannot_be_compared_are_refused(create: Indexes, embedding:
         index.query(embedding, 1)
 
 
+@pytest.mark.parametrize("length", [1e-11, 1e-3, 1e11])
+def test_vectors_of_any_valid_length_are_kept_and_found(create: Indexes, length: float) -> None:
+    rows = vectors(3)
+    rows *= np.float32(length) / np.linalg.norm(rows, axis=1, keepdims=True)
+    index = create()
+    index.upsert([record(f"r{i}", row) for i, row in enumerate(rows)])
+    for id_, found in index.fetch(["r0", "r1", "r2"]).items():
+        expected = rows[int(id_[1:])]
+        np.testing.assert_allclose(found.embedding, expected, rtol=1e-5, atol=1e-6 * length)
+    assert [ids(index.query(row, 1)) for row in rows] == [["r0"], ["r1"], ["r2"]]
+
+
 @pytest.mark.parametrize("top_k", [-1, 10_001])
 def test_top_k_out_of_range_is_refused(create: Indexes, top_k: int) -> None:
     with pytest.raises(RecordError, match="top_k"):

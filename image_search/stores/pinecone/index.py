@@ -38,6 +38,7 @@ from image_search.stores.pinecone.records import (
     encode,
     encode_thumbnail,
     json_filter,
+    numbers,
     parts,
 )
 from image_search.stores.pinecone.requests import (
@@ -162,7 +163,7 @@ class PineconeIndex(VectorIndex):
         grammar = json_filter(filter_) if filter_ else None
 
         async def search(embedding: Embeddings) -> list[Match]:
-            vector = embedding.tolist()
+            vector = numbers(embedding)
             found = await self._described(vector, top_k, grammar)
             if found is None:
                 found = await self._find(vector, top_k, grammar, with_metadata=False)

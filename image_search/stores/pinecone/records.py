@@ -11,6 +11,7 @@ record.
 import base64
 import binascii
 import io
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from image_search.values import (
     MAX_ID_LENGTH,
     STATE_FIELD,
     THUMBNAIL_FIELD,
+    Embeddings,
 )
 
 # https://docs.pinecone.io/reference/api/database-limits: 2 MB a request, 40 KB of metadata a
@@ -34,6 +36,7 @@ from image_search.values import (
 _UPSERT_BYTES: Final = 1_900_000
 _VALUE_BYTES: Final = 16  # at most, with seven decimals and a comma
 _METADATA_BYTES: Final = 40 * 1024
+_DECIMALS: Final = 7
 
 # The vector of records that only hold metadata.
 ANY_VECTOR: Final = [1] + [0] * (DIMENSION - 1)
@@ -41,9 +44,22 @@ ANY_VECTOR: Final = [1] + [0] * (DIMENSION - 1)
 
 def encode(record: Record) -> dict[str, Any]:
     """The record without its thumbnail."""
-    # Seven decimals are as exact as float32 at this size, and half as long.
-    values = np.round(record.embedding.astype(np.float64), 7).tolist()
-    return {"id": record.id, "values": values, "metadata": _metadata(record)}
+    return {
+        "id": record.id,
+        "values": numbers(record.embedding),
+        "metadata": _metadata(record),
+    }
+
+
+def numbers(embedding: Embeddings) -> list[float]:
+    """float32 [512] with seven decimals, or more where it is short.
+
+    They are as exact as float32 at this size, and half as long.
+    """
+    largest = float(np.abs(embedding).max())
+    decimals = _DECIMALS + max(0, -math.ceil(math.log10(largest))) if largest else _DECIMALS
+    rounded: list[float] = np.round(embedding.astype(np.float64), decimals).tolist()
+    return rounded
 
 
 def encode_thumbnail(record: Record) -> dict[str, Any]:
