@@ -7,7 +7,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
 
 
-@nox.session(python=["3.11", "3.12", "3.13"], venv_backend="venv")
+@nox.session(python=["3.11", "3.12", "3.13"], venv_backend="uv")
 def tests(session: nox.Session) -> None:
     """Run pytest; options after -- are its."""
     session.install("-r", "requirements.lock")

@@ -19,7 +19,7 @@ from worker.sources.files import Choice, describe, matching_split
 from worker.sources.labels import split_of_file
 from worker.sources.names import as_text, composed, file_bytes, id_of, printable
 from worker.sources.skipped import Skipped
-from worker.sources.source import Item, Origin, Source
+from worker.sources.source import Item, Origin, Source, positions_in
 
 PARQUET_SUFFIXES: Final = (".parquet",)
 # Columns of bytes that are taken for images where nothing says which are.
@@ -55,12 +55,8 @@ def open_parquet(path: Path, names: Sequence[str], skipped: Skipped, choice: Cho
 
     def named(name: str) -> Source:
         def items(positions: Collection[int] | None) -> Iterator[Item]:
-            first = 0
-            for file in files:
-                wanted = None
-                if positions is not None:
-                    wanted = sorted(n - first for n in positions if first <= n < first + file.rows)
-                first += file.rows
+            parts = [(file, file.rows) for file in files]
+            for file, wanted in positions_in(parts, positions):
                 with _damage_named(title):
                     for number, row in file.read_rows(wanted):
                         yield _item(name, file, number, row, with_label=choice.label_from == "auto")

@@ -5,17 +5,19 @@ import random
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeVar, get_args
 
 from image_search.errors import ImageError, SourceError
 from image_search.values import Metadata, Pixels
 from worker.sources.names import printable
 from worker.sources.skipped import Skipped
+
+Part = TypeVar("Part")
 
 Split = Literal["train", "val", "test"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
@@ -135,6 +137,22 @@ def at_address(address: str, source: Source) -> Source:
         return at_address(address, origin.named(name))
 
     return replace(source, name=printable(address), origin=Origin(origin.name, address, named))
+
+
+def positions_in(
+    parts: Iterable[tuple[Part, int]], positions: Collection[int] | None
+) -> Iterator[tuple[Part, list[int] | None]]:
+    """Those parts of a source that hold any of the positions, and which: in order, from its start.
+
+    `parts` are all, each with its number of items. Without positions, all of each part is meant.
+    """
+    first = 0
+    for part, count in parts:
+        if positions is None:
+            yield part, None
+        elif inside := sorted(n - first for n in positions if first <= n < first + count):
+            yield part, inside
+        first += count
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from worker.sources.files import Choice, describe, matching_split, read_bounded
 from worker.sources.labels import split_of_file
 from worker.sources.names import as_text, composed, file_bytes, id_of, printable
 from worker.sources.skipped import Kind, Skipped
-from worker.sources.source import Item, Origin, Source, damage_named
+from worker.sources.source import Item, Origin, Source, damage_named, positions_in
 
 _CLASS: Final = "cls"
 _FIELDS: Final = "json"
@@ -71,16 +71,10 @@ def open_webdataset(path: Path, names: Sequence[str], skipped: Skipped, choice: 
 
     def named(name: str) -> Source:
         def items(positions: Collection[int] | None) -> Iterator[Item]:
-            first = 0
-            for shard in shards:
-                wanted = None
-                if positions is not None:
-                    inside = (number - first for number in positions)
-                    wanted = {number for number in inside if 0 <= number < shard.total}
-                first += shard.total
-                if wanted is None or wanted:
-                    for item in shard.items(name, columns, wanted):
-                        yield item if choice.label_from != "none" else _unlabelled(item)
+            parts = [(shard, shard.total) for shard in shards]
+            for shard, wanted in positions_in(parts, positions):
+                for item in shard.items(name, columns, wanted):
+                    yield item if choice.label_from != "none" else _unlabelled(item)
 
         return Source(
             title,
@@ -126,8 +120,11 @@ class _Shard:
                 columns.learn(fields)
             damage_at_end(archive)
 
-    def items(self, source: str, columns: Columns, wanted: set[int] | None) -> Iterator[Item]:
+    def items(
+        self, source: str, columns: Columns, positions: Sequence[int] | None
+    ) -> Iterator[Item]:
         """The images, all or those at these positions."""
+        wanted = None if positions is None else set(positions)
         stem = stem_of(self.name_of_file)
         folder = f"{source}/{stem}/" if self.name else f"{source}/"
         split = split_of_file(self.name_of_file)
