@@ -5,6 +5,7 @@ import nox
 # Those that are not installed are named, and skipped.
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
+nox.options.download_python = "never"
 
 
 @nox.session(python=["3.11", "3.12", "3.13"], venv_backend="uv")
