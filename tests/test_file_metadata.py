@@ -329,7 +329,8 @@ def test_columns_of_tables_win_over_what_files_say(
     table.write_text("path,label,width,camera\na.png,cat,7,mine\n")
     run(table, index, fake_embedder)
     [record] = records(index).values()
-    expected = {"width": 7, "height": 40, "format": "png", "camera": "mine"}
+    changed = int((tmp_path / "a.png").stat().st_mtime)
+    expected = {"width": 7, "height": 40, "format": "png", "camera": "mine", "modified": changed}
     assert {name: record.metadata[name] for name in expected} == expected
     assert run(table, index, fake_embedder).unchanged == 1
 

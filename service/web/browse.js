@@ -14,7 +14,7 @@ import { closeNotice } from "./notice.js";
 import { emptyBrowse, toFragment, toListing, withQuery } from "./search.js";
 import { browsing, health, known, labels, search } from "./state.js";
 import { runAlone } from "./task.js";
-import { day, nameOf, readable, titleOf } from "./words.js";
+import { day, facts, nameOf, readable, titleOf } from "./words.js";
 
 const MS_BEFORE_WORDS_COUNT = 300;
 const SMALL_SIDE = 160;
@@ -111,10 +111,9 @@ function tile(image) {
   onPlainClick(link, () => go(found()));
   const name = readable(image.id);
   const taken = day(image.metadata?.taken);
-  const facts = Object.entries(image.metadata ?? {}).map(([key, value]) => `${key}: ${value}`);
   const head = element("p", { className: "line" }, element("strong", {}, titleOf(image)));
   if (taken) head.append(element("time", { dateTime: taken }, taken));
-  const id = element("p", { className: "id", title: [name, ...facts].join("\n") }, element("bdi", {}, name));
+  const id = element("p", { className: "id", title: [name, ...facts(image.metadata)].join("\n") }, element("bdi", {}, name));
   id.hidden = image.label === null; // it is the headline
   return element("li", { className: "match" }, link, head, id);
 }

@@ -16,7 +16,7 @@ import { MAX_EXAMPLES, isEmpty, isUnfamiliar, modelKey, toBody, toFragment, with
 import { selectButton } from "./selection.js";
 import { health, known, labels, search } from "./state.js";
 import { runAlone } from "./task.js";
-import { closest, nameOf, percent, readable, titleOf } from "./words.js";
+import { closest, facts, nameOf, percent, readable, titleOf } from "./words.js";
 
 const SMALL_SIDE = 160;
 
@@ -146,9 +146,8 @@ function card(match) {
   link.append(picture);
   onPlainClick(link, () => go(withQuery({ id: match.id }, search.value)));
   const name = readable(match.id);
-  const facts = Object.entries(match.metadata).map(([key, value]) => `${key}: ${value}`);
-  if (name !== match.id) facts.unshift(`id: ${match.id}`);
-  facts.unshift(name);
+  const names = name === match.id ? [name] : [name, `id: ${match.id}`];
+  const about = [...names, ...facts(match.metadata)].join("\n");
   const sure = match.confidence;
   const head = element("p", { className: "line" }, element("strong", {}, titleOf(match)));
   const made = element("li", { className: "match" }, link, selectButton(match), head);
@@ -165,7 +164,7 @@ function card(match) {
     element("span", { className: "word" }, distance ? "distance " : "score "),
     match.score.toFixed(3),
   );
-  const id = element("p", { className: "id", title: facts.join("\n") }, element("bdi", {}, name));
+  const id = element("p", { className: "id", title: about }, element("bdi", {}, name));
   id.hidden = match.label === null; // it is the headline
   const examples = [exampleButton("positive", "+", match), exampleButton("negative", "−", match)];
   made.append(element("div", { className: "line" }, score, ...examples), id);

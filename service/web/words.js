@@ -45,13 +45,30 @@ export function nameOf({ id, label }) {
 }
 
 /**
+ * A line for each field of the metadata; times are dates, as docs/metadata.md lists them.
+ *
+ * @param {Record<string, unknown>} [metadata]
+ */
+export function facts(metadata = {}) {
+  return Object.entries(metadata).map(([key, value]) => {
+    const time = key === "taken" || key === "modified" ? moment(value) : "";
+    return `${key}: ${time.slice(0, 16).replace("T", " ") || value}`;
+  });
+}
+
+/**
  * The day of a number of seconds since 1970, as the metadata `taken` is one; empty for others.
  *
  * @param {unknown} seconds
  */
 export function day(seconds) {
+  return moment(seconds).replace(/T.*/, "");
+}
+
+/** @param {unknown} seconds */
+function moment(seconds) {
   const date = new Date(typeof seconds === "number" ? 1000 * seconds : NaN);
-  return Number.isNaN(date.getTime()) ? "" : date.toISOString().replace(/T.*/, "");
+  return Number.isNaN(date.getTime()) ? "" : date.toISOString();
 }
 
 /** @param {number} share */

@@ -16,7 +16,14 @@ from urllib.parse import urljoin
 from image_search.errors import ImageError, SourceError
 from image_search.values import LABEL_FIELD
 from worker.sources.columns import Columns, Row, parsed
-from worker.sources.files import Choice, describe, matching_split, open_file, read_bounded
+from worker.sources.files import (
+    Choice,
+    describe,
+    matching_split,
+    modified,
+    open_file,
+    read_bounded,
+)
 from worker.sources.labels import LabelFrom
 from worker.sources.names import as_text, composed, file_bytes, id_of, legacy_encoding, printable
 from worker.sources.remote import AT_ONCE, Remote, is_remote, without_secrets
@@ -123,7 +130,9 @@ class _Table:
         shown = composed(as_text(path))
         metadata = {"source": name, "path": shown, **self._columns.metadata(row)}
         id_ = id_of(file_bytes(composed(f"{name}/{path.removeprefix('./').lstrip('/')}")))
-        return Item(id_, _label(row, path, self._label_from), content, metadata)
+        label = _label(row, path, self._label_from)
+        changed = None if is_remote(path) else modified(self._path.parent / path)
+        return Item(id_, label, content, metadata, modified=changed)
 
     def _read(self, path: str, remote: Remote) -> bytes | ImageError:
         if self._address:
