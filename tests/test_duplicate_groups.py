@@ -123,9 +123,9 @@ def test_thousands_of_the_same_embedding_are_one_group(monkeypatch: pytest.Monke
         asked: list[int] = []
         query_many = index.query_many
 
-        def counted(rows: Embeddings, top_k: int) -> list[list[Match]]:
+        def counted(rows: Embeddings, top_k: int, **options: bool) -> list[list[Match]]:
             asked.append(len(rows))
-            return query_many(rows, top_k)
+            return query_many(rows, top_k, **options)
 
         monkeypatch.setattr(index, "query_many", counted)
         found = find_duplicates(index, 0.97)

@@ -255,8 +255,9 @@ class _Wrapped:
 class _Forgetful(_Wrapped):
     """An index whose search misses the best match."""
 
-    def query_many(self, embeddings: Embeddings, top_k: int) -> list[list[Match]]:
-        return [matches[1:] for matches in self._index.query_many(embeddings, top_k + 1)]
+    def query_many(self, embeddings: Embeddings, top_k: int, **options: bool) -> list[list[Match]]:
+        found = self._index.query_many(embeddings, top_k + 1, **options)
+        return [matches[1:] for matches in found]
 
 
 def test_what_the_store_does_not_find_is_seen(index_of: IndexOf) -> None:

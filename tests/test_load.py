@@ -174,10 +174,14 @@ def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ser
     query_many = EmbeddedIndex.query_many
 
     def gated(
-        self: EmbeddedIndex, embeddings: Embeddings, top_k: int, filter_: Filter | None
+        self: EmbeddedIndex,
+        embeddings: Embeddings,
+        top_k: int,
+        filter_: Filter | None,
+        **options: bool,
     ) -> list[list[Match]]:
         server.gates["query"].enter(len(embeddings))
-        return query_many(self, embeddings, top_k, filter_)
+        return query_many(self, embeddings, top_k, filter_, **options)
 
     monkeypatch.setattr(EmbeddedIndex, "query_many", gated)
     serve_fakes(monkeypatch, server.embedder)
