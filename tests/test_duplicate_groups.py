@@ -123,7 +123,7 @@ def test_thousands_of_the_same_embedding_are_one_group(monkeypatch: pytest.Monke
         asked: list[int] = []
         query_many = index.query_many
 
-        def counted(rows: Embeddings, top_k: int, **options: bool) -> list[list[Match]]:
+        def counted(rows: Embeddings, top_k: int, **options: Any) -> list[list[Match]]:
             asked.append(len(rows))
             return query_many(rows, top_k, **options)
 

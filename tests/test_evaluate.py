@@ -255,7 +255,7 @@ class _Wrapped:
 class _Forgetful(_Wrapped):
     """An index whose search misses the best match."""
 
-    def query_many(self, embeddings: Embeddings, top_k: int, **options: bool) -> list[list[Match]]:
+    def query_many(self, embeddings: Embeddings, top_k: int, **options: Any) -> list[list[Match]]:
         found = self._index.query_many(embeddings, top_k + 1, **options)
         return [matches[1:] for matches in found]
 

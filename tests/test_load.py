@@ -178,7 +178,7 @@ def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ser
         embeddings: Embeddings,
         top_k: int,
         filter_: Filter | None,
-        **options: bool,
+        **options: Any,
     ) -> list[list[Match]]:
         server.gates["query"].enter(len(embeddings))
         return query_many(self, embeddings, top_k, filter_, **options)
