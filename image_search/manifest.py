@@ -103,14 +103,15 @@ class Manifest(BaseModel):
             raise IndexMismatchError(
                 f"the index was built with the bundled weights of another version "
                 f"({self.model.fingerprint}), which this one no longer has (it has "
-                f"{model.fingerprint}): build it again, by setting IMAGE_SEARCH_INDEX to a new "
-                "name, or deleting the index, and ingesting its images once more"
+                f"{model.fingerprint}): build it again, with python -m worker refit SOURCE, or by "
+                "setting IMAGE_SEARCH_INDEX to a new name and ingesting its images once more"
             )
         # A name can differ (a path here, `imagenet` there) where the weights are the same.
         if model.model_copy(update={"weights": self.model.weights}) != self.model:
             raise IndexMismatchError(
                 f"the index was built with {self.model}; what is at hand is {model}. "
-                "Use the index's own weights, input size, precision and recipe, or another index"
+                "Use the index's own weights, input size, precision and recipe, or another index; "
+                "python -m worker refit SOURCE gives this one a new model"
             )
 
     def require_metric(self, metric: Metric) -> None:

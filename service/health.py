@@ -5,6 +5,8 @@ import logging
 import math
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
@@ -32,7 +34,8 @@ class Health:
     def __init__(self, follower: IndexFollower, store: Store) -> None:
         self._follower = follower
         self._store: Store = store
-        self._loaded: LoadedIndex | None = None
+        # A former index is not kept: its files are removed once nobody reads it.
+        self._loaded: Callable[[], LoadedIndex | None] = lambda: None
         self._count: Future[int] = Future()
         self._asked_at = 0.0
         self._random = np.random.default_rng(0)
@@ -43,7 +46,7 @@ class Health:
         Raises what `IndexFollower.check` raises, and DeadlineExceededError.
         """
         loaded = self._follower.check()
-        if loaded is not self._loaded or self._is_old():
+        if loaded is not self._loaded() or self._is_old():
             self._ask(loaded)
         try:
             async with asyncio.timeout(_SECONDS_TO_ANSWER):
@@ -70,7 +73,8 @@ class Health:
         return time.monotonic() - self._asked_at > seconds
 
     def _ask(self, loaded: LoadedIndex) -> None:
-        self._loaded, self._count, self._asked_at = loaded, Future(), time.monotonic()
+        self._loaded = weakref.ref(loaded)
+        self._count, self._asked_at = Future(), time.monotonic()
         # Another direction each time leads to other images, and the files that they are in.
         embedding = self._random.standard_normal((1, DIMENSION)).astype(np.float32)
         # A thread that never ends keeps the process from nothing.

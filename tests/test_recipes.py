@@ -304,7 +304,7 @@ def test_too_few_images_give_plain_embeddings_and_one_line(
         assert fit(drawn(count), recipe=recipe) is None
     [line] = caplog.messages
     assert "recipe none" in line
-    assert "IMAGE_SEARCH_INDEX" in line
+    assert "python -m worker refit SOURCE" in line
 
 
 def test_whitening_is_only_for_older_indexes() -> None:

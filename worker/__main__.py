@@ -18,7 +18,7 @@ from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, IndexNotFoundError, SettingsError, SourceError
 from image_search.index import VectorIndex
 from image_search.settings import Settings, load_settings
-from image_search.stores import open_index
+from image_search.stores import open_index, succession
 from worker.auto import refuse_mixture, source_to_ingest, source_to_search_for
 from worker.confidence import recalibrate, save_sample
 from worker.copying import copy, parse_end
@@ -90,6 +90,17 @@ exit codes:
 """
 _GROUPS_SHOWN: Final = 100
 
+_REFIT_EXIT_CODES: Final = """\
+exit codes:
+  0    the index is fitted again
+  1    stopped by an error (disk, store, weights); start again to go on
+  2    wrong usage, bad setting, a source that does not exist, or images of the index
+       that no source has
+  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; start again to go on
+"""
+# A service takes up the new index within a second, and then loads its model.
+_SECONDS_FOR_READERS: Final = 60.0
+
 
 def main() -> int:
     """Parse the command line and run; returns the exit code."""
@@ -111,6 +122,8 @@ def main() -> int:
             return _copy(arguments)
         if arguments.command == "sources":
             return _sources(arguments, settings)
+        if arguments.command == "refit":
+            return _refit(arguments, settings)
         if arguments.command == "duplicates":
             return _duplicates(arguments, settings)
         if arguments.command == "doctor":
@@ -263,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sources_parser.add_argument("--json", action="store_true", help="print a list of objects")
     _add_index_options(sources_parser)
+    _add_refit(commands)
     _add_duplicates(commands)
     doctor_parser = commands.add_parser(
         "doctor",
@@ -275,6 +289,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_index_options(doctor_parser)
     return parser
+
+
+def _add_refit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "refit",
+        help="fit the index again, and embed all of its images again",
+        description="Fit recipe, input size, precision and confidence again, to the images that "
+        "the index\nhas now, and embed all of them again. Searches go on with the index as it is "
+        "until the\nnew one is whole. Start it again to go on after a stop.",
+        epilog=_REFIT_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="where the images of the index are, all that were ingested: as for ingest",
+    )
+    parser.add_argument(
+        "--drop-others",
+        action="store_true",
+        help="lose the images that no SOURCE has as the index has them, such as those that were "
+        "put over HTTP; without it, nothing is done if there are any",
+    )
+    _add_batch_size(parser)
+    _add_index_options(parser)
 
 
 def _add_duplicates(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -596,6 +636,49 @@ def _doctor(settings: Settings) -> int:
         if not finding.is_well:
             code = EXIT_FAILED
     return code
+
+
+def _refit(arguments: argparse.Namespace, settings: Settings) -> int:
+    with succession(settings) as place:
+        from worker.refit import refit  # imports the embedded store
+
+        stop = StopSignals()
+        sources = [
+            named_in(place.former, source)
+            for name in arguments.sources
+            for source in _whole(name, settings)
+        ]
+        for source in sources:
+            _tell(source)
+        started = time.monotonic()
+        done = refit(sources, place, settings, drop_others=arguments.drop_others, stop=stop.event)
+    if done is None:
+        print("stopped: start again to go on; until then searches use the index as it was")
+        return stop.exit_code
+    print(
+        f"index {settings.index} is fitted again: {done.images:,} images, {done.embedded:,} of "
+        f"them embedded in {time.monotonic() - started:.1f} s; {done.model}"
+    )
+    if done.dropped:
+        print(f"{done.dropped:,} images that no source has were dropped")
+    deadline = time.monotonic() + _SECONDS_FOR_READERS
+    while not place.remove_former():
+        if time.monotonic() > deadline or stop.event.wait(0.2):
+            print(
+                "the files of the index as it was are still in use by a service: the next ingest "
+                "removes them"
+            )
+            break
+    return 0
+
+
+def _whole(name: str, settings: Settings) -> list[Source]:
+    """A source with all of its splits, which data sets have one by one."""
+    source = open_source(name, data_dir=settings.data_dir)
+    if source.origin is not None:
+        return [source]
+    splits = [split for split in SPLITS if split in source.splits]
+    return [open_source(name, data_dir=settings.data_dir, split=split) for split in splits]
 
 
 def _duplicates(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -118,12 +118,27 @@ def ingest(
     and of the store are raised once what was embedded before them is committed, if it can be.
     """
     deletions = _Deletions(index.load_deletions(), restore=restore)
-    summary = _Ingestion(index, embedder, settings, stop or threading.Event(), deletions).run(
-        source
-    )
+    stop = stop or threading.Event()
+    summary = _Ingestion(index, embedder, settings, stop, deletions).run(source)
     if deletions.restored:
         index.forget_deletions(deletions.restored)
     return summary
+
+
+def embed_all(
+    source: Source,
+    index: VectorIndex,
+    embedder: Embedder,
+    settings: Settings,
+    stop: threading.Event,
+    before_commit: Callable[[ImageSample], None],
+) -> Summary:
+    """Bring every image of `source` into the index, also deleted ones and copies; resumable.
+
+    `before_commit` gets the sample of all that was embedded until then, so that none of it is lost
+    to a crash. Else as `ingest`.
+    """
+    return _Ingestion(index, embedder, settings, stop, None, before_commit).run(source)
 
 
 class _Deletions:
@@ -156,7 +171,8 @@ class _Ingestion:
         embedder: Embedder,
         settings: Settings,
         stop: threading.Event,
-        deletions: _Deletions,
+        deletions: _Deletions | None,
+        before_commit: Callable[[ImageSample], None] = lambda _: None,
     ) -> None:
         self._index = index
         self._embedder = embedder
@@ -164,7 +180,9 @@ class _Ingestion:
         self._decoder = make_decoder(settings)
         self._stop = stop
         self._summary = Summary()
+        # None: copies and what was deleted are embedded as others are.
         self._deletions = deletions
+        self._before_commit = before_commit
         self._relabelled: set[str] = set()
         # Ids before, by new ids.
         self._moved: dict[str, str] = {}
@@ -202,7 +220,7 @@ class _Ingestion:
         try:
             fresh = None if is_new else source.fresh
             items = fresh(self._are_known) if fresh else source.items()
-            for chunk in _chunks(items):
+            for chunk in chunks_of(items):
                 known = self._look_up(pool, chunk, is_new=is_new)
                 for item, result in zip(chunk, self._decode_all(pool, chunk, known), strict=True):
                     if self._stop.is_set() or self._failed.is_set():
@@ -248,11 +266,13 @@ class _Ingestion:
             return _Known(digests, set(), {}, {})
         pairs = [(item, one) for item, one in zip(chunk, digests, strict=True) if one]
         held = self._index.held(
-            {id_: self._state(item, id_, one) for item, one in pairs for id_ in _ids(item)}
+            {id_: self._state(item, id_, one) for item, one in pairs for id_ in ids_of(item)}
         )
-        pairs = [(item, one) for item, one in pairs if held.isdisjoint(_ids(item))]
-        records = self._index.fetch([id_ for item, _ in pairs for id_ in _ids(item)])
-        new = {one for item, one in pairs if not _record_of(item, one, records)}
+        pairs = [(item, one) for item, one in pairs if held.isdisjoint(ids_of(item))]
+        records = self._index.fetch([id_ for item, _ in pairs for id_ in ids_of(item)])
+        if self._deletions is None:
+            return _Known(digests, held, records, {})
+        new = {one for item, one in pairs if not record_of(item, one, records)}
         found = {one: min(ids) for one, ids in self._index.find_digests(new).items()}
         copies = self._index.fetch(list(found.values()))
         return _Known(
@@ -281,16 +301,16 @@ class _Ingestion:
         """Raises ImageError where the image cannot be read."""
         if isinstance(item.content, ImageError):
             raise item.content
-        if not known.held.isdisjoint(_ids(item)):
+        if not known.held.isdisjoint(ids_of(item)):
             return None
-        record = _record_of(item, found, known.records)
+        record = record_of(item, found, known.records)
         if record is not None:
             metadata = self._refreshed(item, record, found)
             if (record.label, record.metadata) == (item.label, metadata):
                 return None
             state = self._state(item, record.id, found)
             return replace(record, label=item.label, metadata=metadata, state=state)
-        if item.id not in known.records:
+        if self._deletions is not None and item.id not in known.records:
             copy = known.copies.get(found)
             if self._deletions.hold_for(item, found, has_copy=copy is not None):
                 return _Deleted()
@@ -404,6 +424,7 @@ class _Ingestion:
             pending += records or []
             enough = len(pending) >= RECORDS_PER_COMMIT or time.monotonic() >= due
             if pending and (last or enough):
+                self._before_commit(self._summary.sample)
                 self._index.upsert(pending)
                 relabelled = sum(record.id in self._relabelled for record in pending)
                 moved = sum(record.id in self._moved for record in pending)
@@ -466,9 +487,9 @@ def _digest_of(item: Item) -> str:
     return "" if isinstance(item.content, ImageError) else digest(item.content)
 
 
-def _record_of(item: Item, found: str, records: Mapping[str, Record]) -> Record | None:
+def record_of(item: Item, found: str, records: Mapping[str, Record]) -> Record | None:
     """The record of an item, if it was made of the same bytes."""
-    for id_ in _ids(item):
+    for id_ in ids_of(item):
         record = records.get(id_)
         if record is not None and record.metadata.get(DIGEST_FIELD) == found:
             return record
@@ -484,7 +505,7 @@ def _in_slices(
     return chain.from_iterable(pool.map(lambda part: [work(value) for value in part], slices))
 
 
-def _ids(item: Item) -> list[str]:
+def ids_of(item: Item) -> list[str]:
     """What the item may be found under in the index."""
     return [id_ for id_ in (item.id, item.former_id) if id_ is not None]
 
@@ -493,7 +514,8 @@ def _bytes(content: bytes | Pixels) -> bytes:
     return content if isinstance(content, bytes) else content.tobytes()
 
 
-def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
+def chunks_of(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """The items in parts, bounded by count and by the bytes held."""
     chunk: list[Item] = []
     held = 0
     try:

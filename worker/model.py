@@ -5,6 +5,7 @@ import random
 import statistics
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -13,6 +14,7 @@ from image_search.embedding import Embedder, Network, has_gpu, measure_activatio
 from image_search.errors import ImageError
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
+from image_search.recipe import Recipe
 from image_search.settings import Settings
 from image_search.stores import create_index
 from image_search.values import AUTO, Pixels
@@ -33,12 +35,35 @@ _SIZED_IMAGES: Final = 100
 _ACTIVATION_IMAGES: Final = 256
 
 
+@dataclass(frozen=True)
+class NewModel:
+    """A model that was fitted to images, and the manifest of the index that it is for."""
+
+    embedder: Embedder
+    manifest: Manifest
+    recipe: Recipe | None
+
+
 def create_index_for(
     source: Source, settings: Settings, stop: threading.Event
 ) -> tuple[Embedder, VectorIndex] | None:
     """A new index for the images of a source, and its model, fitted to them.
 
     None when `stop` was set meanwhile. Raises WeightsError, StoreError and what the source raises.
+    """
+    new = fit_model(source, settings, stop)
+    if new is None:
+        return None
+    index = create_index(settings, new.manifest, new.recipe)
+    if index.manifest != new.manifest:  # another worker has created it meanwhile
+        return load_embedder(index, settings), index
+    return new.embedder, index
+
+
+def fit_model(source: Source, settings: Settings, stop: threading.Event) -> NewModel | None:
+    """The model of the settings, fitted to the images of a source.
+
+    None when `stop` was set meanwhile. Raises WeightsError and what the source raises.
     """
     weights = choose_weights(settings.weights)
     load_weights(weights)  # what is wrong with them is told before images are read
@@ -54,10 +79,7 @@ def create_index_for(
     recipe, network = fitted or (None, Network(weights, input_size, maxima))
     embedder = Embedder(network, recipe)
     manifest = Manifest.new(embedder.model, settings.metric, settings.namespace, maxima, reason)
-    index = create_index(settings, manifest, recipe)
-    if index.manifest != manifest:  # another worker has created it meanwhile
-        embedder = load_embedder(index, settings)
-    return embedder, index
+    return NewModel(embedder, manifest, recipe)
 
 
 def load_embedder(index: VectorIndex, settings: Settings) -> Embedder:

@@ -16,7 +16,7 @@ from image_search.errors import ImageError, SettingsError
 from image_search.progress import Progress
 from image_search.recipe import Form, Recipe
 from image_search.settings import Settings, variable
-from image_search.values import DIMENSION, Features, Pixels, Pooling, RecipeName
+from image_search.values import DIMENSION, Features, Pixels, Pooling, RecipeName, Store
 from worker.ingest import make_decoder, open_image
 from worker.sources import Item, Source
 
@@ -30,7 +30,11 @@ _SMALL: Final = Form(_POOLING, 0.5, unit_blocks=True, weights=(1, 1))
 _LARGE: Final = Form(_POOLING, 1.4, unit_blocks=True, weights=(0.5, 1))
 
 IMAGES: Final = 10_000
-_LEAST_IMAGES: Final = 100
+LEAST_IMAGES: Final = 100
+_WHEN_THERE_ARE_MORE: Final[dict[Store, str]] = {
+    "embedded": "Once you have ingested more: python -m worker refit SOURCE",
+    "pinecone": "With more images, ingest them into a new index (--index NAME)",
+}
 _LEAST_LABELLED_IMAGES: Final = 500
 _LEAST_IMAGES_PER_LABEL: Final = 20
 _COMPONENT_POWER: Final = 0.25
@@ -97,10 +101,9 @@ def fit_recipe(
         return fit_neighbours(features, form), network
     except TooFewImagesError as exc:
         _log.warning(
-            "the index gets plain embeddings (recipe none), which find less: %s. With more "
-            "images, ingest them into a new index (%s)",
+            "the index gets plain embeddings (recipe none), which find less: %s. %s",
             exc,
-            variable("index"),
+            _WHEN_THERE_ARE_MORE[settings.store],
         )
         return None
 
@@ -200,9 +203,9 @@ def _prepared(features: Features, form: Form) -> tuple[Floats, Floats, Features]
 
 
 def _require_enough(images: int) -> None:
-    if images < _LEAST_IMAGES:
+    if images < LEAST_IMAGES:
         raise TooFewImagesError(
-            f"{images:,} images are too few to fit another, {_LEAST_IMAGES:,} are enough"
+            f"{images:,} images are too few to fit another, {LEAST_IMAGES:,} are enough"
         )
 
 

@@ -1,11 +1,16 @@
 """The stores behind the one interface `image_search.index.VectorIndex`."""
 
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
+from image_search.errors import SettingsError
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
 from image_search.settings import Settings
+
+if TYPE_CHECKING:
+    from image_search.stores.embedded.succession import Succession
 
 
 def open_index(settings: Settings) -> VectorIndex:
@@ -47,3 +52,20 @@ def scratch_index(settings: Settings, manifest: Manifest) -> AbstractContextMana
     from image_search.stores import embedded
 
     return embedded.scratch_index(settings, manifest)
+
+
+def succession(settings: Settings) -> "AbstractContextManager[Succession]":
+    """Make an index that takes the place of the one that the settings name.
+
+    Raises SettingsError for Pinecone, IndexNotFoundError, and StoreError where another process
+    makes one.
+    """
+    if settings.store == "pinecone":
+        raise SettingsError(
+            "an index at Pinecone cannot be replaced while others may write to it: ingest its "
+            "images into a new one (--index NAME), and then set IMAGE_SEARCH_INDEX=NAME for the "
+            "service"
+        )
+    from image_search.stores import embedded
+
+    return embedded.succession(settings)

@@ -5,11 +5,11 @@ schema, so it is there from the first moment on.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from image_search.errors import IndexNotFoundError
+from image_search.errors import IndexNotFoundError, StoreError
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
 from image_search.settings import Settings
@@ -17,21 +17,30 @@ from image_search.stores.embedded import table
 from image_search.stores.embedded.errors import errors_of_the_store
 from image_search.stores.embedded.files import IndexFiles
 from image_search.stores.embedded.index import EmbeddedIndex
+from image_search.stores.embedded.locks import Reading, if_unused
+from image_search.stores.embedded.succession import Succession
 
 
 def open_index(settings: Settings) -> EmbeddedIndex:
     """Open the index; raises IndexNotFoundError when there is none, StoreError if it is broken."""
     files = IndexFiles.of(settings)
     with errors_of_the_store(files.folder):
-        if not files.has_table():
+        while True:
+            reading = Reading(files.readers) if files.has_table() else None
+            newest = files.in_use()
+            if newest == files:
+                break
+            # Another generation came into use before this one was held.
+            if reading is not None:
+                reading.close()
+            files = newest
+        if reading is None:
             raise IndexNotFoundError(
                 f"there is no index {settings.index!r} with namespace {settings.namespace!r} "
                 "yet: ingest images first, python -m worker ingest SOURCE",
                 details=f"data folder {settings.data_dir}",
             )
-        files.remove_empty_versions()
-        opened = table.connect(files.folder).open_table(files.namespace)
-        return EmbeddedIndex.of_table(opened, files)
+        return EmbeddedIndex.open(files, reading)
 
 
 def create_index(
@@ -48,25 +57,29 @@ def create_index(
         files.folder.mkdir(parents=True, exist_ok=True)
         connection = table.connect(files.folder)
         for other in files.namespaces():
-            other_json = table.manifest_json(connection.open_table(other.namespace))
+            other_json = table.manifest_json(connection.open_table(other.name))
             table.parse_manifest(other_json, other).require_metric(manifest.metric)
-        if recipe is not None:
-            # Before the table, so that no manifest is seen without its recipe.
-            files.write_recipe(recipe)
-        try:
-            created = connection.create_table(files.namespace, schema=table.schema(manifest))
-        except ValueError as exc:
-            if "already exists" not in str(exc):
-                raise
-            created = connection.open_table(files.namespace)
-        else:
-            # What an index of this name that was removed has left.
-            files.remove_calibration()
-            files.remove_sources()
-            files.remove_deletions()
-            files.remove_sample()
-        files.sync()
-        return EmbeddedIndex.of_table(created, files)
+        return EmbeddedIndex.create(files, manifest, recipe)
+
+
+@contextmanager
+def succession(settings: Settings) -> Iterator[Succession]:
+    """Make an index that takes the place of the one there is.
+
+    Raises IndexNotFoundError, and StoreError where another process makes one.
+    """
+    files = IndexFiles.of(settings)
+    with ExitStack() as held:
+        with errors_of_the_store(files.folder):
+            # Where there is no folder, there is no index, either.
+            is_alone = not files.folder.exists() or held.enter_context(if_unused(files.refit))
+        if not is_alone:
+            raise StoreError(
+                "another process is fitting this index again: wait for it. If there is none, the "
+                "file system has no locks: move the data folder to one that has"
+            )
+        with open_index(settings) as former:
+            yield Succession(former)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import logging
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Final, Self, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from image_search.calibration import Calibration
+from image_search.errors import StoreError
 from image_search.provenance import MOST_DELETIONS, KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
@@ -36,25 +38,78 @@ _TABLE_SUFFIX: Final = ".lance"  # LanceDB's own
 
 @dataclass(frozen=True)
 class IndexFiles:
-    """The files of one namespace: its table, and what is beside it; recipes are of all."""
+    """The files of one namespace: its table, and what is beside it; recipes are of all.
+
+    An index that is fitted again gets a table of its own, with calibration and sample: the next
+    generation. A file with the number of the generation in use makes all of them take the place of
+    the former at once. Where images came from, and which were deleted, is the same for both.
+    """
 
     folder: Path
     namespace: str
+    generation: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The files of the index that the settings name."""
-        return cls(settings.data_dir / "indexes" / settings.index, settings.namespace)
+        """The files in use of the index that the settings name; raises StoreError if damaged."""
+        return cls(settings.data_dir / "indexes" / settings.index, settings.namespace).in_use()
+
+    def in_use(self) -> Self:
+        """The files of the generation in use; raises StoreError if its number is damaged."""
+        try:
+            number = int(self._generation.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            number = 0
+        except (OSError, ValueError) as exc:
+            raise StoreError(
+                "the index failed: a file of it is missing or damaged", details=self._generation
+            ) from exc
+        return replace(self, generation=number)
+
+    def next(self) -> Self:
+        """The files of the generation after this one."""
+        return replace(self, generation=self.generation + 1)
+
+    def former(self) -> Iterator[Self]:
+        """The generations before this one that have a table, or are left of one."""
+        for number in range(self.generation):
+            files = replace(self, generation=number)
+            if files.table.exists():
+                yield files
+
+    def put_in_use(self) -> None:
+        """Let this generation take the place of the one in use, and wait until that is durable."""
+        _write(self._generation, str(self.generation).encode())
+        self.sync()
+
+    @property
+    def name(self) -> str:
+        """The name of the table; no namespace has a dot."""
+        return f"{self.namespace}.{self.generation}" if self.generation else self.namespace
 
     @property
     def table(self) -> Path:
         """The folder of the table."""
-        return self.folder / f"{self.namespace}{_TABLE_SUFFIX}"
+        return self.folder / f"{self.name}{_TABLE_SUFFIX}"
 
     @property
     def lock(self) -> Path:
         """The file whose lock writers share; see locks.py."""
-        return self.folder / f"{self.namespace}.lock"
+        return self.folder / f"{self.name}.lock"
+
+    @property
+    def readers(self) -> Path:
+        """The file whose lock all share that have the table open; see locks.py."""
+        return self.folder / f"{self.name}.readers"
+
+    @property
+    def refit(self) -> Path:
+        """The file whose lock the one has that makes the next generation."""
+        return self.folder / f"{self.namespace}.refit"
+
+    @property
+    def _generation(self) -> Path:
+        return self.folder / f"{self.namespace}.generation"
 
     @property
     def facts_lock(self) -> Path:
@@ -67,7 +122,7 @@ class IndexFiles:
 
     @property
     def _calibration(self) -> Path:
-        return self.folder / f"{self.namespace}.calibration.json"
+        return self.folder / f"{self.name}.calibration.json"
 
     @property
     def _sources(self) -> Path:
@@ -79,17 +134,18 @@ class IndexFiles:
 
     @property
     def _sample(self) -> Path:
-        return self.folder / f"{self.namespace}.sample.npz"
+        return self.folder / f"{self.name}.sample.npz"
 
     def _recipe(self, fingerprint: str) -> Path:
         return self.folder / f"recipe-{fingerprint}.npz"
 
     def namespaces(self) -> Iterator[Self]:
-        """Those of the index that have a table."""
-        for path in self.folder.glob(f"*{_TABLE_SUFFIX}"):
-            namespace = replace(self, namespace=path.stem)
-            if namespace.has_table():
-                yield namespace
+        """Those of the index that have a table, each in the generation in use."""
+        tables = self.folder.glob(f"*{_TABLE_SUFFIX}")
+        for namespace in sorted({path.name.partition(".")[0] for path in tables}):
+            files = replace(self, namespace=namespace).in_use()
+            if files.has_table():
+                yield files
 
     def has_table(self) -> bool:
         """Whether it has a version; a creation that was cut off leaves a folder without any."""
@@ -199,6 +255,19 @@ class IndexFiles:
     def write_recipe(self, recipe: Recipe) -> None:
         """Store the recipe, under its fingerprint."""
         _write(self._recipe(recipe.fingerprint), recipe.to_bytes())
+
+    def remove_recipe(self, fingerprint: str) -> None:
+        """Remove the recipe, if there is one."""
+        self._recipe(fingerprint).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove all of this generation; the table, which shows that it is there, comes last."""
+        self.remove_calibration()
+        self.remove_sample()
+        self.lock.unlink(missing_ok=True)
+        self.readers.unlink(missing_ok=True)
+        if self.table.exists():
+            shutil.rmtree(self.table)
 
     def sync(self) -> None:
         """Make what was committed safe against a power failure; LanceDB leaves it to the kernel."""

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, Self, TypeVar
 
 import numpy as np
@@ -32,7 +32,8 @@ from image_search.stores.embedded import order, upkeep
 from image_search.stores.embedded import table as tables
 from image_search.stores.embedded.errors import errors_of_the_store, put_off_by_conflict
 from image_search.stores.embedded.files import IndexFiles
-from image_search.stores.embedded.locks import alone, writing
+from image_search.stores.embedded.locks import Reading, alone, writing
+from image_search.stores.embedded.removal import remove_former
 from image_search.stores.embedded.scores import scores
 from image_search.stores.embedded.sql import (
     WORDS,
@@ -43,7 +44,7 @@ from image_search.stores.embedded.sql import (
     literal,
     prefix_sql,
 )
-from image_search.values import DIGEST_FIELD, Embeddings, Metric
+from image_search.values import DIGEST_FIELD, Embeddings, Metadata, Metric
 
 _BY_ID: Final = ColumnOrdering(column_name="id")
 # Measured on 50,000 CIFAR-10 embeddings: recall@10 and recall@100 of 0.99 and more; and with
@@ -71,32 +72,68 @@ class EmbeddedIndex(VectorIndex):
         manifest_json: bytes | None,
         manifest: Manifest,
         calibration: Calibration | None,
+        reading: Reading,
     ) -> None:
         super().__init__(manifest, calibration)
         self._table = table
-        self._files = files
+        self.files = files
+        self._reading = reading
         # As it was written: another version may have fewer fields.
         self._manifest_json = manifest_json
         self._sample_version = files.sample_version()
 
     @classmethod
-    def of_table(cls, table: Any, files: IndexFiles) -> Self:
-        """The index over an open table; raises IndexMismatchError if its manifest is unreadable."""
+    def open(cls, files: IndexFiles, reading: Reading) -> Self:
+        """The index over the table of these files, which `reading` keeps as long as it is open.
+
+        Raises IndexMismatchError if its manifest is unreadable, and what LanceDB raises.
+        """
+        files.remove_empty_versions()
+        return cls._of_table(tables.connect(files.folder).open_table(files.name), files, reading)
+
+    @classmethod
+    def create(cls, files: IndexFiles, manifest: Manifest, recipe: Recipe | None) -> Self:
+        """The index over a new table, or the one that another process created meanwhile.
+
+        `recipe` is the one that the manifest names. Raises as `open`.
+        """
+        if recipe is not None:
+            # Before the table, so that no manifest is seen without its recipe.
+            files.write_recipe(recipe)
+        connection = tables.connect(files.folder)
+        try:
+            created = connection.create_table(files.name, schema=tables.schema(manifest))
+        except ValueError as exc:
+            if "already exists" not in str(exc):
+                raise
+            created = connection.open_table(files.name)
+        else:
+            # What an index of this name that was removed has left.
+            files.remove_calibration()
+            files.remove_sample()
+            if files == files.in_use():
+                files.remove_sources()
+                files.remove_deletions()
+        files.sync()
+        return cls._of_table(created, files, Reading(files.readers))
+
+    @classmethod
+    def _of_table(cls, table: Any, files: IndexFiles, reading: Reading) -> Self:
         manifest_json = tables.manifest_json(table)
         manifest = tables.parse_manifest(manifest_json, files)
-        return cls(table, files, manifest_json, manifest, files.read_calibration())
+        return cls(table, files, manifest_json, manifest, files.read_calibration(), reading)
 
     def _save_calibration(self, calibration: Calibration) -> None:
         with self._errors():
-            self._files.write_calibration(calibration)
+            self.files.write_calibration(calibration)
 
     def load_sample(self) -> ImageSample:
         with self._errors():
-            return self._files.read_sample()
+            return self.files.read_sample()
 
     def save_sample(self, sample: ImageSample) -> None:
         with self._errors():
-            self._files.write_sample(sample)
+            self.files.write_sample(sample)
 
     @property
     def sample_version(self) -> str:
@@ -104,44 +141,42 @@ class EmbeddedIndex(VectorIndex):
 
     def load_sources(self) -> dict[str, KnownSource]:
         with self._errors():
-            return self._files.read_sources()
+            return self.files.read_sources()
 
     def save_source(self, name: str, source: KnownSource) -> None:
-        with self._errors(), alone(self._files.facts_lock):
-            self._files.write_sources({**self._files.read_sources(), name: source})
+        with self._errors(), alone(self.files.facts_lock):
+            self.files.write_sources({**self.files.read_sources(), name: source})
 
     def load_deletions(self) -> dict[str, str]:
         with self._errors():
-            return self._files.read_deletions()
+            return self.files.read_deletions()
 
     def save_deletions(self, deletions: Mapping[str, str]) -> None:
-        with self._errors(), alone(self._files.facts_lock):
-            self._files.add_deletions(deletions)
+        with self._errors(), alone(self.files.facts_lock):
+            self.files.add_deletions(deletions)
 
     def forget_deletions(self, ids: Collection[str]) -> None:
-        with self._errors(), alone(self._files.facts_lock):
-            known = self._files.read_deletions()
+        with self._errors(), alone(self.files.facts_lock):
+            known = self.files.read_deletions()
             kept = {id_: digest for id_, digest in known.items() if id_ not in ids}
-            self._files.write_deletions(kept)
+            self.files.write_deletions(kept)
 
     def _load_recipe(self, fingerprint: str) -> Recipe:
         with self._errors():
-            return self._files.read_recipe(fingerprint)
+            return self.files.read_recipe(fingerprint)
 
     def _upsert(self, records: list[Record]) -> None:
         rows = tables.rows_of(records)
-        with self._errors():
-            self._check_not_replaced()
+        with self._writing():
             if not self._has_words():
                 rows = rows.drop_columns(WORDS)
-            with writing(self._files.lock):
-                (
-                    self._table.merge_insert("id")
-                    .when_matched_update_all()
-                    .when_not_matched_insert_all()
-                    .execute(rows)
-                )
-                self._files.sync()
+            (
+                self._table.merge_insert("id")
+                .when_matched_update_all()
+                .when_not_matched_insert_all()
+                .execute(rows)
+            )
+            self.files.sync()
 
     def _query(
         self, embeddings: Embeddings, top_k: int, filter_: Filter | None, *, thumbnails: bool
@@ -219,9 +254,9 @@ class EmbeddedIndex(VectorIndex):
         return found
 
     def _delete(self, ids: Sequence[str]) -> None:
-        with self._errors(), writing(self._files.lock):
+        with self._writing():
             self._table.delete(ids_sql(ids))
-            self._files.sync()
+            self.files.sync()
 
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
         where = f"id > {literal(cursor)} AND {prefix_sql(prefix)}"
@@ -296,25 +331,43 @@ class EmbeddedIndex(VectorIndex):
 
     def flush(self) -> None:
         with self._errors():
-            with writing(self._files.lock), put_off_by_conflict("the column of words"):
+            with writing(self.files.lock), put_off_by_conflict("the column of words"):
                 upkeep.add_words(self._table)
-            upkeep.tidy(self._table, self._files, self._manifest.metric)
-            self._files.sync()
+            upkeep.tidy(self._table, self.files, self._manifest.metric)
+            self.files.sync()
+            remove_former(self.files)
 
     def close(self) -> None:
         del self._table
+        self._reading.close()
+
+    def descriptions(self) -> Iterator[tuple[str, str | None, Metadata]]:
+        """Id, label and metadata of each record, in any order; cheaper than to fetch them."""
+        query = self._table.search().select(["id", "label", "metadata"]).limit(None)
+        rows = self._read(query.to_arrow)
+        columns = (rows[name].to_pylist() for name in ("id", "label", "metadata"))
+        for id_, label, metadata in zip(*columns, strict=True):
+            yield id_, label, json.loads(metadata)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._errors(), writing(self.files.lock):
+            self._check_not_replaced()
+            if self.files.in_use().generation > self.files.generation:
+                raise self._replaced()
+            yield
 
     def _has_words(self) -> bool:
         return WORDS in self._table.schema.names
 
     def _errors(self) -> AbstractContextManager[None]:
-        return errors_of_the_store(self._files.table)
+        return errors_of_the_store(self.files.table)
 
     def keep_up(self) -> None:
         """What was committed stays so, even where upkeep fails; the next commit tries again."""
         try:
             with self._errors():
-                upkeep.keep_up(self._table, self._files, self._manifest.metric)
+                upkeep.keep_up(self._table, self.files, self._manifest.metric)
         except StoreError as exc:
             _log.warning("the index is not compacted, and searches become slower: %s", exc.in_full)
 
@@ -331,6 +384,9 @@ class EmbeddedIndex(VectorIndex):
     def _check_not_replaced(self) -> None:
         """An open table goes on with another one that takes its place, and maybe its model's."""
         if tables.manifest_json(self._table) != self._manifest_json:
-            raise StoreError(
-                "the index was replaced by another: open it again", details=self._files.table
-            )
+            raise self._replaced()
+
+    def _replaced(self) -> StoreError:
+        return StoreError(
+            "the index was replaced by another: open it again", details=self.files.table
+        )

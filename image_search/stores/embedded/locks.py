@@ -1,11 +1,12 @@
-"""The lock between those who write and those who remove files that no version has."""
+"""Locks between processes that share a folder: who writes, who reads, and who removes files."""
 
 import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -62,26 +63,57 @@ def clock_is_right(lock: Path) -> bool:
 
 
 @contextmanager
+def if_unused(lock: Path) -> Iterator[bool]:
+    """Whether nobody holds this lock in any way; if so, nobody does until the end."""
+    with _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) as locked:
+        yield locked
+
+
+class Reading:
+    """While a table is open, its files are not removed: until it is closed or collected.
+
+    Where that cannot be locked, as in a folder that is read-only, it is not.
+    """
+
+    def __init__(self, lock: Path) -> None:
+        self.close: Callable[[], object] = lambda: None
+        try:
+            descriptor = _open(lock)
+        except OSError:
+            return
+        self.close = weakref.finalize(self, _unlock, descriptor)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+@contextmanager
 def _locked(lock: Path, operation: int) -> Iterator[bool]:
     """Whether the lock was free; of a process that is killed, the system releases it."""
+    descriptor = _open(lock)
     try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, operation)
+    except OSError as exc:
+        os.close(descriptor)
+        # Held by another, or a file system without locks: write, but remove nothing.
+        if exc.errno not in _NO_LOCK:
+            raise
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _unlock(descriptor)
+
+
+def _open(lock: Path) -> int:
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:
         # Another user's: what locks need on local file systems is only that it is open.
-        descriptor = os.open(lock, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, operation)
-        except OSError as exc:
-            # Held by another, or a file system without locks: write, but remove nothing.
-            if exc.errno not in _NO_LOCK:
-                raise
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            # Not only closed: a child process may have inherited it.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
-        os.close(descriptor)
+        return os.open(lock, os.O_RDONLY)
+
+
+def _unlock(descriptor: int) -> None:
+    # Not only closed: a child process may have inherited it.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
