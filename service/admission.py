@@ -42,7 +42,9 @@ class Admission:
 
     def __init__(self, places: int) -> None:
         self._free = places
+        # Those that have been admitted, and those of them whose bodies are being read.
         self._requests: set[Admitted] = set()
+        self._reading: set[Admitted] = set()
         self.large_json = asyncio.Lock()
 
     @contextmanager
@@ -61,16 +63,21 @@ class Admission:
         """Begin to read a request; raises OverloadedError when nobody would work on it."""
         if not self._free:
             raise OverloadedError("too many searches at once: try again in a second")
-        if self._reading() >= MAX_READING and (slowest := self._slowest()):
+        if len(self._reading) >= MAX_READING and (slowest := self._slowest()):
             self._end(slowest)
-        if self._reading() >= MAX_READING:
+        if len(self._reading) >= MAX_READING:
             raise OverloadedError("too many requests at once: try again in a second")
         admitted = Admitted(self)
         self._requests.add(admitted)
+        self._reading.add(admitted)
         try:
             yield admitted
         finally:
-            self._requests.discard(admitted)
+            self._forget(admitted)
+
+    def is_read(self, request: "Admitted") -> None:
+        """It cannot be called slow any more."""
+        self._reading.discard(request)
 
     def make_room(self, request: "Admitted") -> None:
         """End slower requests for this one's bytes; raises OverloadedError if there are none."""
@@ -80,20 +87,26 @@ class Admission:
                 raise OverloadedError("too many large uploads at once: try again in a second")
             self._end(slowest)
 
-    def _reading(self) -> int:
-        return sum(each.is_reading for each in self._requests)
-
     def _slowest(self, *, large: bool = False) -> "Admitted | None":
+        # There are hundreds, and there is much of this where it matters: the clock is asked once.
+        now = time.monotonic()
+        latest = now - _GRACE_SECONDS
         reading = [
             each
-            for each in self._requests
-            if each.is_reading and each.age >= _GRACE_SECONDS and (each.large_bytes or not large)
+            for each in self._reading
+            if each.since <= latest and (not large or each.large_bytes)
         ]
-        return min(reading, key=lambda each: each.received / each.age, default=None)
+        return min(
+            reading, key=lambda each: each.received / max(now - each.since, 1e-9), default=None
+        )
 
     def _end(self, request: "Admitted") -> None:
         request.end()
+        self._forget(request)
+
+    def _forget(self, request: "Admitted") -> None:
         self._requests.discard(request)
+        self._reading.discard(request)
 
 
 class Admitted:
@@ -101,17 +114,12 @@ class Admitted:
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._since = time.monotonic()
+        # When it was admitted, by the monotonic clock.
+        self.since = time.monotonic()
         self.received = 0
-        self.is_reading = True
         # Whether its room was taken from it.
         self.is_ended = False
         self.deadline = asyncio.timeout(DEADLINE_SECONDS)
-
-    @property
-    def age(self) -> float:
-        """Seconds since it was admitted."""
-        return time.monotonic() - self._since
 
     @property
     def large_bytes(self) -> int:
@@ -127,7 +135,7 @@ class Admitted:
     @contextmanager
     def work(self) -> Iterator[None]:
         """Hold a place, once the body is read; raises OverloadedError when there is none."""
-        self.is_reading = False
+        self._admission.is_read(self)
         with self._admission.take():
             yield
 

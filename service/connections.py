@@ -5,6 +5,7 @@ Uvicorn and httptools have no limits of these kinds; the proxies that have them 
 
 import json
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Any, Final, cast
 
 import httptools
@@ -27,6 +28,7 @@ _SECONDS_OF_KEEP_ALIVE: Final = 5
 # Together with those that wait to be accepted they leave room in the usual 1,024 descriptors.
 MAX_CONNECTIONS: Final = 512
 _BACKLOG: Final = 128
+_WAITS_SINCE: Final = attrgetter("_waits_since")
 
 
 def server_config(app: Any, *, seconds_to_finish: int | None = None) -> uvicorn.Config:
@@ -65,9 +67,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._close_after(SECONDS_FOR_HEAD)
         if len(self.connections) > MAX_CONNECTIONS:
             others = cast("set[LimitedProtocol]", self.connections)
-            idle = [other for other in others if other.is_idle]
             # This one is idle, too, and the last to be chosen.
-            min(idle, key=lambda other: other._waits_since).abort()
+            idle = (other for other in others if other.is_idle)
+            min(idle, key=_WAITS_SINCE).abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
