@@ -537,7 +537,8 @@ def test_a_search_survives_a_refusal_after_a_storm(
 
 
 def test_a_time_to_come_again_is_kept(emulator: PineconeEmulator, index: VectorIndex) -> None:
-    for retry_after in (1, datetime.now(UTC) + timedelta(seconds=2)):
+    for seconds in (0, 3):
+        retry_after = datetime.now(UTC) + timedelta(seconds=seconds) if seconds else 1
         emulator.requests.clear()
         emulator.fail(Fault(429, retry_after=retry_after), route="/vectors/upsert")
         index.upsert(records(1))
