@@ -361,9 +361,13 @@ def test_kills_at_any_moment_lose_nothing(settings: Settings, tmp_path: Path) ->
     process = start(*command)
     kills = 0
     while process.poll() is None:
+        if not kills:  # so that one is never too late
+            wait_until(lambda: len(tables(settings)) == 2)
         try:
-            process.wait(rng.uniform(1.0, 8.0) if kills < 3 else 300)
+            process.wait(rng.uniform(0.0, 0.5) if not kills else rng.uniform(1.0, 5.0))
         except subprocess.TimeoutExpired:
+            if kills == 3:
+                continue
             process.send_signal(signal.SIGKILL)
             process.communicate()
             kills += 1
