@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 IMAGES: Final = 120
-LAG: Final = 2.0
+LAG: Final = 0.5
 # The service looks for a new index each minute; here each second.
 _SERVICE: Final = """
 import sys
@@ -29,7 +29,7 @@ from service.__main__ import main
 follower._SECONDS_BETWEEN_CHECKS["pinecone"] = 1.0
 sys.exit(main())
 """
-_SECONDS: Final = 40
+_SECONDS: Final = 120
 _WRITER: Final = {"X-API-Key": SERVICE_KEY}
 
 

@@ -190,7 +190,7 @@ def test_nothing_is_lost_while_one_request_in_ten_fails_in_any_way(
     emulator: PineconeEmulator, index: VectorIndex
 ) -> None:
     emulator.fail_randomly(0.1, FAULTS)
-    expected = records(4000)
+    expected = records(2000)
     for start in range(0, len(expected), 1000):
         index.upsert(expected[start : start + 1000])
     emulator.fail_randomly(0, [])
@@ -212,7 +212,7 @@ def test_each_fault_is_survived(
 def test_a_permanent_outage_is_an_error_and_the_next_run_goes_on(
     emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "0.2")
+    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "0.5")
     emulator.put_index("images")
     index = create()
     expected = records(100)
@@ -301,7 +301,7 @@ def test_flush_says_so_when_the_index_stays_behind(
 def test_flush_waits_for_the_newest_write_where_an_older_one_is_answered_last(
     emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "0.4")
+    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "0.6")
     emulator.put_index("images")
     index = create()
     emulator.stale_writes = 1
