@@ -207,7 +207,10 @@ def test_words_of_a_table_of_an_earlier_version_are_added_by_the_worker(settings
     opened = open_index(settings)
     for one in (index, opened):
         assert [image.id for image in one.list_images(listing).images] == ["new", "r11999"]
-        assert [match.id for match in one.query(rows[7], 20)] == before
+        found = [match.id for match in one.query(rows[7], 20)]
+        # The vector index is made anew, and divides the rows in other ways.
+        assert found[0] == before[0] == "r00007"
+        assert len({*found} & {*before}) >= 10
     assert opened.manifest == manifest
     assert opened.count() == 12_002
     assert opened.fetch(["r00007"])["r00007"].thumbnail == b"jpeg"

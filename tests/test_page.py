@@ -107,6 +107,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         for page in context.pages:
             page.unroute_all(behavior="ignoreErrors")  # what is still asked for is not needed
+        context.unroute_all(behavior="ignoreErrors")
         context.close()
     # This one is Chromium's own, for each answer of status 400 and more.
     assert [error for error in errors if not error.startswith("Failed to load resource")] == []
