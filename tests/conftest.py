@@ -102,3 +102,16 @@ def service_url(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def free_port() -> int:
     return find_free_port()
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server that is empty."""
+    # Few tests need it, and it takes long to import.
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()

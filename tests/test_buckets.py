@@ -14,7 +14,6 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
 from image_search.errors import ImageError, SettingsError, SourceError
 from image_search.manifest import Manifest
@@ -30,15 +29,6 @@ from worker.prune import SeenSource, prune
 from worker.sources import Source, open_source
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 class Bucket:
@@ -68,10 +58,10 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucket:
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucket:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    return Bucket(server, tmp_path.name.replace("_", "-"))
+    return Bucket(s3_server, tmp_path.name.replace("_", "-"))
 
 
 def test_a_bucket_gives_what_the_folder_gives(bucket: Bucket, tmp_path: Path) -> None:
@@ -185,12 +175,12 @@ def test_archives_and_parquet_files_in_a_bucket(bucket: Bucket, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_bucket_as_users_ingest_it(bucket: Bucket, server: str) -> None:
+def test_a_bucket_as_users_ingest_it(bucket: Bucket, s3_server: str) -> None:
     for number in range(4):
         bucket.put(f"pics/{number}.png", png(number))
     url = f"s3://{bucket.name}/pics"
     for embedded in (4, 0):
-        code, out, err = run("worker", "ingest", url, "--prune", IMAGE_SEARCH_S3_ENDPOINT=server)
+        code, out, err = run("worker", "ingest", url, "--prune", IMAGE_SEARCH_S3_ENDPOINT=s3_server)
         assert code == 0, err
         assert f"{embedded} images embedded" in out
     code, out, _ = run("worker", "sources")

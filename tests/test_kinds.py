@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,6 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
 from image_search.settings import load_settings
 from image_search.stores import open_index
@@ -31,15 +30,6 @@ from tests.support.syncing import sync
 
 # Names below a label's folder, and the seeds of the pictures.
 State = dict[str, int]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def folder(state: State, path: Path) -> str:
@@ -165,12 +155,12 @@ def test_the_index_is_what_one_run_gives(
 
 @pytest.mark.slow
 def test_the_index_is_what_one_run_gives_of_a_bucket(
-    server: str, monkeypatch: pytest.MonkeyPatch
+    s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("IMAGE_SEARCH_S3_ENDPOINT", server)
-    client: Any = boto3.client("s3", endpoint_url=server, region_name="us-east-1")
+    monkeypatch.setenv("IMAGE_SEARCH_S3_ENDPOINT", s3_server)
+    client: Any = boto3.client("s3", endpoint_url=s3_server, region_name="us-east-1")
     client.create_bucket(Bucket="kinds")
     there: State = {}
 

@@ -22,6 +22,7 @@ from image_search_client.inputs import (
     ImageInput,
     Options,
     Upload,
+    listing_query,
     pair_json,
     query_json,
     read_image,
@@ -395,15 +396,10 @@ class AsyncClient:
             InvalidRequestError: An option is not valid, or the index's store does not have it:
                 Pinecone knows neither words nor orders.
         """
-        parameters: dict[str, Any] = {"limit": page_size}
-        if labels:
-            parameters["label"] = list(labels)
-        if filter is not None:
-            parameters["filter"] = to_json_text(filter)
-        texts = {"words": words, "prefix": prefix, "sort": sort}
-        parameters |= {name: value for name, value in texts.items() if value}
-        if thumbnails:
-            parameters["thumbnails"] = "true"
+        parameters = listing_query(
+            labels, filter, {"words": words, "prefix": prefix, "sort": sort}, thumbnails=thumbnails
+        )
+        parameters["limit"] = page_size
         while True:
             response = await self._send("GET", "/images", params=parameters)
             page = decode(response.content, results.ImagePage)

@@ -159,6 +159,24 @@ class Options:
 _DEFAULTS: Final = Options()
 
 
+def listing_query(
+    labels: Sequence[str],
+    filter_: Mapping[str, Any] | None,
+    texts: Mapping[str, str | None],
+    *,
+    thumbnails: bool,
+) -> dict[str, Any]:
+    """Parameters of a listing; what is empty is left out."""
+    parameters: dict[str, Any] = {name: text for name, text in texts.items() if text}
+    if labels:
+        parameters["label"] = list(labels)
+    if filter_ is not None:
+        parameters["filter"] = to_json_text(filter_)
+    if thumbnails:
+        parameters["thumbnails"] = "true"
+    return parameters
+
+
 def to_json_text(value: object) -> str:
     """JSON, in which NumPy's numbers are numbers, too."""
     return msgspec.json.encode(value, enc_hook=_plain).decode()
