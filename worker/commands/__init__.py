@@ -1,0 +1,1 @@
+"""The worker's commands, a module for each: `add` makes its parser, `run` runs it."""

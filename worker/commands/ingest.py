@@ -1,0 +1,266 @@
+"""Brings images into an index."""
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Final
+
+from image_search.embedding import Embedder
+from image_search.errors import IndexNotFoundError, SettingsError, SourceError
+from image_search.index import VectorIndex
+from image_search.settings import Settings
+from image_search.stores import open_index
+from worker.auto import refuse_mixture, source_to_ingest
+from worker.commands.options import (
+    EXIT_UNREADABLE,
+    Commands,
+    add_batch_size,
+    add_index_options,
+    add_source_options,
+    open_chosen,
+    percent,
+    positive,
+    tell,
+)
+from worker.confidence import recalibrate, save_sample
+from worker.ingest import Summary, ingest
+from worker.model import create_index_for, load_embedder
+from worker.origin import named_in, remember
+from worker.prune import SeenSource, check_prune, prune
+from worker.signals import StopSignals
+from worker.sources import Source
+from worker.watch import changed_part, changes, check_watch
+
+EXIT_CODES: Final = """\
+exit codes:
+  0    every image of the source is in the index
+  1    stopped by an error (disk, store, weights, download); start again to go on
+  2    wrong usage, bad setting, or a source that does not exist or holds no images
+  3    finished, but some images could not be read, or were left out; standard error
+       says which, why, and what to do
+  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM: the batch in flight was finished;
+       start again to go on
+
+Settings are environment variables, IMAGE_SEARCH_*; docs/settings.md lists them.
+"""
+
+_MOST_PRUNED_PERCENT: Final = 25
+
+_log = logging.getLogger(__name__)
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "ingest",
+        help="bring images into the index",
+        description="Bring images into the index. Run it again at any time: it goes on where it\n"
+        "stopped, and embeds only what is new or has changed.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source",
+        nargs="?",
+        default="auto",
+        metavar="SOURCE",
+        help="a folder, zip or tar of images, flat or with one sub-folder a label; an image, a "
+        "table, a list, parquet files, WebDataset; a bucket (s3://, gs://) or an https:// address; "
+        "cifar10 (downloaded), sample (drawn); auto, the default, is cifar10 where it is available "
+        "and sample otherwise; docs/sources.md lists all",
+    )
+    add_source_options(
+        parser, "default: train of CIFAR-10 and the sample, all of a folder or archive"
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="only N images, drawn at random, the same in every run",
+    )
+    parser.add_argument(
+        "--prune",
+        type=percent,
+        nargs="?",
+        const=_MOST_PRUNED_PERCENT,
+        metavar="PERCENT",
+        help="afterwards take out of the index what the source no longer has, unless that is more "
+        "than so many of the images that the index has of it (default: 25)",
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on and follow a folder: what changes in it is ingested, and what it no longer "
+        "has is taken out, as with --prune; ends at Ctrl-C or SIGTERM",
+    )
+    parser.add_argument(
+        "--metric",
+        choices=("cosine", "euclidean", "dotproduct"),
+        help="metric of a new index (default: cosine)",
+    )
+    parser.add_argument(
+        "--restore",
+        action="store_true",
+        help="bring back what was deleted over HTTP, which stays out of the index otherwise",
+    )
+    add_batch_size(parser)
+    add_index_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Ingest; returns the exit code."""
+    stop = StopSignals()
+    following: Iterator[set[str] | None] = iter(())
+    if arguments.watch:
+        if arguments.prune is None:
+            arguments.prune = _MOST_PRUNED_PERCENT
+        # From now on, so that nothing is missed that changes during the first ingest.
+        following = changes(check_watch(arguments.source), settings.data_dir.resolve(), stop.event)
+        next(following, None)
+    with ExitStack() as opened:
+        try:
+            index: VectorIndex | None = opened.enter_context(open_index(settings))
+        except IndexNotFoundError:
+            index = None
+        if arguments.source == "auto":
+            chosen = source_to_ingest(index, arguments.split, settings)
+            if chosen is None:
+                count = index.count() if index is not None else 0
+                print(f"index {settings.index} holds {count:,} images: nothing to ingest")
+                return 0
+            source = chosen
+        else:
+            source = open_chosen(arguments, settings, held_out=False)
+        if index is not None:
+            refuse_mixture(index, source, settings)
+            source = _named_in(index, source)
+        if arguments.prune is not None:
+            if arguments.limit or arguments.split:
+                option = "--watch" if arguments.watch else "--prune"
+                raise SettingsError(
+                    f"{option} needs the whole source: leave --limit and --split out"
+                )
+            check_prune(source)
+        source = source.limited(arguments.limit)
+        tell(source)
+        if index is None:
+            new = create_index_for(source, settings, stop.event)
+            if new is None:
+                return stop.exit_code
+            embedder = new[0]
+            index = opened.enter_context(new[1])
+            built = index.manifest
+            print(
+                f"new index {settings.index}: input size {built.model.input_size} "
+                f"({built.input_size_reason}), recipe {built.model.recipe}",
+                flush=True,
+            )
+        else:
+            embedder = load_embedder(index, settings)
+        remember(index, source)
+        embedder.warm_up()
+        started = time.monotonic()
+        seen = SeenSource(source)
+        seen.see_all()
+        summary = ingest(
+            seen.source,
+            index,
+            embedder,
+            settings,
+            stop=stop.event,
+            restore=arguments.restore,
+        )
+        if arguments.prune is not None and not summary.interrupted:
+            prune(index, seen, arguments.prune)
+        if not summary.interrupted:
+            remember(index, source, datetime.now(UTC))
+        index.flush()
+        if summary.embedded or summary.relabelled or summary.moved or index.calibration is None:
+            recalibrate(index, summary.sample, stop.event)
+        _report(source, summary, index, settings, time.monotonic() - started)
+        if arguments.watch and not stop.exit_code:
+            print(f"following {source.name}: Ctrl-C ends", flush=True)
+        for changed in following:
+            source = _ingest_changes(source, changed, arguments, settings, index, embedder, stop)
+        is_whole = not summary.unreadable and not source.skipped.lost
+        return stop.exit_code or (0 if is_whole else EXIT_UNREADABLE)
+
+
+def _ingest_changes(
+    before: Source,
+    changed: set[str] | None,
+    arguments: argparse.Namespace,
+    settings: Settings,
+    index: VectorIndex,
+    embedder: Embedder,
+    stop: StopSignals,
+) -> Source:
+    """Ingest what has changed in a folder, or all of it, and prune; returns the folder as it is."""
+    try:
+        source = open_chosen(arguments, settings, held_out=False)
+        if source.origin is not None and before.origin is not None:
+            source = source.origin.named(before.origin.name)
+        part = source if changed is None else changed_part(source, before, changed)
+        seen = SeenSource(part)
+        seen.see_all()
+        summary = ingest(seen.source, index, embedder, settings, stop=stop.event)
+    except SourceError as exc:
+        _log.warning("nothing is changed in the index: %s", exc.in_full)
+        return before
+    pruned = 0 if summary.interrupted else prune(index, seen, arguments.prune)
+    if not summary.interrupted:
+        remember(index, source, datetime.now(UTC))
+    written = summary.embedded + summary.moved + summary.relabelled
+    if written or pruned:
+        index.flush()
+        save_sample(index, summary.sample)
+        print(
+            f"{datetime.now():%H:%M:%S} {source.name}: {summary.embedded:,} images embedded, "
+            f"{summary.moved:,} moved, {summary.relabelled:,} got another label or other metadata, "
+            f"{pruned:,} taken out; {index.count():,} images in the index",
+            flush=True,
+        )
+    return source
+
+
+def _named_in(index: VectorIndex, source: Source) -> Source:
+    named = named_in(index, source)
+    if source.origin is not None and named.origin is not None and named.origin != source.origin:
+        print(
+            f"the index has another source called {source.origin.name}: ids of this one begin with "
+            f"{named.origin.name}/"
+        )
+    return named
+
+
+def _report(
+    source: Source, summary: Summary, index: VectorIndex, settings: Settings, seconds: float
+) -> None:
+    state = "stopped" if summary.interrupted else "finished"
+    print(
+        f"{state} {source.name}: {summary.embedded:,} images embedded, {summary.unchanged:,} "
+        f"unchanged, {len(summary.unreadable):,} unreadable, {source.skipped.total:,} other files "
+        f"left out, in {seconds:.1f} s ({summary.embedded / seconds:,.0f} images/s)\n"
+        f"index {settings.index}, namespace {settings.namespace}, {index.manifest.metric}, "
+        f"{index.manifest.model}: {index.count():,} images"
+    )
+    if summary.relabelled:
+        print(f"{summary.relabelled:,} images got another label or other metadata")
+    if summary.moved:
+        print(f"{summary.moved:,} images were in the index under another name: not embedded again")
+    if summary.deleted:
+        print(
+            f"{summary.deleted:,} images stay out of the index, as they were deleted over HTTP: "
+            "--restore brings them back"
+        )
+    if source.name == "sample":
+        print(
+            "these pictures are drawn, for trying; your own need an index of their own: "
+            "--index photos, or make run SOURCE=path/to/folder IMAGE_SEARCH_INDEX=photos"
+        )
+    if index.retries:
+        print(f"{index.retries:,} requests to the store had to be sent again")

@@ -1,0 +1,95 @@
+"""Fits an index again."""
+
+import argparse
+import time
+from typing import Final
+
+from image_search.settings import Settings
+from image_search.stores import succession
+from worker.commands.options import Commands, add_batch_size, add_index_options, tell
+from worker.origin import named_in
+from worker.signals import StopSignals
+from worker.sources import SPLITS, Source, open_source
+
+_EXIT_CODES: Final = """\
+exit codes:
+  0    the index is fitted again
+  1    stopped by an error (disk, store, weights); start again to go on
+  2    wrong usage, bad setting, a source that does not exist, or images of the index
+       that no source has
+  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; start again to go on
+"""
+# A service takes up the new index within a second, and then loads its model.
+_SECONDS_FOR_READERS: Final = 60.0
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "refit",
+        help="fit the index again, and embed all of its images again",
+        description="Fit recipe, input size, precision and confidence again, to the images that "
+        "the index\nhas now, and embed all of them again. Searches go on with the index as it is "
+        "until the\nnew one is whole. Start it again to go on after a stop.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="where the images of the index are, all that were ingested: as for ingest",
+    )
+    parser.add_argument(
+        "--drop-others",
+        action="store_true",
+        help="lose the images that no SOURCE has as the index has them, such as those that were "
+        "put over HTTP; without it, nothing is done if there are any",
+    )
+    add_batch_size(parser)
+    add_index_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Fit the index again; returns the exit code."""
+    with succession(settings) as place:
+        from worker.refit import refit  # imports the embedded store
+
+        stop = StopSignals()
+        sources = [
+            named_in(place.former, source)
+            for name in arguments.sources
+            for source in _whole(name, settings)
+        ]
+        for source in sources:
+            tell(source)
+        started = time.monotonic()
+        done = refit(sources, place, settings, drop_others=arguments.drop_others, stop=stop.event)
+    if done is None:
+        print("stopped: start again to go on; until then searches use the index as it was")
+        return stop.exit_code
+    print(
+        f"index {settings.index} is fitted again: {done.images:,} images, {done.embedded:,} of "
+        f"them embedded in {time.monotonic() - started:.1f} s; {done.model}"
+    )
+    if done.dropped:
+        print(f"{done.dropped:,} images that no source has were dropped")
+    deadline = time.monotonic() + _SECONDS_FOR_READERS
+    while not place.remove_former():
+        if time.monotonic() > deadline or stop.event.wait(0.2):
+            print(
+                "the files of the index as it was are still in use by a service: the next ingest "
+                "removes them"
+            )
+            break
+    return 0
+
+
+def _whole(name: str, settings: Settings) -> list[Source]:
+    """A source with all of its splits, which data sets have one by one."""
+    source = open_source(name, data_dir=settings.data_dir)
+    if source.origin is not None:
+        return [source]
+    splits = [split for split in SPLITS if split in source.splits]
+    return [open_source(name, data_dir=settings.data_dir, split=split) for split in splits]
