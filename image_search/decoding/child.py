@@ -2,7 +2,7 @@
 
 Started by `image_search.decoding`, which it talks to over one socket. A task is a message of JSON,
 and the image is in a file that both have open; the answer is a message of JSON and, if that has a
-size, one with the RGB pixels. The process knows no secrets and ends with its socket.
+size, the file then has the RGB pixels. The process knows no secrets and ends with its socket.
 """
 
 import io
@@ -18,6 +18,7 @@ from typing import Any, Final
 from PIL import Image
 
 from image_search import images
+from image_search.decoding.files import read_and_empty, write_whole
 from image_search.decoding.plain import webp_size
 from image_search.errors import ImageError, ImageTooLargeError
 
@@ -45,17 +46,16 @@ def main(descriptor: int, file: int) -> None:
     with Connection(descriptor) as parent, suppress(EOFError, OSError):
         while True:
             task = json.loads(parent.recv_bytes())
-            content = os.pread(file, task["bytes"], 0)
-            os.truncate(file, 0)  # it is not held twice
+            content = read_and_empty(file, task["bytes"])
             _limit_memory(held + task["memory"] if held else None)
             signal.setitimer(signal.ITIMER_PROF, task["cpu"])
             answer, pixels = _decode(content, task)
             signal.setitimer(signal.ITIMER_PROF, 0)
             del content
-            parent.send_bytes(json.dumps(answer).encode())
             if pixels is not None:
-                parent.send_bytes(pixels)
+                write_whole(file, pixels)
             del pixels
+            parent.send_bytes(json.dumps(answer).encode())
 
 
 def _decode(content: bytes, task: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
