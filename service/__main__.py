@@ -9,12 +9,10 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-import uvicorn
-
 from image_search.errors import ImageSearchError, SettingsError
 from image_search.settings import Settings, load_settings
 from service.app import create_app
-from service.connections import server_config
+from service.connections import LimitedServer
 
 # Shorter than the ten seconds after which Docker kills.
 _SECONDS_TO_FINISH: Final = 8
@@ -64,8 +62,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     with listener:
-        config = server_config(app, seconds_to_finish=_SECONDS_TO_FINISH)
-        uvicorn.Server(config).run(sockets=[listener])
+        LimitedServer(app, seconds_to_finish=_SECONDS_TO_FINISH).run(sockets=[listener])
     return 0
 
 

@@ -4,6 +4,7 @@ Uvicorn and httptools have no limits of these kinds; the proxies that have them 
 """
 
 import json
+import socket
 from http import HTTPStatus
 from operator import attrgetter
 from typing import Any, Final, cast
@@ -25,25 +26,39 @@ SECONDS_FOR_HEAD: Final = 10.0
 # For the rest of a body that is not wanted.
 SECONDS_AFTER_ANSWER: Final = 5.0
 _SECONDS_OF_KEEP_ALIVE: Final = 5
-# Together with those that wait to be accepted they leave room in the usual 1,024 descriptors.
+# Together with those that are accepted at once they leave room in the usual 1,024 descriptors.
 MAX_CONNECTIONS: Final = 512
-_BACKLOG: Final = 128
+_ACCEPTED_AT_ONCE: Final = 128
+# Where the kernel has no room for a connection that comes, its client tries again after a second.
+_WAITING: Final = 2048
 _WAITS_SINCE: Final = attrgetter("_waits_since")
 
 
-def server_config(app: Any, *, seconds_to_finish: int | None = None) -> uvicorn.Config:
-    """How uvicorn serves the application."""
-    return uvicorn.Config(
-        app,
-        http=LimitedProtocol,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_SECONDS_OF_KEEP_ALIVE,
-        timeout_graceful_shutdown=seconds_to_finish,
-    )
+class LimitedServer(uvicorn.Server):
+    """Serves the application on sockets that are bound, within the limits."""
+
+    def __init__(self, app: Any, *, seconds_to_finish: int | None = None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=LimitedProtocol,
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=_ACCEPTED_AT_ONCE,
+                timeout_keep_alive=_SECONDS_OF_KEEP_ALIVE,
+                timeout_graceful_shutdown=seconds_to_finish,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self.started:
+            for each in sockets or ():
+                # asyncio lets as many connections wait as it accepts at once.
+                each.listen(_WAITING)
 
 
 class LimitedProtocol(HttpToolsProtocol):

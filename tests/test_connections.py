@@ -3,6 +3,7 @@
 import http.client
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -149,6 +150,25 @@ def test_of_too_many_connections_the_oldest_without_a_request_is_closed(
         for connection in waiting[3:]:
             connection.sendall(b"\r\n")
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_many_may_come_while_the_service_is_busy(
+    service: ServiceThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert httpx2.get(f"{service.url}/metrics", trust_env=False).is_success
+    go_on = threading.Event()
+    connection_made = connections.LimitedProtocol.connection_made
+
+    def made(self: connections.LimitedProtocol, transport: Any) -> None:
+        go_on.wait(60)
+        connection_made(self, transport)
+
+    monkeypatch.setattr(connections.LimitedProtocol, "connection_made", made)
+    with ExitStack() as stack:
+        stack.callback(go_on.set)
+        for _ in range(500):
+            # Were there no room for it, it would wait until the service goes on.
+            stack.enter_context(socket.create_connection(service.address, timeout=20))
 
 
 def test_json_is_refused_while_it_is_read(settings: Settings, service: ServiceThread) -> None:

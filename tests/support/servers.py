@@ -8,12 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, Self
 
 import httpx2
-import uvicorn
 from fastapi.testclient import TestClient
 
 from image_search.settings import Settings
 from service.app import create_app
-from service.connections import server_config
+from service.connections import LimitedServer
 from tests.support.waiting import wait_until
 
 SERVICE_KEY: Final = "key of the tests"
@@ -81,9 +80,7 @@ class ServiceThread:
         self._listener.listen(backlog)
         self.address: tuple[str, int] = self._listener.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
-        self._server = uvicorn.Server(
-            server_config(create_app(settings), seconds_to_finish=seconds_to_end)
-        )
+        self._server = LimitedServer(create_app(settings), seconds_to_finish=seconds_to_end)
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
 
     def start(self) -> None:
