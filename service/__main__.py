@@ -57,7 +57,7 @@ def main() -> int:
     except ImageSearchError as exc:
         print(f"error: {exc.in_full}", file=sys.stderr)
         return 1
-    _give_memory_back()
+    give_memory_back()
     # Uvicorn, once it has ended in order, raises the signal again.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -66,7 +66,7 @@ def main() -> int:
     return 0
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
     """Let large blocks go back to the system when they are freed, where the C library is glibc.
 
     By default it learns to keep them once it has seen some: up to 64 MiB for each thread.
