@@ -8,7 +8,8 @@ ImageSearchError
 ├── ImageError               one image cannot be used
 │   ├── NotAnImageError      not an image, or damaged
 │   ├── ImageTooLargeError   too many pixels
-│   └── ImageTooCostlyError  decoding takes too much memory or time
+│   ├── ImageTooCostlyError  decoding takes too much memory or time
+│   └── NoVideoSupportError  it is a video, and PyAV is not installed
 ├── FilterError              a metadata filter is not valid
 ├── RecordError              a record or query vector is not valid
 └── VectorIndexError
@@ -66,6 +67,10 @@ class ImageTooLargeError(ImageError):
 
 class ImageTooCostlyError(ImageError):
     """Decoding the image takes more memory or time than allowed."""
+
+
+class NoVideoSupportError(ImageError):
+    """It is a video, and what reads videos is not installed."""
 
 
 class FilterError(ImageSearchError):

@@ -22,6 +22,7 @@ BREAKAGES = {
     "lancedb": ("image_search/stores/__init__.py", "import lancedb"),
     "arrow": ("worker/ingest.py", "import pyarrow"),
     "pinecone": ("image_search/stores/embedded/index.py", "import pinecone"),
+    "pyav": ("image_search/videos.py", "import av"),
     "openvino": ("image_search/embedding.py", "import openvino"),
     "tensorflow": ("image_search/embedding.py", "import tensorflow"),
     "hdf5": ("worker/ingest.py", "import h5py"),

@@ -9,8 +9,6 @@ in memory and time, and replaced when they end by it:
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from PIL import Image
 from image_search import file_metadata, images
 from image_search.decoding.files import open_memory, read_and_empty, write_whole
 from image_search.decoding.plain import is_plain
+from image_search.decoding.starting import start
 from image_search.errors import (
     ImageError,
     ImageTooCostlyError,
@@ -36,22 +35,6 @@ __all__ = ["Decoder", "Limits", "is_plain"]
 _MIB: Final = 1024 * 1024
 # A process ends after so many images, and with it what its libraries do not give back.
 _MOST_TASKS: Final = 1000
-# `-I` and the path: it imports what this process would, but nothing of the folder it is started in.
-_COMMAND: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from image_search.decoding.child import main; main(*map(int, sys.argv[1].split()))"
-)
-# One thread and one heap: less address space that is reserved and not used.
-_ENVIRONMENT: Final = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",
-    # Pillow keeps so many of its blocks of 16 MiB for the next image: a picture of 12 megapixels
-    # is in memory that need not be made anew, which took a tenth of the time.
-    "PILLOW_BLOCKS_MAX": "3",
-}
-# All else, keys among it, is none of a decoder's business.
-_INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
@@ -208,18 +191,8 @@ class _Process:
     def __init__(self) -> None:
         self._connection, other = Pipe()
         self._file = open_memory()
-        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         with other:
-            self._process = subprocess.Popen(  # noqa: S603
-                [
-                    *(sys.executable, "-I", "-c", _COMMAND),
-                    *(f"{other.fileno()} {self._file}", json.dumps(sys.path)),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(other.fileno(), self._file),
-                env=inherited | _ENVIRONMENT,
-            )
+            self._process = start("child", (other.fileno(), self._file))
         self._tasks = 0
         self._late = False
         self._spent = False

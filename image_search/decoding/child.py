@@ -7,17 +7,15 @@ size, the file then has the RGB pixels. The process knows no secrets and ends wi
 
 import io
 import json
-import os
-import resource
 import signal
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
 
 from image_search import images
+from image_search.decoding.confinement import address_space, confine, limit_memory
 from image_search.decoding.files import read_and_empty, write_whole
 from image_search.decoding.plain import webp_size
 from image_search.errors import ImageError, ImageTooLargeError
@@ -27,27 +25,15 @@ _WHOLE: Final = {"AVIF", "HEIF", "JPEG", "JPEG2000", "MPO", "TIFF"}
 _MOST_BYTES_PER_PIXEL: Final = 20
 
 
-# Whoever waits for something else comes first: searches, above all.
-_NICENESS: Final = 10
-
-
 def main(descriptor: int, file: int) -> None:
     """Decode what is in `file` for each task that comes over the socket `descriptor`."""
-    os.nice(_NICENESS)
-    # Who stops the service stops it, and with it the socket; Ctrl-C reaches all of a terminal.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with suppress(OSError):  # only Linux has it: where memory ends, this process goes first
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    # The decoders' libraries write what they like.
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    held = _address_space()
+    confine()
+    held = address_space()
     with Connection(descriptor) as parent, suppress(EOFError, OSError):
         while True:
             task = json.loads(parent.recv_bytes())
             content = read_and_empty(file, task["bytes"])
-            _limit_memory(held + task["memory"] if held else None)
+            limit_memory(held + task["memory"] if held else None)
             signal.setitimer(signal.ITIMER_PROF, task["cpu"])
             answer, pixels = _decode(content, task)
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -79,18 +65,3 @@ def _wanted_memory(content: bytes, memory: int) -> bool:
             if image.format in _WHOLE:
                 size = image.size
     return size is not None and size[0] * size[1] * _MOST_BYTES_PER_PIXEL > memory
-
-
-def _limit_memory(limit: int | None) -> None:
-    if limit is not None:
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
-def _address_space() -> int | None:
-    """Bytes of address space that the process has now; None where no limit can be set on it."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
-        return None
-    return pages * resource.getpagesize()
