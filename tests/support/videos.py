@@ -40,7 +40,7 @@ def write_video(
     """A video that shows another `scene` each second; or these pictures, at these `times`."""
     if pictures is None:
         pictures = [scene(frame // rate) for frame in range(round(rate * seconds))]
-    moments = times or [Fraction(number, rate) for number in range(len(pictures))]
+    moments = times or [number / rate for number in range(len(pictures))]
     with av.open(path, "w", container_options=container_options or {}) as container:
         container.metadata.update(metadata or {})
         stream: Any = container.add_stream(codec, rate=rate, options=options or {})
