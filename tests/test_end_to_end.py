@@ -26,8 +26,8 @@ from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from tests.support import ROOT
 from tests.support.images import folder_of
-from tests.support.indexes import assert_same_records, count
-from tests.support.processes import run, service, start
+from tests.support.indexes import FakeEmbedder, assert_same_records, count
+from tests.support.processes import forks, run, service, start
 from tests.support.servers import find_free_port
 from tests.support.waiting import wait_until
 from worker.sources import Item, open_source
@@ -208,45 +208,57 @@ from worker import __main__, ingest
 ingest._SECONDS_PER_COMMIT = 0.1
 sys.exit(__main__.main())
 """
+KILLS = 20
+KILLED_IMAGES = 1000
+# With a network that takes no time to load.
+IMPORTS = """
+from tests.support.indexes import FakeEmbedder
+from worker import __main__, ingest
+from worker.commands import ingest as command
+command.load_embedder = lambda *_: FakeEmbedder()
+"""
+INGEST = """
+ingest._SECONDS_PER_COMMIT = float(os.environ["SECONDS_PER_COMMIT"])
+sys.argv[1:] = ["ingest", os.environ["SOURCE"], "--batch-size", "8"]
+sys.stdout = sys.stderr
+__main__.main()
+"""
 
 
-def test_kill_9_of_the_worker_loses_and_breaks_nothing(settings: Settings, tmp_path: Path) -> None:
-    source = str(folder_of(tmp_path / "noise", 1500))
-    undisturbed = load_settings(data_dir=tmp_path / "undisturbed")
-    code, _, err = run("worker", "ingest", source, IMAGE_SEARCH_DATA_DIR=str(undisturbed.data_dir))
-    assert code == 0, err
-    expected = open_index(undisturbed)
-
-    def files() -> set[Path]:
-        return set(settings.data_dir.rglob("*"))
-
+def test_kill_9_of_the_worker_loses_and_breaks_nothing(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(folder_of(tmp_path / "noise", KILLED_IMAGES))
+    monkeypatch.setenv("SOURCE", source)
+    monkeypatch.setenv("SECONDS_PER_COMMIT", "0")
+    manifest = Manifest.new(FakeEmbedder().model, "cosine", settings.namespace)
     moments = random.Random(9)
-    seen = 0
-    for kill in range(10):
-        before = files()
-        process = subprocess.Popen(
-            [sys.executable, "-c", OFTEN, "ingest", source, "--batch-size", "32"],
-            env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    counts = [0]
+    with create_index(settings, manifest), forks(IMPORTS, INGEST) as start_worker:
+        for kill in range(KILLS):
+            before = set(settings.data_dir.rglob("*"))
+            worker = start_worker()
 
-        # Half of the kills hit as soon as anything is written, half after more is committed.
-        def is_time(odd: int = kill % 2, seen: int = seen, before: set[Path] = before) -> bool:
-            return count(settings) > seen if odd else files() != before
+            # Half of the kills hit as soon as anything is written, half after more is committed.
+            def is_time(odd: int = kill % 2, before: set[Path] = before) -> bool:
+                if odd:
+                    return count(settings) > counts[-1]
+                return set(settings.data_dir.rglob("*")) != before
 
-        wait_until(lambda: is_time() or process.poll() is not None)  # noqa: B023
-        time.sleep(moments.uniform(0, 0.2))
-        process.kill()
-        process.wait()
-        now = count(settings)
-        assert now >= seen, "an acknowledged batch was lost"
-        seen = now
-    assert 0 < seen < 1500
-    code, out, _ = run("worker", "ingest", source)
-    assert code == 0
-    assert f"{seen:,} unchanged" in out
-    assert_same_records(expected, open_index(settings))
+            wait_until(lambda: is_time() or not worker.is_running())  # noqa: B023
+            time.sleep(moments.uniform(0, 0.1))
+            worker.kill()
+            counts.append(count(settings))
+        start_worker().wait()
+    assert counts == sorted(counts), "an acknowledged batch was lost"
+    assert counts[1] < counts[-1] < KILLED_IMAGES, "some were killed after a commit of theirs"
+    undisturbed = load_settings(data_dir=tmp_path / "undisturbed")
+    monkeypatch.setenv("SECONDS_PER_COMMIT", "60")
+    monkeypatch.setenv("IMAGE_SEARCH_DATA_DIR", str(undisturbed.data_dir))
+    with create_index(undisturbed, manifest), forks(IMPORTS, INGEST) as start_worker:
+        start_worker().wait()
+    assert count(undisturbed) == KILLED_IMAGES
+    assert_same_records(open_index(undisturbed), open_index(settings))
 
 
 def test_kill_9_of_a_service_during_queries_breaks_nothing(

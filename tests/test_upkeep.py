@@ -3,13 +3,9 @@
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,8 @@ from image_search.stores.embedded.files import IndexFiles
 from image_search.stores.embedded.locks import nobody_writing, writing
 from image_search.values import DIMENSION
 from tests.support.indexes import MODEL
+from tests.support.processes import forks
+from tests.support.waiting import wait_until
 
 SECONDS_A_DAY = 86_400
 
@@ -341,53 +339,40 @@ def test_a_read_whose_files_were_removed_meanwhile_is_done_again(
 KILLS = 20
 BATCHES = 120
 BATCH = 4
-# Imports once, and is a new process for each line that it reads: it goes on where the last one was.
-WRITER = """
-import os, sys
+IMPORTS = """
 from image_search.settings import load_settings
 from image_search.stores import embedded, open_index
 from tests.test_upkeep import BATCH, BATCHES, records
 batches = [records(BATCH * number, BATCH) for number in range(BATCHES)]
-for _ in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        index = open_index(load_settings())
-        have = set(index.list_ids(limit=10_000).ids)
-        print("writing", flush=True)
-        for batch in batches:
-            if not have.issuperset(record.id for record in batch):
-                index.upsert(batch)
-        os._exit(0)
-    print(child, flush=True)
-    os.waitpid(child, 0)
-    print("ended", flush=True)
+"""
+# Goes on where the last one was.
+WRITE = """
+index = open_index(load_settings())
+have = set(index.list_ids(limit=10_000).ids)
+open(os.environ["BEGUN"], "w").close()
+for batch in batches:
+    if not have.issuperset(record.id for record in batch):
+        index.upsert(batch)
 """
 
 
-def test_kills_within_commits_lose_and_double_nothing(settings: Settings) -> None:
+def test_kills_within_commits_lose_and_double_nothing(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create(settings)
+    begun = tmp_path / "begun"
+    monkeypatch.setenv("BEGUN", str(begun))
     counts = [0]
     rng = random.Random(0)
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", WRITER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as writers:
-        assert writers.stdin is not None
-        assert writers.stdout is not None
+    with forks(IMPORTS, WRITE) as start_writer:
         for _ in range(KILLS):
-            writers.stdin.write("\n")
-            writers.stdin.flush()
-            said = [writers.stdout.readline().strip() for _ in range(2)]
-            child = int(said[1] if said[0] == "writing" else said[0])
+            writer = start_writer()
+            wait_until(lambda: begun.exists() or not writer.is_running())  # noqa: B023
             time.sleep(rng.uniform(0, 0.1))
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-            assert writers.stdout.readline() == "ended\n"
+            writer.kill()
+            begun.unlink(missing_ok=True)
             counts.append(open_index(settings).count())
-        writers.communicate("\n", timeout=300)
+        start_writer().wait()
     assert counts == sorted(counts), "nothing that was written is lost"
     assert {count % BATCH for count in counts} == {0}, "a commit is all or nothing"
     assert counts[1] < counts[-1], "some were killed after a commit of theirs"

@@ -1,10 +1,12 @@
 """The programs as users run them: processes of their own."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from textwrap import dedent, indent
 from typing import Any
 
 import httpx2
@@ -64,3 +66,68 @@ def service(port: int, **environ: str) -> Iterator[Service]:
     finally:
         running.process.kill()
         running.process.communicate()
+
+
+class Fork:
+    """A process that `forks` started."""
+
+    def __init__(self, line: str, ended: Callable[[], str]) -> None:
+        self._pid = int(line)
+        self._ended = ended
+
+    def is_running(self) -> bool:
+        """Whether it has not ended by itself; a process that has ended is waited for at once."""
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it as `kill -9` does, and wait until it has ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        assert self._ended() == "ended\n"
+
+
+_FORKING = """
+import os, sys
+{imports}
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+{body}
+        os._exit(0)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
+"""
+
+
+@contextmanager
+def forks(imports: str, body: str) -> Iterator[Callable[[], Fork]]:
+    """A program that imports once; each call runs `body` in a process of its own."""
+    program = _FORKING.format(imports=imports, body=indent(dedent(body), " " * 8))
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled", "PYTHONPATH": ":".join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        stdin, stdout = server.stdin, server.stdout
+
+        def fork() -> Fork:
+            stdin.write("\n")
+            stdin.flush()
+            return Fork(stdout.readline(), stdout.readline)
+
+        yield fork
+        stdin.close()
