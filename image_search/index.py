@@ -266,6 +266,19 @@ class VectorIndex(ABC):
     @abstractmethod
     def _fetch(self, ids: Sequence[str], *, thumbnails: bool) -> dict[str, Record]: ...
 
+    @property
+    def thumbnails_are_apart(self) -> bool:
+        """Whether reading them with matches costs as much as reading them afterwards."""
+        return False
+
+    def thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """The thumbnails of the records with these ids; ids without one are left out."""
+        return self._thumbnails_of(ids) if ids else {}
+
+    def _thumbnails_of(self, ids: Sequence[str]) -> dict[str, bytes]:
+        records = self._fetch(ids, thumbnails=True)
+        return {id_: record.thumbnail for id_, record in records.items() if record.thumbnail}
+
     def held(self, states: Mapping[str, str]) -> set[str]:
         """Those of the ids, each with its state, that the index has a record of in that state.
 

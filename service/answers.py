@@ -8,15 +8,22 @@ from typing import Any, Final
 import orjson
 from fastapi import Response
 
+from image_search.calibration import Calibration
 from image_search.errors import ImageSearchError
 from image_search.familiarity import is_familiar
-from image_search.index import Listed, Page, Record
+from image_search.index import Listed, Match, Page, Record
+from image_search.moments import time_of, video_of
 from service import problems
 from service.loaded_index import LoadedIndex
 from service.pipeline import EmbeddedImage, SearchResult, Timing
 
 # What an image that could not be searched with has found.
-_NOTHING: Final[dict[str, Any]] = {"matches": [], "familiarity": None, "familiar": None}
+_NOTHING: Final[dict[str, Any]] = {
+    "matches": [],
+    "complete": True,
+    "familiarity": None,
+    "familiar": None,
+}
 
 
 def search(loaded: LoadedIndex, result: SearchResult, *, thumbnails: bool) -> Response:
@@ -96,16 +103,33 @@ def _found(result: SearchResult, *, thumbnails: bool) -> dict[str, Any]:
     calibration = result.calibration
     matches = [
         {
-            "id": match.id,
-            "label": match.label,
-            "score": match.score,
-            "confidence": calibration.confidence(match.score) if calibration else None,
-            "thumbnail": _data_uri(match.thumbnail) if thumbnails else None,
-            "metadata": dict(match.metadata),
+            "id": one.match.id,
+            "label": one.match.label,
+            "score": one.match.score,
+            "confidence": _confidence(calibration, one.match),
+            "thumbnail": _data_uri(one.match.thumbnail) if thumbnails else None,
+            "metadata": dict(one.match.metadata),
+            "video": video_of(one.match.metadata),
+            "time": time_of(one.match.metadata),
+            "moments": [_moment(moment, calibration) for moment in one.moments],
         }
-        for match in result.matches
+        for one in result.choice.found
     ]
-    return {"matches": matches, **_familiar(result.familiarity)}
+    complete = result.choice.complete
+    return {"matches": matches, "complete": complete, **_familiar(result.familiarity)}
+
+
+def _moment(match: Match, calibration: Calibration | None) -> dict[str, Any]:
+    return {
+        "id": match.id,
+        "time": time_of(match.metadata),
+        "score": match.score,
+        "confidence": _confidence(calibration, match),
+    }
+
+
+def _confidence(calibration: Calibration | None, match: Match) -> float | None:
+    return calibration.confidence(match.score) if calibration else None
 
 
 def _familiar(p_value: float | None) -> dict[str, Any]:

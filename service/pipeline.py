@@ -28,7 +28,7 @@ from service.batching import Stage
 from service.errors import EngineFailedError
 from service.loaded_index import LoadedIndex
 from service.metrics import STAGES, Metrics
-from service.selection import Selection
+from service.selection import Choice, Selection
 
 _log = logging.getLogger(__name__)
 
@@ -77,12 +77,12 @@ class EmbeddedImage:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Matches, best first, and what their confidences are made by, if they get any.
+    """What was chosen, and what the confidences are made by, if matches get any.
 
     `familiarity` is a p-value of the query, or None where it cannot be told.
     """
 
-    matches: list[Match]
+    choice: Choice
     calibration: Calibration | None
     familiarity: float | None
     timing: Timing
@@ -310,7 +310,7 @@ class Pipeline:
                 job.loaded,
                 job.selection.candidates,
                 job.selection.filter,
-                job.selection.thumbnails,
+                job.selection.with_thumbnails(job.loaded.index),
             ),
         )
         for (loaded, candidates, filter_, thumbnails), group in groups.items():

@@ -19,6 +19,7 @@ from image_search.filters import FILTER_SCHEMA, JUNCTIONS, OPERATORS
 from image_search.manifest import ModelSpec
 from image_search.values import DIMENSION, MAX_ID_LENGTH, MetadataValue, Metric
 from service.problems import Problem
+from service.selection import MOST_MOMENTS, MOST_ROUNDS, GroupBy
 
 MAX_TOP_K: Final = 100
 # All of them fit into an address.
@@ -97,6 +98,14 @@ class SearchOptions(BaseModel):
             examples=[False],
         ),
     ] = False
+    group_by: Annotated[
+        GroupBy,
+        Field(
+            description="With `video`, each match is the best frame of another video, or an image "
+            "that is of none, and `top_k` counts these; its `moments` are the next best frames.",
+            examples=["none"],
+        ),
+    ] = "none"
 
 
 class SearchParameters(SearchOptions):
@@ -327,6 +336,19 @@ PAIR_BODY: Final = {
 
 # --- answers ---
 
+_TIME: Final = Field(
+    description="Seconds from the start of its video; null for other images.", examples=[12.0]
+)
+
+
+class MomentResponse(BaseModel):
+    """One more moment of a video."""
+
+    id: Annotated[str, Field(description="Id of the frame.", examples=["clips/beach.mp4#t=12.000"])]
+    time: Annotated[float | None, _TIME]
+    score: Annotated[float, Field(description="As of a match.", examples=[0.88])]
+    confidence: Annotated[float | None, Field(description="As of a match.", examples=[0.81])]
+
 
 class MatchResponse(BaseModel):
     """One image of the index."""
@@ -359,6 +381,22 @@ class MatchResponse(BaseModel):
     metadata: Annotated[
         dict[str, MetadataValue],
         Field(description="What else is known of it.", examples=[_EXAMPLE_METADATA]),
+    ]
+    video: Annotated[
+        str | None,
+        Field(
+            description="The video that it is a frame of; null for other images.",
+            examples=["clips/beach.mp4"],
+        ),
+    ]
+    time: Annotated[float | None, _TIME]
+    moments: Annotated[
+        list[MomentResponse],
+        Field(
+            max_length=MOST_MOMENTS,
+            description="With `group_by=video`, other moments of the video among the best "
+            f"matches: at most {MOST_MOMENTS}, best first.",
+        ),
     ]
 
 
@@ -399,10 +437,22 @@ Familiar = Annotated[
 ]
 
 
+Complete = Annotated[
+    bool,
+    Field(
+        description="False where there may be more matches than are given, though fewer than "
+        f"`top_k`: the service looks at 1,000 matches for `deduplicate`, and {MOST_ROUNDS} times "
+        "at up to 1,000 for `group_by=video`, each time without the videos found before.",
+        examples=[True],
+    ),
+]
+
+
 class SearchResponse(BaseModel):
     """The matches, best first."""
 
     matches: Annotated[list[MatchResponse], Field(description="Best first.")]
+    complete: Complete
     familiarity: Familiarity
     familiar: Familiar
     model: Annotated[ModelSpec, _MODEL]
@@ -447,6 +497,7 @@ class BatchResult(BaseModel):
         str | None, Field(description="Its name in the form.", examples=["cat.jpg"])
     ]
     matches: Annotated[list[MatchResponse], Field(description="Best first; empty for a problem.")]
+    complete: Complete
     familiarity: Familiarity
     familiar: Familiar
     problem: Annotated[

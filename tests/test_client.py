@@ -44,6 +44,7 @@ from image_search_client import (
     InvalidRequestError,
     Match,
     Model,
+    Moment,
     RequestTimeoutError,
     SearchResult,
     SearchResults,
@@ -739,6 +740,7 @@ def test_the_methods_take_what_the_operations_of_the_service_do() -> None:
     ("result", "answer"),
     [
         (Match, schemas.MatchResponse),
+        (Moment, schemas.MomentResponse),
         (Model, ModelSpec),
         (TookMs, schemas.TookMs),
         (SearchResult, schemas.SearchResponse),

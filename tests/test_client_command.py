@@ -63,7 +63,15 @@ def test_json_is_a_line_for_each_query(picture: str, capsys: pytest.CaptureFixtu
     run = Run(capsys, "query", picture, "missing.png", picture, "--json", "--top-k", "1")
     first, second, third = (json.loads(line) for line in run.out.splitlines())
     assert run.code == command.EXIT_INCOMPLETE
-    assert first.keys() == {"image", "matches", "familiarity", "familiar", "model", "took_ms"}
+    assert first.keys() == {
+        "image",
+        "matches",
+        "familiarity",
+        "familiar",
+        "complete",
+        "model",
+        "took_ms",
+    }
     assert first["image"] == third["image"] == picture
     assert first["matches"] == third["matches"]
     assert second["problem"]["code"] == "unreadable"

@@ -26,6 +26,7 @@ from image_search.stores import open_index
 from image_search.stores.embedded import upkeep
 from image_search.values import DIMENSION
 from service import follower
+from service.schemas import MatchResponse
 from tests.support.images import KINDS, PER_KIND, draw, encode
 from tests.support.indexes import FakeEmbedder, fill, serve_fakes
 from tests.support.pinecone import API_KEY, PineconeEmulator
@@ -119,7 +120,7 @@ def test_one_picture_is_found_alike_by_every_way_of_asking(
     by_id = ids(ask(client, id=ID))
     assert (len(by_id), by_id[:9]) == (10, expected[1:])
     for match in ask(client, id=ID).json()["matches"]:
-        assert match.keys() == {"id", "label", "score", "confidence", "thumbnail", "metadata"}
+        assert match.keys() == MatchResponse.model_fields.keys()
     took = ask(client, id=ID).json()["took_ms"]
     assert (took["decode"], took["embed"]) == (0, 0)
     assert took["total"] > 0

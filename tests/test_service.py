@@ -55,11 +55,28 @@ def test_search_answers_as_the_index_does(
     response = upload(client, encode(QUERY), top_k=7)
     answer = response.json()
     SearchResponse.model_validate_json(response.content, strict=True, extra="forbid")
-    assert answer.keys() == {"matches", "familiarity", "familiar", "model", "took_ms"}
+    assert answer.keys() == {
+        "matches",
+        "complete",
+        "familiarity",
+        "familiar",
+        "model",
+        "took_ms",
+    }
     expected = open_index(module_settings).query(embedder.embed([embedder.pixels(QUERY)])[0], 7)
     assert [match["id"] for match in answer["matches"]] == [match.id for match in expected]
     for match, wanted in zip(answer["matches"], expected, strict=True):
-        assert match.keys() == {"id", "label", "score", "confidence", "thumbnail", "metadata"}
+        assert match.keys() == {
+            "id",
+            "label",
+            "score",
+            "confidence",
+            "thumbnail",
+            "metadata",
+            "video",
+            "time",
+            "moments",
+        }
         assert match["score"] == pytest.approx(wanted.score, abs=1e-5)
         assert (match["label"], match["metadata"]) == (wanted.label, wanted.metadata)
         kind, _, data = match["thumbnail"].partition(",")

@@ -414,6 +414,13 @@ def test_thumbnails_may_be_left_out(create: Indexes) -> None:
     assert index.fetch(["bare"])["bare"].thumbnail == b""
 
 
+def test_thumbnails_are_given_alone(create: Indexes) -> None:
+    index = create()
+    index.upsert([record("a", thumbnail=b"one"), record("b", thumbnail=b""), record("c")])
+    assert index.thumbnails(["c", "b", "a", "none"]) == {"a": b"one", "c": b"jpeg"}
+    assert index.thumbnails([]) == {}
+
+
 def test_records_in_a_state_are_told_without_reading_them(create: Indexes, store: str) -> None:
     index = create()
     assert index.held({}) == set()

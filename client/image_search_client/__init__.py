@@ -23,7 +23,7 @@ from image_search_client.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from image_search_client.inputs import Example, ImageInput
+from image_search_client.inputs import Example, GroupBy, ImageInput
 from image_search_client.results import (
     Comparison,
     EmbedResult,
@@ -31,6 +31,7 @@ from image_search_client.results import (
     IndexedImage,
     Match,
     Model,
+    Moment,
     SearchResult,
     SearchResults,
     Thumbnail,
@@ -44,6 +45,7 @@ __all__ = [
     "Comparison",
     "EmbedResult",
     "Example",
+    "GroupBy",
     "Health",
     "ImageInput",
     "ImageNotFoundError",
@@ -53,6 +55,7 @@ __all__ = [
     "InvalidRequestError",
     "Match",
     "Model",
+    "Moment",
     "RequestTimeoutError",
     "SearchResult",
     "SearchResults",

@@ -19,6 +19,7 @@ from image_search_client.errors import (
 from image_search_client.inputs import (
     Example,
     ExampleInput,
+    GroupBy,
     ImageInput,
     Options,
     Upload,
@@ -131,6 +132,7 @@ class Client:
         min_confidence: float | None = None,
         thumbnails: bool = True,
         deduplicate: bool = False,
+        group_by: GroupBy = "none",
     ) -> SearchResult:
         """The images of the index most similar to an image, best first.
 
@@ -146,12 +148,16 @@ class Client:
             min_confidence: Only matches with at least this confidence, 0 to 1.
             thumbnails: Whether matches carry thumbnails.
             deduplicate: Leave out near-duplicates of the query and of a better match.
+            group_by: "video" gives one match for each video, its best frame; `moments` are the
+                next best ones.
 
         Raises:
             ImageRejectedError: It is no image, or too large.
             OSError: The path cannot be read.
         """
-        options = Options(top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate)
+        options = Options(
+            top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate, group_by
+        )
         return self._search(image, options)
 
     def search_many(
@@ -167,6 +173,7 @@ class Client:
         min_confidence: float | None = None,
         thumbnails: bool = True,
         deduplicate: bool = False,
+        group_by: GroupBy = "none",
     ) -> SearchResults:
         """What `search` finds for each of any number of images, in their order.
 
@@ -185,10 +192,13 @@ class Client:
             min_confidence: See `search`.
             thumbnails: See `search`.
             deduplicate: See `search`.
+            group_by: See `search`.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
-        options = Options(top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate)
+        options = Options(
+            top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate, group_by
+        )
 
         def outcome(image: ImageInput) -> SearchResult | ImageSearchError | OSError:
             try:
@@ -219,6 +229,7 @@ class Client:
         min_confidence: float | None = None,
         thumbnails: bool = True,
         deduplicate: bool = False,
+        group_by: GroupBy = "none",
     ) -> SearchResults:
         """What `search` finds for each of 1 to 32 images, in one request.
 
@@ -228,7 +239,9 @@ class Client:
         Raises:
             OSError: A path cannot be read.
         """
-        options = Options(top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate)
+        options = Options(
+            top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate, group_by
+        )
         files = [("images", _part(threads.in_thread(read_image, image))) for image in images]
         response = self._send("POST", "/search/batch", files=files, params=options.to_query())
         return decode(response.content, results.BatchAnswer).results_or_errors()
@@ -249,6 +262,7 @@ class Client:
         min_confidence: float | None = None,
         thumbnails: bool = True,
         deduplicate: bool = False,
+        group_by: GroupBy = "none",
     ) -> SearchResult:
         """The images of the index most similar to a query and examples, best first.
 
@@ -273,13 +287,16 @@ class Client:
             min_confidence: See `search`.
             thumbnails: See `search`.
             deduplicate: See `search`.
+            group_by: See `search`.
 
         Raises:
             ImageNotFoundError: There is no image with such an id.
             ImageRejectedError: It is no image, too large, or cannot be fetched.
             OSError: A path cannot be read.
         """
-        options = Options(top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate)
+        options = Options(
+            top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate, group_by
+        )
         none = id is None and image is None and embedding is None and url is None
         query = None if none else Example(id=id, image=image, embedding=embedding, url=url)
         body = threads.in_thread(query_json, query, positive, negative)

@@ -21,7 +21,7 @@ from image_search_client.errors import (
     ImageSearchError,
 )
 from image_search_client.inputs import Example, read_image
-from image_search_client.names import readable
+from image_search_client.names import clock, readable
 from image_search_client.results import UNFAMILIAR, SearchResult
 from image_search_client.version import VERSION
 
@@ -145,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
         "--deduplicate", action="store_true", help="leave out near-duplicates of better matches"
     )
     query.add_argument(
+        "--group-by",
+        choices=("none", "video"),
+        default="none",
+        help="video: one match for each video, with the times of its best moments (default: none)",
+    )
+    query.add_argument(
         "--pictures",
         choices=("auto", "never"),
         default="auto",
@@ -251,6 +257,7 @@ def _query(client: Client, arguments: Arguments) -> int:
         "min_score": arguments.min_score,
         "min_confidence": arguments.min_confidence,
         "deduplicate": arguments.deduplicate,
+        "group_by": arguments.group_by,
         "thumbnails": protocol is not None,
     }
 
@@ -304,13 +311,20 @@ def _print_matches(result: SearchResult, protocol: terminal.Protocol | None) -> 
         print(UNFAMILIAR)
     if protocol:
         columns = shutil.get_terminal_size().columns
-        print(terminal.strips([match.thumbnail for match in result], protocol, columns))
-    rows = [("#", "score", "confidence", "label", "id")]
+        times = ["" if match.time is None else clock(match.time) for match in result]
+        pictures = [match.thumbnail for match in result]
+        print(terminal.strips(pictures, protocol, columns, times))
+    of_videos = any(match.time is not None for match in result)
+    rows = [("#", "score", "confidence", "label", *(("time",) if of_videos else ()), "id")]
     for number, match in enumerate(result, 1):
         confidence = "-" if match.confidence is None else f"{match.confidence:.0%}"
-        name = readable(match.id)
-        rows.append((str(number), f"{match.score:.3f}", confidence, match.label or "-", name))
+        name = readable(match.id if match.video is None else match.video)
+        shown = (", ".join(map(clock, match.times)) or "-",) if of_videos else ()
+        score = f"{match.score:.3f}"
+        rows.append((str(number), score, confidence, match.label or "-", *shown, name))
     print(terminal.table(rows, right=(0, 1, 2)))
+    if not result.complete:
+        print("There may be more matches: narrow the search with --filter, or ask for fewer.")
 
 
 def _as_json(outcome: _Outcome) -> dict[str, Any]:
@@ -319,6 +333,7 @@ def _as_json(outcome: _Outcome) -> dict[str, Any]:
             "matches": outcome.to_dicts(),
             "familiarity": outcome.familiarity,
             "familiar": outcome.familiar,
+            "complete": outcome.complete,
             "model": asdict(outcome.model),
             "took_ms": asdict(outcome.took_ms),
         }

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -39,6 +39,7 @@ Arrays are uint8 [height, width, 3] in RGB or [height, width] in grey, and need 
 """
 
 JsonObject: TypeAlias = dict[str, Any]
+GroupBy: TypeAlias = Literal["none", "video"]
 
 
 class Upload(NamedTuple):
@@ -135,6 +136,7 @@ class Options:
     min_confidence: float | None = None
     thumbnails: bool = True
     deduplicate: bool = False
+    group_by: GroupBy = "none"
 
     def __post_init__(self) -> None:
         if isinstance(self.labels, str):

@@ -1,4 +1,4 @@
-"""Ids for people. The page of the service does the same."""
+"""Ids and times for people. The page of the service does the same."""
 
 import re
 from typing import Final
@@ -20,6 +20,13 @@ def readable(id_: str) -> str:
     encoded, so that an id of another origin keeps its spelling.
     """
     return _ENCODED.sub(_decoded, id_)
+
+
+def clock(seconds: float) -> str:
+    """A time in a video: 0:12, or 1:02:03."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def _decoded(found: re.Match[str]) -> str:

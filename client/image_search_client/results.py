@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 import msgspec
 
 from image_search_client.errors import ImageSearchError, UnexpectedAnswerError
-from image_search_client.names import readable
+from image_search_client.names import clock, readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,12 +39,24 @@ class Thumbnail(bytes):
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """One more moment of a video: `time` is in seconds from its start, the rest as of a match."""
+
+    id: str
+    score: float
+    time: float | None = None
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """One image of the index that is similar to the query.
 
     `score` is cosine similarity or dot product, where more is more similar, or the squared
     euclidean distance, where less is. `confidence` (0 to 1) estimates how probably the match shows
     the same kind of thing as the query; None where the index has no labels to know it from.
+    A frame of a video has the id of the `video` and its `time` in seconds from the start. Where
+    matches are grouped by video, `moments` are the next best frames of it, best first.
     """
 
     id: str
@@ -53,6 +65,15 @@ class Match:
     confidence: float | None = None
     thumbnail: Thumbnail | None = field(default=None, repr=False)
     metadata: dict[str, MetadataValue] = field(default_factory=dict)
+    video: str | None = None
+    time: float | None = None
+    moments: tuple[Moment, ...] = ()
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The times of it and of its moments, best first; empty for images of no video."""
+        times = [self.time, *(moment.time for moment in self.moments)]
+        return tuple(time for time in times if time is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the service's JSON; the thumbnail is a data URI."""
@@ -63,6 +84,9 @@ class Match:
             "confidence": self.confidence,
             "thumbnail": self.thumbnail.data_uri if self.thumbnail is not None else None,
             "metadata": self.metadata,
+            "video": self.video,
+            "time": self.time,
+            "moments": [asdict(moment) for moment in self.moments],
         }
 
 
@@ -98,7 +122,8 @@ class SearchResult(Sequence[Match]):
 
     `familiarity` (0 to 1) is the share of the index's images that are as unlike the others as the
     query is; `familiar` is False where nothing like the query is in the index. Both are None where
-    that cannot be told.
+    that cannot be told. `complete` is False where the service gave up with fewer matches than were
+    asked for, though there may be more.
     """
 
     matches: tuple[Match, ...]
@@ -106,6 +131,7 @@ class SearchResult(Sequence[Match]):
     took_ms: TookMs
     familiarity: float | None = None
     familiar: bool | None = None
+    complete: bool = True
 
     def __len__(self) -> int:
         return len(self.matches)
@@ -259,6 +285,7 @@ class BatchItem:
     familiarity: float | None = None
     familiar: bool | None = None
     problem: Problem | None = None
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +303,12 @@ class BatchAnswer:
                 item.problem.error()
                 if item.problem
                 else SearchResult(
-                    item.matches, self.model, self.took_ms, item.familiarity, item.familiar
+                    item.matches,
+                    self.model,
+                    self.took_ms,
+                    item.familiarity,
+                    item.familiar,
+                    item.complete,
                 )
                 for item in self.results
             )
@@ -368,8 +400,10 @@ def _figure(match: Match) -> str:
         score += f" · {match.confidence:.0%}"
     label = escape(match.label) if match.label is not None else "-"
     name = escape(readable(match.id))
+    times = ", ".join(map(clock, match.times))
+    shown = f"<br>{times}" if times else ""
     return (
         f'<figure style="margin:0;width:{_PICTURE_SIDE}px" title="{name}">{picture}'
         '<figcaption style="overflow-wrap:anywhere">'
-        f"<strong>{label}</strong><br>{score}</figcaption></figure>"
+        f"<strong>{label}</strong><br>{score}{shown}</figcaption></figure>"
     )

@@ -4,6 +4,7 @@ import base64
 import io
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -58,15 +59,27 @@ def picture_protocol(environ: Mapping[str, str]) -> Protocol | None:
     return "blocks" if environ.get("COLORTERM") in {"truecolor", "24bit"} else None
 
 
-def strips(pictures: Sequence[bytes | None], protocol: Protocol, columns: int) -> str:
-    """The pictures side by side, as many as fit into `columns`, with their numbers below."""
+def strips(
+    pictures: Sequence[bytes | None],
+    protocol: Protocol,
+    columns: int,
+    times: Sequence[str] = (),
+) -> str:
+    """The pictures side by side, as many as fit into `columns`, with their numbers below.
+
+    `times` follow the numbers; empty for a picture without one.
+    """
+    titles = [
+        f"{number}  {time}".rstrip()
+        for number, (_, time) in enumerate(zip_longest(pictures, times, fillvalue=""), 1)
+    ]
     fit = max(1, (columns + 1) // (_COLUMNS + 1))
     parts = []
     for start in range(0, len(pictures), fit):
         row = pictures[start : start + fit]
-        numbers = range(start + 1, start + len(row) + 1)
+        below = titles[start : start + fit]
         parts.append(_strip(row, protocol))
-        parts.append(" ".join(str(number).center(_COLUMNS) for number in numbers).rstrip())
+        parts.append(" ".join(title.center(_COLUMNS) for title in below).rstrip())
     return "\n".join(parts)
 
 

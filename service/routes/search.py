@@ -219,6 +219,7 @@ def _selection(
         min_score=options.min_score,
         min_confidence=options.min_confidence,
         deduplicate=options.deduplicate,
+        group_by=options.group_by,
         thumbnails=options.thumbnails,
         without=frozenset(example.id for example in named if example.id is not None),
     )

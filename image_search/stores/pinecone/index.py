@@ -242,6 +242,21 @@ class PineconeIndex(VectorIndex):
             records[id_] = Record(id_, embedding, label, metadata, pictures.get(id_, b""))
         return records
 
+    @property
+    def thumbnails_are_apart(self) -> bool:
+        return True
+
+    def _thumbnails_of(self, ids: Sequence[str]) -> dict[str, bytes]:
+        async def read() -> dict[str, bytes]:
+            apart = await self._requests.fetch(ids, self._thumbnails)
+            # Earlier versions have it with the record.
+            rest = [id_ for id_ in ids if id_ not in apart]
+            holders = apart | await self._requests.fetch(rest, self._namespace)
+            return {id_: decode(holder.metadata)[2] for id_, holder in holders.items()}
+
+        found = self._requests.run(read, self._requests.patience)
+        return {id_: thumbnail for id_, thumbnail in found.items() if thumbnail}
+
     def _find_digests(self, digests: Collection[str]) -> dict[str, list[str]]:
         wanted = sorted(digests)
         batches = [
