@@ -1,6 +1,7 @@
 """How records name moments of videos: their ids, and the fields of their metadata."""
 
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
 
 from image_search.values import Metadata
 
@@ -10,7 +11,11 @@ TIME_FIELD: Final = "time"
 # Of the whole video, in seconds.
 DURATION_FIELD: Final = "duration"
 
+# A video is searched with by so many of its frames.
+MOST_QUERY_FRAMES: Final = 32
+
 _MARK: Final = "#t="
+T = TypeVar("T")
 
 
 def frame_id(video: str, seconds: float) -> str:
@@ -21,6 +26,24 @@ def frame_id(video: str, seconds: float) -> str:
 def frame_prefix(video: str) -> str:
     """What the ids of a video's frames begin with."""
     return video + _MARK
+
+
+def in_time(video: str, ids: Iterable[str]) -> list[str]:
+    """Those of the ids that are a video's frames, by their time."""
+    frames = [(_seconds(id_.removeprefix(frame_prefix(video))), id_) for id_ in ids]
+    return [id_ for seconds, id_ in sorted(frames, key=lambda frame: frame[0]) if seconds >= 0]
+
+
+def _seconds(text: str) -> float:
+    """Less than zero for what is no time."""
+    return float(text) if text.replace(".", "", 1).isdecimal() else -1
+
+
+def spread(frames: Sequence[T], most: int = MOST_QUERY_FRAMES) -> list[T]:
+    """At most so many of the frames, as evenly as can be, with the first and the last."""
+    if len(frames) <= most:
+        return list(frames)
+    return [frames[round(step * (len(frames) - 1) / (most - 1))] for step in range(most)]
 
 
 def video_of(metadata: Metadata) -> str | None:

@@ -93,7 +93,8 @@ class BodyRequest(Request):
         if size > self._limit:
             raise ProblemError(
                 "upload_too_large",
-                f"the request has more than {self._limit:,} bytes: make the image smaller",
+                f"the request has more than {self._limit:,} bytes: make the image smaller, or the "
+                "video shorter",
             )
 
 
@@ -237,8 +238,8 @@ def _check_files(images: Sequence[UploadFile | str], field: str) -> None:
     # Of several, a wrong one is told of beside the answers to the others.
     if field != IMAGES_FIELD and not isinstance(image := images[0], str):
         media_type = _media_type(image.content_type)
-        if not media_type.startswith("image/") and media_type not in _UNKNOWN_TYPES:
+        if not media_type.startswith(("image/", "video/")) and media_type not in _UNKNOWN_TYPES:
             raise ProblemError(
                 "unsupported_media_type",
-                f"the file is declared as {media_type}, which is not an image",
+                f"the file is declared as {media_type}, which is neither an image nor a video",
             )

@@ -17,14 +17,16 @@ import numpy as np
 
 from image_search import file_metadata, images
 from image_search.calibration import Calibration
+from image_search.combination import combine
 from image_search.decoding import Decoder, is_plain
 from image_search.embedding import min_side
-from image_search.errors import ImageSearchError, RecordError
+from image_search.errors import ImageSearchError, NotAnImageError, RecordError
 from image_search.familiarity import is_familiar
 from image_search.index import Match, check_embedding
 from image_search.settings import Settings
 from image_search.values import Embeddings, Metadata, Pixels
 from service.batching import Stage
+from service.clips import is_clip, read_clip
 from service.errors import EngineFailedError
 from service.loaded_index import LoadedIndex
 from service.metrics import STAGES, Metrics
@@ -64,7 +66,8 @@ class Timing:
 class EmbeddedImage:
     """The embedding, float32 [512], of an image file; and what a record of it has besides.
 
-    `familiarity` is a p-value, or None where it cannot be told.
+    Of a video it is the mean of so many `frames`. `familiarity` is a p-value, or None where it
+    cannot be told, as of several frames.
     """
 
     embedding: Embeddings
@@ -73,6 +76,7 @@ class EmbeddedImage:
     thumbnail: bytes
     file_metadata: Metadata
     timing: Timing
+    frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,36 @@ class _ImageJob:
     pixels: Pixels = field(init=False)
     embedding: Embeddings = field(init=False)
     familiarity: float | None = None
+    # Of what video it is a frame; its `timing` and `future` are that job's.
+    clip: "_Clip | None" = None
+    frames: int = 1
+
+
+class _Clip:
+    """Waits until all frames of a video are embedded."""
+
+    def __init__(self, job: _ImageJob, frames: int) -> None:
+        self._job = job
+        self._missing = frames
+        self._embedded: list[_ImageJob] = []
+
+    def join(self, frame: _ImageJob) -> _ImageJob | None:
+        """The job of the video, with the mean of its frames, once this frame is the last."""
+        self._missing -= 1
+        # As a black one may.
+        with suppress(RecordError):
+            check_embedding(frame.embedding)
+            self._embedded.append(frame)
+        if self._missing:
+            return None
+        job, frames = self._job, self._embedded or [frame]
+        job.frames = len(frames)
+        job.embedding = frames[0].embedding
+        if len(frames) > 1:
+            job.embedding = combine([each.embedding for each in frames], [])
+        else:
+            job.familiarity = frames[0].familiarity
+        return job
 
 
 @dataclass(eq=False, kw_only=True)
@@ -124,6 +158,8 @@ class _QueryJob:
     timing: Timing
     familiarity: float | None = None
     future: "Future[Any]" = field(default_factory=Future)
+    # Whether matches get confidences, which are those of single images.
+    calibrated: bool = True
 
 
 _Job = _ImageJob | _QueryJob
@@ -143,6 +179,7 @@ class Pipeline:
         engine_failed: Callable[[set[LoadedIndex]], None],
     ) -> None:
         self._decoder = Decoder(settings.max_pixels, processes=_COSTLY_DECODE_THREADS)
+        self._max_pixels = settings.max_pixels
         self._file_metadata = settings.metadata
         self._metrics = metrics
         self._engine_failed = engine_failed
@@ -200,8 +237,10 @@ class Pipeline:
     ) -> SearchResult:
         """The images of the index that are similar to the image in `file`, as `selection` asks.
 
-        A search that is cancelled costs nothing from the next stage on. Raises NotAnImageError,
-        ImageTooLargeError, ImageTooCostlyError, RecordError, StoreError or EngineFailedError.
+        Of a video, it is the mean of at most 32 frames that they are similar to. A search that is
+        cancelled costs nothing from the next stage on. Raises NotAnImageError,
+        ImageTooLargeError, ImageTooCostlyError, NoVideoSupportError, RecordError, StoreError or
+        EngineFailedError.
         """
         job = _SearchJob(loaded, file, selection=selection)
         self._decoding.put([job])
@@ -211,9 +250,9 @@ class Pipeline:
     async def embed(
         self, loaded: LoadedIndex, file: BinaryIO, *, for_record: bool = False
     ) -> EmbeddedImage:
-        """The embedding of the image in `file`; `for_record` its hash and thumbnail, too.
+        """The embedding of the image or video in `file`; `for_record` its hash and thumbnail, too.
 
-        Raises what `search` raises.
+        Raises what `search` raises, and NotAnImageError for a video that is to be a record.
         """
         job = _ImageJob(loaded, file, for_record)
         self._decoding.put([job])
@@ -227,13 +266,16 @@ class Pipeline:
         selection: Selection,
         timing: Timing,
         familiarity: float | None = None,
+        *,
+        calibrated: bool = True,
     ) -> SearchResult:
         """The images of the index that are similar to float32 [512]; goes on with `timing`.
 
-        `familiarity` is that of the image that was embedded, where it is a single one.
+        `familiarity` is that of the image that was embedded, where it is a single one. Not
+        `calibrated`, matches get no confidences.
         Raises RecordError or StoreError.
         """
-        job = _QueryJob(loaded, embedding, selection, timing, familiarity)
+        job = _QueryJob(loaded, embedding, selection, timing, familiarity, calibrated=calibrated)
         self._querying.put([job])
         result: SearchResult = await asyncio.wrap_future(job.future)
         return result
@@ -241,6 +283,9 @@ class Pipeline:
     def _decode(self, jobs: list[_ImageJob]) -> None:
         for job in _wanted(jobs):
             started = time.perf_counter()
+            if is_clip(job.file):
+                self._costly_decoding.put([job])
+                continue
             content = _content(job)
             if is_plain(content, _min_side(job)):
                 self._decode_to_pixels(job, content, started)
@@ -250,7 +295,30 @@ class Pipeline:
     def _decode_costly(self, jobs: list[_ImageJob]) -> None:
         for job in _wanted(jobs):
             started = time.perf_counter()
-            self._decode_to_pixels(job, _content(job), started)
+            if is_clip(job.file):
+                self._decode_frames(job, started)
+            else:
+                self._decode_to_pixels(job, _content(job), started)
+
+    def _decode_frames(self, job: _ImageJob, started: float) -> None:
+        if job.for_record:
+            raise NotAnImageError(
+                "this is a video: videos come into an index by the worker, python -m worker ingest"
+            )
+        pixels = read_clip(
+            _content(job),
+            job.loaded.embedder.pixels,
+            max_pixels=self._max_pixels,
+            min_side=_min_side(job),
+        )
+        job.timing.seconds["decode"] += time.perf_counter() - started
+        clip = _Clip(job, len(pixels))
+        frames = []
+        for each in pixels:
+            frame = _ImageJob(job.loaded, job.file, future=job.future, timing=job.timing, clip=clip)
+            frame.pixels = each
+            frames.append(frame)
+        self._embedding.put(frames)
 
     def _decode_to_pixels(self, job: _ImageJob, content: bytes, started: float) -> None:
         image = self._decoder.decode(content, min_side=_min_side(job))
@@ -277,9 +345,12 @@ class Pipeline:
             self._metrics.batch_size.observe(len(group))
             for job, embedding in zip(group, embeddings, strict=True):
                 job.embedding = embedding
-                job.timing.seconds["embed"] += seconds
+            # Frames of one video share theirs.
+            for timing in {id(job.timing): job.timing for job in group}.values():
+                timing.seconds["embed"] += seconds
+        whole = [job if job.clip is None else job.clip.join(job) for job in jobs]
         queries = []
-        for job in _valid(jobs):
+        for job in _valid([job for job in whole if job is not None]):
             if isinstance(job, _SearchJob):
                 queries.append(
                     _QueryJob(
@@ -289,6 +360,7 @@ class Pipeline:
                         job.timing,
                         job.familiarity,
                         job.future,
+                        calibrated=job.frames == 1,
                     )
                 )
             else:
@@ -299,6 +371,7 @@ class Pipeline:
                     job.thumbnail,
                     job.file_metadata,
                     job.timing,
+                    job.frames,
                 )
                 self._answer(job, embedded)
         self._querying.put(queries)
@@ -330,7 +403,9 @@ class Pipeline:
 
     def _choose(self, job: _QueryJob, matches: list[Match]) -> None:
         started = time.perf_counter()
-        calibration = job.loaded.calibration_for(job.selection.filter, job.familiarity)
+        calibration = None
+        if job.calibrated:
+            calibration = job.loaded.calibration_for(job.selection.filter, job.familiarity)
         try:
             chosen = job.selection.choose(job.loaded, calibration, job.embedding, matches)
         except ImageSearchError as exc:

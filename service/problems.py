@@ -22,6 +22,7 @@ from image_search.errors import (
     IndexMismatchError,
     IndexNotFoundError,
     NotAnImageError,
+    NoVideoSupportError,
     RecordError,
     SettingsError,
     StoreError,
@@ -63,7 +64,7 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     "method_not_allowed": (HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed"),
     "upload_too_large": (
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        "the request has more than 20,971,520 bytes: make the image smaller",
+        "the request has more than 20,971,520 bytes: make the image smaller, or the video shorter",
     ),
     "too_many_pixels": (
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -82,6 +83,10 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     "unsupported_media_type": (
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "send multipart/form-data, as in: curl -F image=@cat.jpg",
+    ),
+    "no_video_support": (
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "this is a video; to read videos: python -m pip install 'image-search[video]'",
     ),
     "invalid_parameters": (
         HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -153,6 +158,7 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
 }
 _CODE_OF: Final[dict[type[ImageSearchError], str]] = {
     NotAnImageError: "not_an_image",
+    NoVideoSupportError: "no_video_support",
     ImageTooLargeError: "too_many_pixels",
     ImageTooCostlyError: "image_too_costly",
     FilterError: "invalid_filter",

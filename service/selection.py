@@ -1,7 +1,7 @@
 """Which matches are asked for, and how they are chosen from those of the store."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final, Literal
@@ -44,10 +44,10 @@ def wanted(labels: Sequence[str], source: Any) -> Filter | None:
         filters.append(Condition(LABEL_FIELD, "$in", tuple(labels)))
     if source is not None and (parsed := parse_filter(source)):
         filters.append(parsed)
-    return joined(filters)
+    return _joined(filters)
 
 
-def joined(filters: Sequence[Filter]) -> Filter | None:
+def _joined(filters: Sequence[Filter]) -> Filter | None:
     """What passes all of them; None of none."""
     if not filters:
         return None
@@ -98,6 +98,13 @@ class Selection:
     thumbnails: bool = True
     without: frozenset[str] = frozenset()
     group_by: GroupBy = "none"
+
+    def without_videos(self, videos: Collection[str]) -> "Selection":
+        """The same, without the frames of these videos."""
+        filters = [] if self.filter is None else [self.filter]
+        if videos:
+            filters.append(Condition(VIDEO_FIELD, "$nin", tuple(sorted(videos))))
+        return replace(self, filter=_joined(filters))
 
     @property
     def candidates(self) -> int:
@@ -173,10 +180,10 @@ class Selection:
 
     def _rest(self, found: list[Found]) -> Filter | None:
         """The filter, without the videos that were found where videos are asked for."""
-        videos = {video_of(one.match.metadata) for one in found} if self.group_by == "video" else ()
-        names = tuple(sorted(video for video in videos if video is not None))
-        others = (Condition(VIDEO_FIELD, "$nin", names),) if names else ()
-        return joined([*([self.filter] if self.filter else ()), *others])
+        if self.group_by == "none":
+            return self.filter
+        videos = {video_of(one.match.metadata) for one in found}
+        return self.without_videos({video for video in videos if video is not None}).filter
 
     def _similar(self, loaded: LoadedIndex, calibration: Calibration | None, match: Match) -> bool:
         """Whether the match is similar enough."""

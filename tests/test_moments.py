@@ -1,25 +1,33 @@
 """Searching for videos and the moments in them, over HTTP, on both stores."""
 
+import base64
 import io
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from image_search import videos
+from image_search.embedding import min_side
 from image_search.index import Record
 from image_search.manifest import Manifest
 from image_search.moments import frame_id
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index
 from image_search.values import DIMENSION, Metadata
+from image_search.videos import read_frames
 from image_search_client import Client, command, names, terminal
-from service import selection
+from service import clips, selection
 from service.schemas import BatchResponse, SearchResponse
 from tests.support.images import KINDS, draw, encode
 from tests.support.indexes import FakeEmbedder, serve_fakes, use_store
 from tests.support.servers import ServiceThread, assert_problem, serve, wait_for
+from tests.support.videos import scene, write_video
 
 RNG = np.random.default_rng(0)
 # What all frames of the longest video are near to.
@@ -201,6 +209,171 @@ def test_uploads_are_searched_with_by_video_too(client: TestClient) -> None:
         assert_problem(response, 422, "invalid_parameters")
 
 
+# --- searching with videos ---------------------------------------------------------------------
+
+
+def best_of(video: str, count: int = 32) -> Any:
+    """The mean direction of a video's frames, evenly spread."""
+    rows = [
+        row
+        for row, record in zip(ROWS, RECORDS, strict=True)
+        if record.metadata.get("video") == video
+    ]
+    steps = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+    return np.mean([rows[round(step)] for step in steps], axis=0)
+
+
+@pytest.mark.parametrize("video", ["long.mp4", "clips/7.mp4", "clips/0.mp4"])
+@pytest.mark.parametrize("group_by", ["none", "video"])
+def test_a_video_is_searched_with_by_its_id_and_is_not_found(
+    client: TestClient, video: str, group_by: str
+) -> None:
+    response = client.post("/query", json={"id": video, "top_k": 12, "group_by": group_by})
+    assert response.status_code == 200, response.text
+    others = [
+        (score, record)
+        for score, record in ranked(best_of(video))
+        if record.metadata.get("video") != video
+    ]
+    matches = response.json()["matches"]
+    if group_by == "video":
+        expected = [group[0] for group in groups_of(others)][:12]
+    else:
+        expected = others[:12]
+    assert [match["id"] for match in matches] == [record.id for _, record in expected]
+    for match, (score, _) in zip(matches, expected, strict=True):
+        assert match["score"] == pytest.approx(score, abs=1e-5)
+        assert match["confidence"] is None
+
+
+def test_an_image_comes_before_a_video_of_its_name_and_others_are_not_found(
+    client: TestClient,
+) -> None:
+    [image] = [record for record in RECORDS if record.id == "clips/5.mp4"]
+    matches = client.post("/query", json={"id": image.id, "top_k": 5}).json()["matches"]
+    expected = [record.id for _, record in ranked(image.embedding) if record.id != image.id]
+    assert [match["id"] for match in matches] == expected[:5]
+    assert_problem(client.post("/query", json={"id": "clips"}), 404, "image_not_found")
+    assert_problem(client.post("/query", json={"id": "clips/5.mp"}), 404, "image_not_found")
+
+
+def test_the_video_of_a_frame_is_left_out_of_videos(client: TestClient) -> None:
+    frame = frame_id("clips/7.mp4", 3)
+    plain = client.post("/query", json={"id": frame}).json()["matches"]
+    assert plain[0]["video"] == "clips/7.mp4"
+    assert frame not in [match["id"] for match in plain]
+    videos = client.post("/query", json={"id": frame, "group_by": "video"}).json()["matches"]
+    assert len(videos) == 10
+    assert "clips/7.mp4" not in [match["video"] for match in videos]
+
+
+def test_a_score_of_two_videos_is_that_of_their_means(client: TestClient) -> None:
+    pair = {"a": {"id": "clips/7.mp4"}, "b": {"id": "clips/9.mp4"}}
+    a, b = best_of("clips/7.mp4"), best_of("clips/9.mp4")
+    score = client.post("/compare", json=pair).json()["score"]
+    assert score == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
+
+
+# Decoding has nothing to do with the store.
+ONE_STORE = pytest.mark.parametrize("settings", ["embedded"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Five seconds, of another picture each."""
+    return write_video(tmp_path_factory.mktemp("clips") / "five.mp4").read_bytes()
+
+
+def embedded(clip: bytes) -> Any:
+    """The embeddings of a clip's frames, one a second, at length 1."""
+    embedder = FakeEmbedder()
+    side = min_side(embedder.model.input_size)
+    with read_frames(clip, max_pixels=10_000, min_side=side) as frames:
+        rows = embedder.embed([embedder.pixels(frame.image) for frame in frames])
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@ONE_STORE
+def test_a_clip_is_searched_with_by_the_mean_of_its_frames(client: TestClient, clip: bytes) -> None:
+    rows = embedded(clip)
+    assert len(rows) == 5
+    expected = [group[0][1].id for group in groups_of(ranked(rows.mean(axis=0)))][:9]
+    options: dict[str, Any] = {"top_k": 9, "group_by": "video"}
+    answers = [
+        client.post("/search", files={"image": ("a.mp4", clip, "video/mp4")}, params=options),
+        client.post("/search", files={"image": clip}, params=options),
+        client.post("/query", json={"image": base64.b64encode(clip).decode(), **options}),
+    ]
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        SearchResponse.model_validate_json(answer.content, strict=True, extra="forbid")
+        found = answer.json()
+        assert [match["id"] for match in found["matches"]] == expected
+        assert (found["familiarity"], found["familiar"]) == (None, None)
+    batch = client.post(
+        "/search/batch", files=[("images", clip), ("images", PICTURE)], params=options
+    )
+    [first, second] = batch.json()["results"]
+    assert [match["id"] for match in first["matches"]] == expected
+    assert [match["id"] for match in second["matches"]] != expected
+    vector = client.post("/embeddings", files={"image": clip}).json()["embedding"]
+    mean = rows.mean(axis=0)
+    np.testing.assert_allclose(
+        vector / np.linalg.norm(vector), mean / np.linalg.norm(mean), atol=1e-5
+    )
+
+
+@ONE_STORE
+def test_a_still_clip_is_as_its_picture(client: TestClient, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "still.mp4", [scene(1)] * 30).read_bytes()
+    [row] = embedded(clip)
+    found = client.post("/search", files={"image": clip}, params={"top_k": 5}).json()
+    assert [match["id"] for match in found["matches"]] == [
+        record.id for _, record in ranked(row)[:5]
+    ]
+
+
+def sound(path: Path) -> bytes:
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+@ONE_STORE
+def test_what_is_wrong_with_a_clip_is_told(
+    client: TestClient, clip: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(content: bytes) -> Any:
+        return client.post("/search", files={"image": content})
+
+    for content, reason in (
+        (clip[:400], "MP4"),
+        (sound(tmp_path / "sound.mp4"), "sound"),
+    ):
+        response = search(content)
+        assert_problem(response, 422, "not_an_image")
+        assert reason in response.json()["detail"]
+    put = client.put("/images/a", files={"image": clip}, headers={"X-API-Key": "secret"})
+    assert_problem(put, 422, "not_an_image")
+    assert "worker" in put.json()["detail"]
+    with monkeypatch.context() as patch:
+        patch.setattr(clips, "_LIMITS", replace(clips._LIMITS, memory=1))
+        assert_problem(search(clip), 422, "image_too_costly")
+    monkeypatch.setattr(videos, "is_available", lambda: False)
+    response = search(clip)
+    assert_problem(response, 415, "no_video_support")
+    assert "image-search[video]" in response.json()["detail"]
+    assert search(PICTURE).status_code == 200
+
+
+# --- the client ----------------------------------------------------------------------------------
+
+
+@ONE_STORE
 def test_the_client_and_its_command_show_moments(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,8 +393,7 @@ def test_the_client_and_its_command_show_moments(
         for first, *_ in times:
             assert f"<br>{int(first) // 60}:{int(first) % 60:02d}" in shown
 
-        path = service.url
-        arguments = ["query", "-", "--service", path, "--group-by", "video", "--top-k", "22"]
+        arguments = ["query", "-", f"--service={service.url}", "--group-by=video", "--top-k=22"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(at_hand)))
             assert command.main(arguments) == 0

@@ -5,7 +5,7 @@ ImageSearchError
 │   └── RequestTimeoutError  no answer in time
 ├── UnexpectedAnswerError    an answer, but not one of this service: another program's
 ├── UnavailableError         429, 502, 503, 504: starting, no_index, overloaded and so on
-├── ImageRejectedError       413, not_an_image, image_too_costly, too_many_pixels,
+├── ImageRejectedError       413, not_an_image, no_video_support, image_too_costly, too_many_pixels,
 │                            upload_too_large, unsupported_media_type, url_not_fetched
 ├── ImageNotFoundError       image_not_found
 ├── AccessError              401, 403: unauthorized, writing_disabled, urls_disabled
@@ -89,6 +89,7 @@ _SERVER_ERRORS: Final = 500
 _BY_CODE: Final[dict[str, type[ImageSearchError]]] = {
     "image_not_found": ImageNotFoundError,
     "image_too_costly": ImageRejectedError,
+    "no_video_support": ImageRejectedError,
     "not_an_image": ImageRejectedError,
     "too_many_pixels": ImageRejectedError,
     "unsupported_media_type": ImageRejectedError,

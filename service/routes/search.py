@@ -3,8 +3,9 @@
 import asyncio
 import io
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, Final, NamedTuple, TypeVar, cast
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, BinaryIO, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import orjson
@@ -14,18 +15,20 @@ from pydantic import ValidationError
 
 from image_search.combination import combine
 from image_search.errors import ImageError, RecordError
-from image_search.index import Record, check_embedding
+from image_search.index import Record, VectorIndex, check_embedding
+from image_search.moments import frame_prefix, in_time, spread, video_of
 from image_search.similarity import pair_scores
 from image_search.values import Embeddings
 from service import answers, problems, schemas
 from service.admission import AdmittedRoute
 from service.bodies import MAX_IMAGES, PAIR_FIELDS, is_form
+from service.clips import is_clip
 from service.fetching import fetch_image
 from service.loaded_index import LoadedIndex
 from service.pipeline import Pipeline, SearchResult, Timing
 from service.problems import ProblemError, image_not_found
 from service.schemas import Example, SearchParameters
-from service.selection import Selection, filter_source, wanted
+from service.selection import GroupBy, Selection, filter_source, wanted
 
 router = APIRouter(route_class=AdmittedRoute, tags=["search"])
 
@@ -35,9 +38,15 @@ _UPLOAD: Final = (
     "unsupported_media_type",
     "invalid_parameters",
 )
+_IDS_AT_ONCE: Final = 10_000
+_IMAGE_OR_VIDEO: Final = "Any image that Pillow reads, or a video."
 T = TypeVar("T")
 
-_IMAGE: Final = ("too_many_pixels", "not_an_image", "image_too_costly")
+# A video takes so many places more than an image, and as many more as two, where only two are read
+# at once.
+_VIDEO_PLACES: Final = 16
+_MOST_VIDEO_PLACES: Final = 2 * _VIDEO_PLACES
+_IMAGE: Final = ("too_many_pixels", "not_an_image", "image_too_costly", "no_video_support")
 
 
 @router.post(
@@ -49,13 +58,17 @@ _IMAGE: Final = ("too_many_pixels", "not_an_image", "image_too_costly")
 )
 async def search(
     request: Request,
-    image: Annotated[UploadFile, File(description="Any image that Pillow reads.")],
+    image: Annotated[UploadFile, File(description=_IMAGE_OR_VIDEO)],
     parameters: Annotated[SearchParameters, Query()],
 ) -> Response:
-    """The `top_k` images of the index whose VGG16 embeddings are most similar, best first."""
+    """The `top_k` images of the index whose VGG16 embeddings are most similar, best first.
+
+    Of a video, at most 32 frames are searched with: the best match is the most similar on average.
+    """
     selection = _selection(parameters, filter_source(parameters.filter))
     pipeline, loaded = _parts(request)
-    result = await pipeline.search(loaded, image.file, selection)
+    with _places(request, [image.file]):
+        result = await pipeline.search(loaded, image.file, selection)
     return answers.search(loaded, result, thumbnails=parameters.thumbnails)
 
 
@@ -84,7 +97,7 @@ async def search_batch(
         except (ImageError, RecordError) as exc:
             return exc
 
-    with request.state.admission.take(len(images) - 1):
+    with _places(request, [image.file for image in images]):
         found = await _together([one(image) for image in images])
     timings = [result.timing for result in found if isinstance(result, SearchResult)]
     names = [image.filename for image in images]
@@ -117,17 +130,28 @@ async def query(
     """The images most similar to the query and the positive examples, and not to the negative.
 
     Of the embeddings at unit length, half the mean of the negative ones is taken from the mean of
-    the others; a query alone is itself. Images that are named by their id are left out.
+    the others; a query alone is itself. Images that are named by their id are left out. The id of
+    a video stands for at most 32 of its frames, by their mean.
     """
     selection = _selection(body, body.filter, [body, *body.positive, *body.negative])
     pipeline, loaded = _parts(request)
     positive = [body, *body.positive] if body.given else body.positive
     timing = Timing()
-    examples = await _embedded(request, loaded, [*positive, *body.negative], timing)
+    examples = await _embedded(
+        request, loaded, [*positive, *body.negative], timing, selection.group_by
+    )
     embeddings = [example.embedding for example in examples]
     embedding = combine(embeddings[: len(positive)], embeddings[len(positive) :])
     familiarity = examples[0].familiarity if len(examples) == 1 else None
-    result = await pipeline.query(loaded, embedding, selection, timing, familiarity)
+    left_out = {example.left_out for example in examples if example.left_out is not None}
+    result = await pipeline.query(
+        loaded,
+        embedding,
+        selection.without_videos(left_out),
+        timing,
+        familiarity,
+        calibrated=all(example.frames == 1 for example in examples),
+    )
     return answers.search(loaded, result, thumbnails=body.thumbnails)
 
 
@@ -140,11 +164,15 @@ async def query(
 )
 async def embed(
     request: Request,
-    image: Annotated[UploadFile, File(description="Any image that Pillow reads.")],
+    image: Annotated[UploadFile, File(description=_IMAGE_OR_VIDEO)],
 ) -> Response:
-    """The embedding that the index's model gives an image, for POST /query or for your own use."""
+    """The embedding that the index's model gives an image, for POST /query or for your own use.
+
+    Of a video it is the mean of at most 32 frames.
+    """
     pipeline, loaded = _parts(request)
-    embedded = await pipeline.embed(loaded, image.file)
+    with _places(request, [image.file]):
+        embedded = await pipeline.embed(loaded, image.file)
     return answers.embedding(loaded, embedded)
 
 
@@ -226,27 +254,36 @@ def _selection(
 
 
 class _Embedded(NamedTuple):
-    """The embedding of an example, float32 [512], and of an image file its familiarity."""
+    """The embedding of an example, float32 [512], by the mean of `frames` where it is a video.
+
+    `familiarity` is that of an image file; `left_out` the video that is not to be found.
+    """
 
     embedding: Embeddings
     familiarity: float | None = None
+    frames: int = 1
+    left_out: str | None = None
 
 
 async def _embedded(
-    request: Request, loaded: LoadedIndex, examples: Sequence[Example], timing: Timing
+    request: Request,
+    loaded: LoadedIndex,
+    examples: Sequence[Example],
+    timing: Timing,
+    group_by: GroupBy = "none",
 ) -> list[_Embedded]:
     """That of each; adds the time of the slowest image to `timing`."""
     urls = [example.url for example in examples if example.url is not None]
     if urls and not request.state.settings.fetch_urls:
         raise ProblemError("urls_disabled")
     ids = sorted({example.id for example in examples if example.id is not None})
-    images = sum(example.image is not None or example.url is not None for example in examples)
-    with request.state.admission.take(max(0, images - 1)):
-        records = await _records(loaded, ids, timing) if ids else {}
+    files = [io.BytesIO(example.image) for example in examples if example.image is not None]
+    with _places(request, files, others=len(urls)):
+        known = await _known(loaded, ids, timing, group_by) if ids else {}
 
         async def one(example: Example) -> tuple[_Embedded, Timing | None]:
             if example.id is not None:
-                return _Embedded(records[example.id].embedding), None
+                return known[example.id], None
             if example.embedding is not None:
                 return _Embedded(np.asarray(example.embedding, np.float32)), None
             content = example.image
@@ -255,7 +292,8 @@ async def _embedded(
                 limit = request.state.settings.max_upload_bytes
                 content = await fetch_image(example.url, max_bytes=limit)
             embedded = await request.state.follower.pipeline.embed(loaded, io.BytesIO(content))
-            return _Embedded(embedded.embedding, embedded.familiarity), embedded.timing
+            found = _Embedded(embedded.embedding, embedded.familiarity, embedded.frames)
+            return found, embedded.timing
 
         found = await _together([one(example) for example in examples])
     timings = [each for _, each in found if each is not None]
@@ -266,14 +304,46 @@ async def _embedded(
     return [embedded for embedded, _ in found]
 
 
-async def _records(loaded: LoadedIndex, ids: list[str], timing: Timing) -> dict[str, Record]:
+@contextmanager
+def _places(request: Request, files: Sequence[BinaryIO], others: int = 0) -> Iterator[None]:
+    """Hold the places of these images and videos, and of others, but for that of the request."""
+    videos = sum(is_clip(file) for file in files)
+    places = len(files) + others - 1 + min(videos * _VIDEO_PLACES, _MOST_VIDEO_PLACES)
+    with request.state.admission.take(max(0, places)):
+        yield
+
+
+async def _known(
+    loaded: LoadedIndex, ids: list[str], timing: Timing, group_by: GroupBy
+) -> dict[str, _Embedded]:
+    """What the index has of each id: an image, or a video of which there are frames."""
     started = time.perf_counter()
-    records = await asyncio.to_thread(loaded.index.fetch, ids, thumbnails=False)
-    timing.seconds["search"] += time.perf_counter() - started
+    index = loaded.index
+    records = await asyncio.to_thread(index.fetch, ids, thumbnails=False)
+    known = {}
     for id_ in ids:
-        if id_ not in records:
+        if id_ in records:
+            video = video_of(records[id_].metadata) if group_by == "video" else None
+            known[id_] = _Embedded(records[id_].embedding, left_out=video)
+            continue
+        frames = await asyncio.to_thread(_frames_of, index, id_)
+        if not frames:
             raise image_not_found(id_)
-    return records
+        embedding = combine([frame.embedding for frame in frames], [])
+        known[id_] = _Embedded(embedding, frames=len(frames), left_out=id_)
+    timing.seconds["search"] += time.perf_counter() - started
+    return known
+
+
+def _frames_of(index: VectorIndex, video: str) -> list[Record]:
+    """Frames of a video that are spread over it; none where the index has none."""
+    prefix = frame_prefix(video)
+    page = index.list_ids(prefix=prefix, limit=_IDS_AT_ONCE)
+    ids = page.ids
+    while page.cursor:
+        page = index.list_ids(prefix=prefix, limit=_IDS_AT_ONCE, cursor=page.cursor)
+        ids = [*ids, *page.ids]
+    return list(index.fetch(spread(in_time(video, ids)), thumbnails=False).values())
 
 
 async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
