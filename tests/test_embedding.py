@@ -122,12 +122,12 @@ def test_similar_pictures_have_similar_embeddings(embedder: Embedder) -> None:
 
 @pytest.mark.slow
 @needs_original
-@pytest.mark.parametrize(("size", "count"), [(32, 500), (96, 24)])
+@pytest.mark.parametrize(("size", "count"), [(32, 200), (96, 24)])
 def test_bundled_weights_embed_as_their_original(real_images: Any, size: int, count: int) -> None:
     enlarged = [Image.fromarray(image).resize((size, size)) for image in real_images[:count]]
     pixels = np.stack([np.asarray(image) for image in enlarged])
     # The same for both, as int8 rounds elsewhere when they differ a little.
-    maxima = measure_activation_maxima(str(ORIGINAL), pixels[:256])
+    maxima = measure_activation_maxima(str(ORIGINAL), pixels[:100])
     for activation_maxima, least in (((), 0.9995), (maxima, 0.999)):
         bundled = Embedder.load("bundled", size, activation_maxima).embed(pixels)
         original = Embedder.load(str(ORIGINAL), size, activation_maxima).embed(pixels)
@@ -237,7 +237,8 @@ def test_a_gpu_that_is_missing_is_told_in_one_line(
 @pytest.mark.slow
 def test_engines_agree_on_real_images(embedder: Embedder, real_images: Any) -> None:
     reference = tensorflow.compile_forward(load_weights("bundled")[1], 32, [PLAIN_POOLING])
-    assert cosines(embedder.embed(real_images), reference(real_images)).min() >= 0.9999
+    images = real_images[:300]
+    assert cosines(embedder.embed(images), reference(images)).min() >= 0.9999
 
 
 @pytest.mark.slow
@@ -257,19 +258,17 @@ def test_engines_agree_on_the_features_of_recipes(real_images: Any, pooling: Poo
 def test_int8_keeps_embeddings_and_neighbours_of_real_images(
     embedder: Embedder, real_images: Any
 ) -> None:
-    indexed, queries = real_images[:800], real_images[800:]
-    int8 = Embedder.load("bundled", 32, measure_activation_maxima("bundled", indexed[:256]))
+    int8 = Embedder.load("bundled", 32, measure_activation_maxima("bundled", real_images[:256]))
     assert int8.model == embedder.model.model_copy(update={"precision": "int8"})
-    similarities = cosines(int8.embed(real_images), embedder.embed(real_images))
+    images = real_images[:600]
+    embeddings = [engine.embed(images) for engine in (embedder, int8)]
+    similarities = cosines(*embeddings)
     assert similarities.mean() > 0.999
     assert similarities.max() < 1
     neighbours = []
-    for engine in (embedder, int8):
-        rows, wanted = (
-            found / np.linalg.norm(found, axis=1, keepdims=True)
-            for found in (engine.embed(indexed), engine.embed(queries))
-        )
-        neighbours.append(np.argsort(-wanted @ rows.T, axis=1)[:, :10])
+    for found in embeddings:
+        rows = found / np.linalg.norm(found, axis=1, keepdims=True)
+        neighbours.append(np.argsort(-rows[480:] @ rows[:480].T, axis=1)[:, :10])
     overlap = [len(set(one) & set(other)) for one, other in zip(*neighbours, strict=True)]
     assert np.mean(overlap) > 9
 
