@@ -206,6 +206,7 @@ OFTEN = """
 import sys
 from worker import __main__, ingest
 ingest._SECONDS_PER_COMMIT = 0.1
+sys.argv += ["--batch-size", "16"]
 sys.exit(__main__.main())
 """
 KILLS = 20
@@ -295,7 +296,10 @@ def test_two_services_see_a_running_ingest_and_end_in_order() -> None:
         wait_until(lambda: all(each.health() == 503 for each in services))
         assert run("worker", "ingest", "sample", "--limit", "20")[0] == 0
         wait_until(lambda: all(each.health() == 200 for each in services))
-        worker = start("worker", "ingest", "sample")
+        worker = subprocess.Popen(
+            [sys.executable, "-c", OFTEN, "ingest", "sample", "--limit", "400"],
+            env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled"},
+        )
         seen: list[set[int]] = [set(), set()]
 
         def watch() -> bool:
@@ -309,10 +313,9 @@ def test_two_services_see_a_running_ingest_and_end_in_order() -> None:
             return worker.poll() is not None
 
         wait_until(watch)
-        worker.communicate()
-        wait_until(lambda: all(each.health() == 200 and each.count() == 1000 for each in services))
+        wait_until(lambda: all(each.health() == 200 and each.count() == 400 for each in services))
         for counts in seen:
-            assert any(20 < number < 1000 for number in counts), "no progress was seen"
+            assert any(20 < number < 400 for number in counts), "no progress was seen"
         for each in services:
             each.process.terminate()
             _, err = each.process.communicate(timeout=30)
@@ -327,7 +330,7 @@ def test_a_worker_and_a_service_write_at_once(settings: Settings, free_port: int
     with service(free_port, IMAGE_SEARCH_API_KEYS=key) as running:
         wait_until(lambda: running.health() == 200)
         worker = subprocess.Popen(
-            [sys.executable, "-c", OFTEN, "ingest", "sample", "--batch-size", "32"],
+            [sys.executable, "-c", OFTEN, "ingest", "sample", "--limit", "400"],
             env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -346,7 +349,7 @@ def test_a_worker_and_a_service_write_at_once(settings: Settings, free_port: int
     index = open_index(settings)
     stored = index.list_ids(prefix="put-", limit=10_000).ids
     assert stored == [f"put-{number:04d}" for number in range(written) if (number + 1) % 3]
-    assert index.count() == 1000 + len(stored)
+    assert index.count() == 400 + len(stored)
     found = index.fetch(index.list_ids(limit=10_000).ids)
     assert len(found) == index.count()
 
@@ -410,7 +413,7 @@ def test_an_endless_upload_is_refused_while_it_is_read(free_port: int) -> None:
 def test_real_cifar10_end_to_end(
     settings: Settings, cifar10_archive: Path, free_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    limit = 2000
+    limit = 1000
     code, out, err = run("worker", "ingest", str(cifar10_archive), "--limit", str(limit))
     assert code == 0, err
     assert f"{limit:,} images embedded" in out
