@@ -148,6 +148,14 @@ class Settings(BaseSettings):
         bool,
         Field(description="Whether the service fetches images from public URLs that it is sent."),
     ] = False
+    media_root: Annotated[
+        str,
+        AfterValidator(lambda root: root and str(_in_home(Path(root)))),
+        Field(
+            description="Folder of the original images and videos, which the service then shows; "
+            "empty for none."
+        ),
+    ] = ""
     public_url: Annotated[
         str,
         Field(

@@ -15,6 +15,7 @@ from service.follower import IndexFollower
 from service.health import Health
 from service.keys import HEADER, Keys
 from service.metrics import CountRequests, Metrics
+from service.originals import Originals
 from service.routes import images, operation, search
 from service.state import State
 
@@ -22,9 +23,10 @@ from service.state import State
 def create_app(settings: Settings) -> FastAPI:
     """The service with these settings; it opens the index in the background.
 
-    Raises SettingsError for API keys or a public address that cannot be used.
+    Raises SettingsError for API keys, a public address or a folder that cannot be used.
     """
     keys = Keys(settings)
+    originals = Originals(settings.media_root)
     counters = Metrics()
 
     @asynccontextmanager
@@ -39,6 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
                 metrics=counters,
                 admission=Admission(MAX_REQUESTS),
                 keys=keys,
+                originals=originals,
             )
         finally:
             follower.close()

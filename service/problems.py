@@ -59,6 +59,14 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
         "fetching URLs is off: send the image itself, or let the operator set "
         "IMAGE_SEARCH_FETCH_URLS",
     ),
+    "originals_disabled": (
+        HTTPStatus.FORBIDDEN,
+        "this service shows no originals: its operator sets IMAGE_SEARCH_MEDIA_ROOT",
+    ),
+    "original_not_found": (
+        HTTPStatus.NOT_FOUND,
+        "the original of 'cat' is not in the folder of originals",
+    ),
     "image_not_found": (HTTPStatus.NOT_FOUND, "there is no image 'cat' in the index"),
     "not_found": (HTTPStatus.NOT_FOUND, "Not Found"),
     "method_not_allowed": (HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed"),
@@ -69,6 +77,10 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     "too_many_pixels": (
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "the image is 20000x20000, which is more than 200,000,000 pixels: make it smaller",
+    ),
+    "range_not_satisfiable": (
+        HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+        "the file has 10,240 bytes, and no part bytes=20000-",
     ),
     "unknown_host": (
         HTTPStatus.MISDIRECTED_REQUEST,

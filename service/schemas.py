@@ -612,6 +612,10 @@ class HealthResponse(BaseModel):
         str, Field(description="By what.", examples=[f"image-search {__version__}"])
     ]
     version: Annotated[str, Field(description="Version of this service.", examples=[__version__])]
+    originals: Annotated[
+        bool,
+        Field(description="Whether it shows the files that images came from.", examples=[False]),
+    ]
 
 
 QUERY_EXAMPLES: Final[dict[str, Any]] = {

@@ -8,6 +8,7 @@ from service.follower import IndexFollower
 from service.health import Health
 from service.keys import Keys
 from service.metrics import Metrics
+from service.originals import Originals
 
 
 class State(TypedDict):
@@ -19,3 +20,4 @@ class State(TypedDict):
     metrics: Metrics
     admission: Admission
     keys: Keys
+    originals: Originals

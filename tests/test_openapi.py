@@ -29,6 +29,7 @@ METHODS = {
     "put_image",
     "delete_image",
     "get_thumbnail",
+    "get_original",
     "list_labels",
     "health",
     "metrics",
@@ -74,7 +75,7 @@ def test_schemathesis_finds_no_answer_that_is_not_declared(
             )
     shown = "\n".join(line[:500] for line in done.stdout.splitlines())
     assert done.returncode == 0, shown + done.stderr
-    assert "13 selected / 13 total" in shown
+    assert "14 selected / 14 total" in shown
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ def test_empty_means_default(monkeypatch: pytest.MonkeyPatch, field: str) -> Non
     assert getattr(load_settings(), field) == Settings.model_fields[field].default
 
 
-@pytest.mark.parametrize("field", ["data_dir", "weights"])
+@pytest.mark.parametrize("field", ["data_dir", "weights", "media_root"])
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
     monkeypatch.setenv(variable(field), "~/x")

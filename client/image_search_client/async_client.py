@@ -431,6 +431,14 @@ class AsyncClient:
         response = await self._send("GET", f"/thumbnails/{_quoted(id)}")
         return Thumbnail(response.content)
 
+    async def original(self, id: str) -> bytes:  # noqa: A002
+        """The file that an image came from; of a frame, and of a video's id, the video.
+
+        Raises AccessError where the operator shows none, and ImageNotFoundError.
+        """
+        response = await self._send("GET", f"/originals/{_quoted(id)}")
+        return response.content
+
     async def labels(self) -> dict[str, int | None]:
         """The labels of the index, sorted, and how many images have each.
 

@@ -7,8 +7,9 @@ ImageSearchError
 ├── UnavailableError         429, 502, 503, 504: starting, no_index, overloaded and so on
 ├── ImageRejectedError       413, not_an_image, no_video_support, image_too_costly, too_many_pixels,
 │                            upload_too_large, unsupported_media_type, url_not_fetched
-├── ImageNotFoundError       image_not_found
-├── AccessError              401, 403: unauthorized, writing_disabled, urls_disabled
+├── ImageNotFoundError       image_not_found, original_not_found
+├── AccessError              401, 403: unauthorized, writing_disabled, urls_disabled,
+│                            originals_disabled
 ├── InvalidRequestError      any other 4xx: invalid_parameters, invalid_filter
 └── ServiceError             any other 5xx: internal_error
 
@@ -90,6 +91,7 @@ _BY_CODE: Final[dict[str, type[ImageSearchError]]] = {
     "image_not_found": ImageNotFoundError,
     "image_too_costly": ImageRejectedError,
     "no_video_support": ImageRejectedError,
+    "original_not_found": ImageNotFoundError,
     "not_an_image": ImageRejectedError,
     "too_many_pixels": ImageRejectedError,
     "unsupported_media_type": ImageRejectedError,

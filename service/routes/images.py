@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from image_search.errors import RecordError
 from image_search.index import Listing, Record, Sort, VectorIndex
+from image_search.moments import frame_prefix
 from image_search.values import DIGEST_FIELD, MAX_ID_LENGTH
 from image_search.words import words_of
 from service import answers, problems, schemas
@@ -265,6 +266,56 @@ def get_thumbnail(
     if known & {etag, "*"}:
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     return Response(thumbnail, media_type="image/jpeg", headers=headers)
+
+
+@router.get(
+    "/originals/{id:path}",
+    operation_id="get_original",
+    summary="Get the file that an image came from",
+    response_class=Response,
+    responses={
+        HTTPStatus.OK.value: {
+            "description": "The file; of a frame, its video.",
+            "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
+            "headers": {
+                "ETag": {"description": "Of this file.", "schema": {"type": "string"}},
+                "Accept-Ranges": {"description": "`bytes`.", "schema": {"type": "string"}},
+            },
+        },
+        HTTPStatus.PARTIAL_CONTENT.value: {"description": "The part of it that `Range` names."},
+        **problems.responses(
+            "image_not_found",
+            "original_not_found",
+            "originals_disabled",
+            "range_not_satisfiable",
+            "invalid_parameters",
+        ),
+    },
+)
+def get_original(request: Request, id: ImageId) -> Response:  # noqa: A002
+    """In whole or in part, where the operator has named the folder of originals.
+
+    The id may be that of a video, of which the index has frames.
+    """
+    originals = request.state.originals
+    if not originals.are_served:
+        raise ProblemError("originals_disabled")
+    index = _index(request)
+    found = index.fetch([id], thumbnails=False).get(id)
+    if found is None:
+        frames = index.list_ids(prefix=frame_prefix(id), limit=1).ids
+        found = next(iter(index.fetch(frames, thumbnails=False).values()), None)
+    if found is None:
+        raise image_not_found(id)
+    source = found.metadata.get("source")
+    known = index.load_sources().get(source) if isinstance(source, str) else None
+    file = originals.open(found.id, found.metadata, known.place if known else "")
+    if file is None:
+        raise ProblemError(
+            "original_not_found", f"the original of {id!r} is not in the folder of originals"
+        )
+    response: Response = file
+    return response
 
 
 @router.get(

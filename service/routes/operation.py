@@ -40,6 +40,7 @@ async def health(request: Request) -> HealthResponse:
         index=settings.index,
         count=count,
         version=__version__,
+        originals=request.state.originals.are_served,
         **dict(manifest),
     )
 
