@@ -51,6 +51,12 @@ class Progress:
                 self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
                 self.message(tqdm.format_meter(**{**self._bar.format_dict, "ncols": 0}))
 
+    def note(self, text: str) -> None:
+        """Show what is being worked on, beside the count."""
+        with self._lock:
+            self._bar.set_postfix_str(text, refresh=False)
+        self.update(0)
+
     def message(self, text: str) -> None:
         """Print a line without breaking the bar."""
         tqdm.write(text, file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from image_search.values import BLOCKS, Features
+from image_search.values import BLOCKS, Features, item_of
 
 # Numbered from 1: the blocks of VGG16 whose averages the sample keeps.
 TEXTURE_BLOCKS: Final = (2, 3)
@@ -34,9 +34,9 @@ class ImageSample:
 
     They are those of the lowest rank, "Summarizing data using bottom-k sketches",
     https://doi.org/10.1145/1281100.1281133: so each is as likely as any other, whichever ingest it
-    came with, and two samples join to one of both. `textures` is float32 [n, 384], in the order of
-    `ids`, which is that of their ranks. Every image of a rank below `bound` is there. `indexed` is
-    how many images the index had.
+    came with, and two samples join to one of both. A video counts as one image, of which one frame
+    is taken. `textures` is float32 [n, 384], in the order of `ids`, which is that of their ranks.
+    Every image of a rank below `bound` is there. `indexed` is how many images the index had.
     """
 
     ids: tuple[str, ...] = ()
@@ -47,11 +47,20 @@ class ImageSample:
     def joined(self, ids: Sequence[str], textures: Features, bound: float = 1.0) -> Self:
         """With the images of another sample, or with all that there are; they replace equal ids."""
         bound = min(self.bound, bound)
-        new = {id_: row for id_, row in zip(ids, textures, strict=True) if rank(id_) < bound}
+        new = {
+            id_: row for id_, row in zip(ids, textures, strict=True) if rank(item_of(id_)) < bound
+        }
         if not new and bound == self.bound:
             return self
         rows = {**dict(zip(self.ids, self.textures, strict=True)), **new}
-        ranked = sorted((number, id_) for id_ in rows if (number := rank(id_)) < bound)
+        # Of a video the same frame, whichever comes first.
+        chosen: dict[str, str] = {}
+        for id_ in rows:
+            item = item_of(id_)
+            chosen[item] = min(id_, chosen.get(item, id_), key=rank)
+        ranked = sorted(
+            (number, id_) for item, id_ in chosen.items() if (number := rank(item)) < bound
+        )
         if len(ranked) > _SIZE:
             bound = ranked[_SIZE][0]
             ranked = ranked[:_SIZE]
@@ -60,7 +69,7 @@ class ImageSample:
         return replace(self, ids=kept, textures=joined, bound=bound)
 
     def of_index(self, ids: Collection[str], indexed: int) -> Self:
-        """Without the images that are not among `ids`, of an index of `indexed` images."""
+        """Without those that are not among `ids`, of an index of `indexed` images and videos."""
         kept = [place for place, id_ in enumerate(self.ids) if id_ in ids]
         return replace(
             self,

@@ -76,6 +76,8 @@ VIDEO_FIELD: Final = "video"
 TIME_FIELD: Final = "time"
 # The length of a frame's video in seconds.
 DURATION_FIELD: Final = "duration"
+# Of the first frame of a video alone: how its frames were taken.
+SAMPLING_FIELD: Final = "sampling"
 # Where Pinecone keeps the state of a record.
 STATE_FIELD: Final = "__state__"
 

@@ -16,7 +16,7 @@ from image_search.settings import Settings
 from image_search.stores import create_index
 from image_search.values import DIMENSION, Metric
 from tests.support.indexes import FakeEmbedder
-from worker.confidence import calibrate, draw_ids, fit_calibration, recalibrate
+from worker.confidence import calibrate, draw, fit_calibration, recalibrate
 from worker.measures import expected_calibration_error
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
@@ -165,20 +165,20 @@ def test_one_that_is_stopped_gives_none(settings: Settings) -> None:
 def test_ids_are_drawn_from_the_whole_index(settings: Settings) -> None:
     rows = np.random.default_rng(0).random((12_000, DIMENSION), np.float32)
     index = fill(settings, "cosine", rows, [None] * 12_000)
-    ids = draw_ids(index)
+    ids = draw(index).ids
     assert len(set(ids)) == 10_000
     # A tenth of the first thousand from each tenth, but for chance.
     shares = np.histogram([int(id_) for id_ in ids[:1000]], bins=10, range=(0, 12_000))[0]
     assert shares.min() > 60
     assert shares.max() < 140
-    assert draw_ids(index) == ids
+    assert draw(index).ids == ids
 
 
 def test_labels_are_looked_for_where_few_images_have_one(settings: Settings) -> None:
     rows, kinds = clustered(6000, seed=1)
     labels = [kind if number % 20 == 0 else None for number, kind in enumerate(kinds)]
     index = fill(settings, "cosine", rows, labels)
-    assert calibrate(index, draw_ids(index), threading.Event()) is not None
+    assert calibrate(index, draw(index).ids, threading.Event()) is not None
 
 
 def test_a_small_second_ingest_does_not_shift_confidences(settings: Settings) -> None:

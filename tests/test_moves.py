@@ -17,7 +17,7 @@ from image_search.values import DIGEST_FIELD
 from tests.support.images import folder_of, png
 from tests.support.indexes import FakeEmbedder, records, serve_fakes
 from tests.support.servers import SERVICE_KEY, ServiceThread
-from worker.confidence import draw_ids, save_sample
+from worker.confidence import draw, save_sample
 from worker.ingest import Summary, ingest
 from worker.origin import named_in, remember
 from worker.prune import SeenSource, prune
@@ -37,7 +37,7 @@ class Sync:
         seen = SeenSource(source)
         summary = ingest(seen.source, self._index, self._embedder, load_settings(), restore=restore)
         self.pruned = prune(self._index, seen, 25) if prune_ else 0
-        save_sample(self._index, summary.sample, draw_ids(self._index))
+        save_sample(self._index, summary.sample, draw(self._index))
         return summary
 
 

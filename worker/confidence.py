@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Final
 
@@ -15,7 +16,8 @@ from image_search.index import Match, Record, VectorIndex
 from image_search.progress import Progress
 from image_search.sample import ImageSample, rank
 from image_search.similarity import pair_scores
-from image_search.values import Embeddings, Metric
+from image_search.values import Embeddings, Metric, item_of
+from worker.videos import nearest_items
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +44,9 @@ def recalibrate(index: VectorIndex, ingested: ImageSample, stop: threading.Event
     the images are in the index, so that this fails does not make the ingest fail.
     """
     try:
-        ids = draw_ids(index)
-        save_sample(index, ingested, ids)
-        calibration = calibrate(index, ids, stop)
+        drawn = draw(index)
+        save_sample(index, ingested, drawn)
+        calibration = calibrate(index, drawn.ids, stop)
         if calibration is not None:
             index.save_calibration(calibration)
     except ModuleNotFoundError as exc:
@@ -57,29 +59,56 @@ def recalibrate(index: VectorIndex, ingested: ImageSample, stop: threading.Event
         _log.warning("confidences stay as they were, as they could not be fitted: %s", exc.in_full)
 
 
-def save_sample(
-    index: VectorIndex, ingested: ImageSample, drawn: Sequence[str] | None = None
-) -> None:
+def save_sample(index: VectorIndex, ingested: ImageSample, drawn: "Drawn | None" = None) -> None:
     """Join what was ingested to the index's sample. Raises StoreError.
 
-    `drawn` are the ids of lowest rank in the index, among which those of the sample are. Without
-    them its records are read.
+    The ids of lowest rank in the index, which are `drawn`, have those of the sample among them.
+    Without them its records are read.
     """
     stored = index.load_sample()
     joined = stored.joined(ingested.ids, ingested.textures, ingested.bound)
-    present = set(index.fetch(joined.ids, thumbnails=False) if drawn is None else drawn)
-    index.save_sample(joined.of_index(present, index.count()))
+    if drawn is None and any(item_of(id_) != id_ for id_ in joined.ids):
+        drawn = draw(index)
+    if drawn is None:
+        present, count = set(index.fetch(joined.ids, thumbnails=False)), index.count()
+    else:
+        present, count = set(drawn.ids), drawn.count
+    index.save_sample(joined.of_index(present, count))
 
 
-def draw_ids(index: VectorIndex) -> list[str]:
-    """The ids of 10,000 images in random order, each as likely as any other. Raises StoreError."""
-    return nsmallest(_DRAWN, index.ids(), key=rank)
+@dataclass(frozen=True)
+class Drawn:
+    """Ids in random order, one frame of each video at most; from an index of `count` items."""
+
+    ids: list[str]
+    count: int
+
+
+def draw(index: VectorIndex) -> Drawn:
+    """10,000 images and videos, each as likely as any other. Raises StoreError."""
+    count = 0
+    frames: dict[str, str] = {}
+
+    def one_of_each() -> Iterator[str]:
+        nonlocal count
+        for id_ in index.ids():
+            item = item_of(id_)
+            if item == id_:
+                count += 1
+                yield id_
+            else:
+                frames[item] = min(id_, frames.get(item, id_), key=rank)
+        count += len(frames)
+        yield from frames.values()
+
+    return Drawn(nsmallest(_DRAWN, one_of_each(), key=lambda id_: rank(item_of(id_))), count)
 
 
 def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> Calibration | None:
     """Search for the first 1,000 of these that have labels; see how often matches have theirs.
 
-    Each image is left out of its own matches. None where there are too few labels, or `stop` is
+    Each image is left out of its own matches, and so are the frames of its video; of another video
+    the best one counts. None where there are too few labels, or `stop` is
     set meanwhile. Raises StoreError.
     """
     records = _labelled(index, ids)
@@ -94,14 +123,18 @@ def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> 
                 return None
             batch = records[start : start + _BATCH]
             embeddings = np.stack([record.embedding for record in batch])
-            found = _query_patiently(index, embeddings, stop)
+            found = nearest_items(
+                lambda rows, top_k: _query_patiently(index, rows, top_k, stop),
+                embeddings,
+                [item_of(record.id) for record in batch],
+                _MATCHES,
+            )
             for record, matches in zip(batch, found, strict=True):
-                others = [match for match in matches if match.id != record.id]
-                for rank, match in enumerate(others[:_MATCHES], start=1):
+                for place, match in enumerate(matches, start=1):
                     if match.label is not None:
                         scores.append(match.score)
                         same.append(match.label == record.label)
-                        weights.append(_weight(rank))
+                        weights.append(_weight(place))
             progress.update(len(batch))
     if not scores:
         return None
@@ -118,15 +151,15 @@ def calibrate(index: VectorIndex, ids: Sequence[str], stop: threading.Event) -> 
 
 
 def _query_patiently(
-    index: VectorIndex, embeddings: Embeddings, stop: threading.Event
+    index: VectorIndex, embeddings: Embeddings, top_k: int, stop: threading.Event
 ) -> list[list[Match]]:
     """The matches of each; a store that is busy for a while does not end it all."""
     for _ in range(_TRIES - 1):
         try:
-            return index.query_many(embeddings, _MATCHES + 1, thumbnails=False)
+            return index.query_many(embeddings, top_k, thumbnails=False)
         except StoreError:
             stop.wait(_SECONDS_BETWEEN_TRIES)
-    return index.query_many(embeddings, _MATCHES + 1, thumbnails=False)
+    return index.query_many(embeddings, top_k, thumbnails=False)
 
 
 def _labelled(index: VectorIndex, ids: Sequence[str]) -> list[Record]:

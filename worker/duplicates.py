@@ -16,7 +16,7 @@ import numpy as np
 
 from image_search.index import Record, VectorIndex
 from image_search.progress import Progress
-from image_search.values import Embeddings, Metric
+from image_search.values import Embeddings, Metric, item_of
 from worker.sources.names import printable, readable
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class Duplicate:
 class Duplicates:
     """The groups among `images` images: the largest first, and equal ones by their first id.
 
-    A group has two images or more, in the order of their ids. `crowded` images have so many
+    A group has two images or more, in the order of their ids. A video is one of them, with the
+    frame that is most alike; its own frames are not compared. `crowded` images have so many
     duplicates that not all pairs were compared.
     """
 
@@ -85,12 +86,12 @@ def find_duplicates(index: VectorIndex, threshold: float) -> Duplicates:
                 first = first_with.setdefault(_digest(record.embedding), image)
                 if first == image:
                     queries.append(record)
-                else:
+                elif item_of(first[0]) != item_of(record.id):
                     groups.join(first, image, 1.0)
             crowded += _join_near(index, queries, threshold, cosines, groups)
             progress.update(len(batch))
     found = sorted(groups.listed(), key=lambda group: (-len(group), group[0].id))
-    return Duplicates(found, len(ids), threshold, crowded)
+    return Duplicates(found, len(set(map(item_of, ids))), threshold, crowded)
 
 
 def _join_near(
@@ -115,7 +116,7 @@ def _join_near(
                     cosine = cosines.of(record.id, match.id, match.score)
                     if cosine >= threshold:
                         copies += 1
-                        if match.id != record.id:
+                        if item_of(match.id) != item_of(record.id):
                             groups.join((record.id, record.label), (match.id, match.label), cosine)
                 if copies > nearest:
                     full.append(record)
@@ -157,34 +158,37 @@ class _Cosines:
 
 
 class _Groups:
-    """Disjoint sets of ids, https://doi.org/10.1145/321879.321884, each with its best score."""
+    """Disjoint sets of images and videos, https://doi.org/10.1145/321879.321884.
+
+    Each has its best score; a video has the frame with that.
+    """
 
     def __init__(self) -> None:
         self._parents: dict[str, str] = {}
-        self._scores: dict[str, float] = {}
-        self._labels: dict[str, str | None] = {}
+        self._best: dict[str, Duplicate] = {}
 
     def join(self, one: _Image, other: _Image, score: float) -> None:
         """Put the groups of two images together."""
         for id_, label in (one, other):
-            self._scores[id_] = max(score, self._scores.get(id_, score))
-            self._labels[id_] = label
-        self._parents[self._root(other[0])] = self._root(one[0])
+            best = self._best.get(item_of(id_))
+            if best is None or (-score, id_) < (-best.score, best.id):
+                self._best[item_of(id_)] = Duplicate(id_, label, score)
+        self._parents[self._root(item_of(other[0]))] = self._root(item_of(one[0]))
 
     def listed(self) -> Iterator[tuple[Duplicate, ...]]:
         """All groups, in any order."""
-        members: dict[str, list[str]] = {}
-        for id_ in sorted(self._scores):
-            members.setdefault(self._root(id_), []).append(id_)
-        for ids in members.values():
-            yield tuple(Duplicate(id_, self._labels[id_], self._scores[id_]) for id_ in ids)
+        members: dict[str, list[Duplicate]] = {}
+        for item in sorted(self._best):
+            members.setdefault(self._root(item), []).append(self._best[item])
+        for group in members.values():
+            yield tuple(group)
 
-    def _root(self, id_: str) -> str:
-        root = id_
+    def _root(self, item: str) -> str:
+        root = item
         while (parent := self._parents.setdefault(root, root)) != root:
             root = parent
-        while id_ != root:
-            id_, self._parents[id_] = self._parents[id_], root
+        while item != root:
+            item, self._parents[item] = self._parents[item], root
         return root
 
 

@@ -29,7 +29,15 @@ from image_search.errors import ImageError, IndexNotFoundError, RecordError, Sou
 from image_search.index import Match, Record, VectorIndex, check_embedding
 from image_search.progress import Progress
 from image_search.settings import Settings
-from image_search.values import DIGEST_FIELD, DIMENSION, Embeddings, Metric, Pixels
+from image_search.values import (
+    DIGEST_FIELD,
+    DIMENSION,
+    Embeddings,
+    Metric,
+    Pixels,
+    frame_stem,
+    item_of,
+)
 from worker import measures
 from worker.figures import (
     ConfidenceBin,
@@ -48,10 +56,11 @@ from worker.figures import (
     Strip,
     rounded,
 )
-from worker.ingest import digest, make_decoder, open_image
+from worker.ingest import digest_of, make_decoder, open_image
 from worker.measures import Floats
 from worker.sources import Item, Source
 from worker.sources.names import readable
+from worker.videos import is_frame_of, nearest_items, with_stills
 
 T = TypeVar("T")
 
@@ -162,9 +171,8 @@ def _read_queries(
 ) -> _Queries:
     chosen = rng.choice(source.total, min(count, source.total), replace=False).tolist()
     to_change = set(chosen[:_CHANGED_QUERIES])
-    items = zip(
-        source.pick(set(chosen)), [number in to_change for number in sorted(chosen)], strict=False
-    )
+    stills = with_stills(source.pick(set(chosen)), embedder.model.input_size, settings.max_pixels)
+    items = zip(stills, [number in to_change for number in sorted(chosen)], strict=False)
     queries = _Queries()
     embeddings: list[Embeddings] = []
     changed: list[Embeddings] = []
@@ -209,7 +217,7 @@ def _read_queries(
                 queries.ids.append(item.id)
                 queries.former_ids.append(item.former_id)
                 queries.labels.append(item.label)
-                queries.digests.append(digest(item.content))
+                queries.digests.append(digest_of(item))
                 queries.thumbnails.append(one[1])
                 embeddings.append(own)
             progress.update(len(batch))
@@ -222,15 +230,30 @@ def _read_queries(
 
 @dataclass(frozen=True)
 class _Gallery:
-    """All images of the index, ordered by id; `embeddings` is float32 [n, 512], in a file."""
+    """All images and videos of the index, ordered by id.
+
+    `ids` are those of images, and of each video that of its first frame; `starts` is where in
+    `embeddings` their rows begin, one for an image and one for each frame. Those are float32
+    [n, 512], in a file.
+    """
 
     ids: list[str]
     labels: list[str | None]
+    starts: NDArray[np.intp]
     embeddings: Embeddings
     metric: Metric
 
     def similarities(self, queries: Embeddings) -> Embeddings:
-        """float32 [q, n] for float32 [q, 512]: the metric's scores, where more is more similar."""
+        """The metric's scores, where more is more similar; of a video, that of its best frame.
+
+        float32 [q, items] for float32 [q, 512].
+        """
+        found = self._of_each(queries)
+        if len(self.starts) < found.shape[1]:
+            found = np.maximum.reduceat(found, self.starts, axis=1)
+        return found
+
+    def _of_each(self, queries: Embeddings) -> Embeddings:
         if self.metric == "euclidean":
             products = queries @ self.embeddings.T
             squares = np.square(queries).sum(axis=1, keepdims=True)
@@ -266,18 +289,24 @@ def _fetch_gallery(index: VectorIndex, file: IO[bytes]) -> _Gallery:
     metric = index.manifest.metric
     ids: list[str] = []
     labels: list[str | None] = []
+    starts: list[int] = []
+    rows = 0
     with Progress("index", len(all_ids), "images") as progress:
         for start in range(0, len(all_ids), _FETCHED_AT_ONCE):
             batch = all_ids[start : start + _FETCHED_AT_ONCE]
             records = index.fetch(batch, thumbnails=False)
             for id_ in sorted(records):
                 file.write(_comparable(records[id_].embedding, metric).tobytes())
-                ids.append(id_)
-                labels.append(records[id_].label)
+                # In order, so that the frames of a video follow each other.
+                if not ids or item_of(ids[-1]) != item_of(id_):
+                    ids.append(id_)
+                    labels.append(records[id_].label)
+                    starts.append(rows)
+                rows += 1
             progress.update(len(records))
     file.flush()
-    embeddings = np.memmap(file, np.float32, "r", shape=(len(ids), DIMENSION))
-    return _Gallery(ids, labels, embeddings, metric)
+    embeddings = np.memmap(file, np.float32, "r", shape=(rows, DIMENSION))
+    return _Gallery(ids, labels, np.array(starts, np.intp), embeddings, metric)
 
 
 def _comparable(embeddings: Embeddings, metric: Metric) -> Embeddings:
@@ -307,7 +336,7 @@ class _Evaluation:
         self._settings = settings
         self._seed = seed
         self._sign = -1 if gallery.metric == "euclidean" else 1
-        self._row_of = {id_: row for row, id_ in enumerate(gallery.ids)}
+        self._row_of = {item_of(id_): row for row, id_ in enumerate(gallery.ids)}
         self._own = self._find_own()
         self._names = sorted({label for label in gallery.labels if label is not None})
         self._code_of: dict[str | None, int] = {name: code for code, name in enumerate(self._names)}
@@ -364,28 +393,33 @@ class _Evaluation:
         return np.random.default_rng(self._seed)
 
     def _find_own(self) -> dict[int, str]:
-        """The queries that are in the index: same id or former id, and made of the same bytes."""
+        """The queries that are in the index: same id or former id, and made of the same bytes.
+
+        Of a video, the id is what those of its frames begin with.
+        """
         queries = self._queries
         candidates = {
-            id_: row
+            self._gallery.ids[self._row_of[item]]: row
             for row, ids in enumerate(zip(queries.former_ids, queries.ids, strict=True))
-            for id_ in ids
-            if id_ in self._row_of
+            for item in map(frame_stem, filter(None, ids))
+            if item in self._row_of
         }
         own = {}
         for ids in _slices(list(candidates), _FETCHED_AT_ONCE):
             for id_, record in self._index.fetch(ids, thumbnails=False).items():
-                if record.metadata.get(DIGEST_FIELD) == self._queries.digests[candidates[id_]]:
-                    own[candidates[id_]] = id_
+                found = queries.digests[candidates[id_]]
+                if record.metadata.get(DIGEST_FIELD) == found or is_frame_of(record, found):
+                    own[candidates[id_]] = item_of(id_)
         return own
 
     def _ask(self, embeddings: Embeddings, top_k: int, rows: Sequence[int]) -> list[list[Match]]:
         """What the store finds for the embeddings of these queries, without the queries."""
-        found = self._index.query_many(embeddings, top_k + 1, thumbnails=False)
-        return [
-            [match for match in matches if match.id != self._own.get(row)][:top_k]
-            for row, matches in zip(rows, found, strict=True)
-        ]
+        return nearest_items(
+            lambda asked, count: self._index.query_many(asked, count, thumbnails=False),
+            embeddings,
+            [self._own.get(row) for row in rows],
+            top_k,
+        )
 
     def _search(self, rows: range) -> None:
         embeddings = self._queries.embeddings[rows]
@@ -429,7 +463,8 @@ class _Evaluation:
         if not wanted:
             return 1.0
         last = np.partition(similarities, -wanted)[-wanted]
-        rows = [self._row_of[match.id] for match in self._nearest[row] if match.id in self._row_of]
+        items = [item_of(match.id) for match in self._nearest[row]]
+        rows = [self._row_of[item] for item in items if item in self._row_of]
         near_enough = similarities[rows] >= last - _TOLERANCE * max(1.0, abs(last))
         return min(1.0, float(near_enough.sum()) / wanted)
 
@@ -559,8 +594,8 @@ class _Evaluation:
                     asked = [rows[i] for i in part]
                     found = self._ask(changed[part, number], NEIGHBOURS, asked)
                     for row, matches in zip(asked, found, strict=True):
-                        kept = {match.id for match in self._nearest[row]}
-                        stay = len(kept & {match.id for match in matches})
+                        kept = {item_of(match.id) for match in self._nearest[row]}
+                        stay = len(kept & {item_of(match.id) for match in matches})
                         overlaps.append(stay / len(kept) if kept else 1.0)
                     progress.update(len(part))
                 after = _comparable(changed[:, number], "cosine")
@@ -614,7 +649,7 @@ class _Evaluation:
         with Progress("map", len(rows), "images") as progress, threadpool_limits(1):
             points = TSNE(
                 perplexity=min(_PERPLEXITY, len(rows) / 4), init="random", random_state=self._seed
-            ).fit_transform(np.array(self._gallery.embeddings[rows]))
+            ).fit_transform(np.array(self._gallery.embeddings[self._gallery.starts[rows]]))
             progress.update(len(rows))
         return EmbeddingMap(points.astype(np.float64), [self._gallery.labels[row] for row in rows])
 

@@ -21,6 +21,7 @@ from os import cpu_count
 from queue import Empty, Full, Queue
 from typing import Any, Final, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from image_search import file_metadata, images
@@ -31,9 +32,18 @@ from image_search.index import Record, VectorIndex, check_embedding
 from image_search.progress import Progress
 from image_search.sample import ImageSample, rank
 from image_search.settings import Settings
-from image_search.values import DIGEST_FIELD, Metadata, Pixels
+from image_search.values import (
+    DIGEST_FIELD,
+    SAMPLING_FIELD,
+    Metadata,
+    Pixels,
+    item_of,
+)
+from image_search.videos import Sampling
+from worker import videos
 from worker.sources import Item, Source
 from worker.sources.names import readable
+from worker.sources.source import Video
 
 # What is looked up and decoded at once, bounded by count and by the bytes held. To look 1,024 up
 # costs an index that has no vector index yet twice as much as 256.
@@ -67,6 +77,11 @@ class Summary:
     # Left out, as they were deleted over HTTP.
     deleted: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    # Videos of which a part was read, and why not all.
+    damaged: dict[str, str] = field(default_factory=dict)
+    # Of what was embedded: how many are frames, and of how many videos.
+    frames: int = 0
+    videos: int = 0
     interrupted: bool = False
     # Of what was embedded.
     sample: ImageSample = field(default_factory=ImageSample)
@@ -106,20 +121,23 @@ def ingest(
     embedder: Embedder,
     settings: Settings,
     *,
+    sampling: Sampling | None = None,
     stop: threading.Event | None = None,
     restore: bool = False,
 ) -> Summary:
     """Bring the images of `source` into the index; resumable and idempotent.
 
     What was deleted over HTTP stays out of the index, unless it is to `restore` that. An image that
-    the index has under another id is not embedded again.
+    the index has under another id is not embedded again. Of a video the frames are taken that
+    `sampling` says; one of which the index has these is not decoded again.
 
     `stop` ends it early: the batches in flight are finished and committed. Errors of the source
     and of the store are raised once what was embedded before them is committed, if it can be.
     """
     deletions = _Deletions(index.load_deletions(), restore=restore)
     stop = stop or threading.Event()
-    summary = _Ingestion(index, embedder, settings, stop, deletions).run(source)
+    ingestion = _Ingestion(index, embedder, settings, stop, deletions, sampling=sampling)
+    summary = ingestion.run(source)
     if deletions.restored:
         index.forget_deletions(deletions.restored)
     return summary
@@ -163,6 +181,18 @@ class _Deletions:
         ids = (item.id, item.former_id or item.id)
         return not has_copy or any(self._digests.get(id_) == found for id_ in ids)
 
+    def hold_under(self, item: Item) -> bool:
+        """Whether a frame was deleted under its id, and stays so."""
+        return not self._restore and self._digests.get(item.id) == item.sha256
+
+    def hold_frames(self, video_sha256: str) -> bool:
+        """Whether any frame of this video was deleted, and is not to be restored."""
+        return not self._restore and videos.are_deleted(self._digests, video_sha256)
+
+    def restore_frames(self, video_sha256: str) -> bool:
+        """Whether any frame of this video was deleted, and is to be restored."""
+        return self._restore and videos.are_deleted(self._digests, video_sha256)
+
 
 class _Ingestion:
     def __init__(
@@ -173,6 +203,7 @@ class _Ingestion:
         stop: threading.Event,
         deletions: _Deletions | None,
         before_commit: Callable[[ImageSample], None] = lambda _: None,
+        sampling: Sampling | None = None,
     ) -> None:
         self._index = index
         self._embedder = embedder
@@ -183,6 +214,10 @@ class _Ingestion:
         # None: copies and what was deleted are embedded as others are.
         self._deletions = deletions
         self._before_commit = before_commit
+        self._sampling = sampling or Sampling()
+        self._sampling_text = videos.as_text(self._sampling, settings)
+        # By the id of a video's last record, the ids that the video no longer has.
+        self._closing: dict[str, list[str]] = {}
         self._relabelled: set[str] = set()
         # Ids before, by new ids.
         self._moved: dict[str, str] = {}
@@ -220,7 +255,7 @@ class _Ingestion:
         try:
             fresh = None if is_new else source.fresh
             items = fresh(self._are_known) if fresh else source.items()
-            for chunk in chunks_of(items):
+            for chunk in chunks_of(self._with_frames(items)):
                 known = self._look_up(pool, chunk, is_new=is_new)
                 for item, result in zip(chunk, self._decode_all(pool, chunk, known), strict=True):
                     if self._stop.is_set() or self._failed.is_set():
@@ -238,7 +273,7 @@ class _Ingestion:
                         self._summary.deleted += 1
                     else:
                         self._summary.unchanged += 1
-                    self._progress.update(1)
+                    self._progress.update(self._counts(item.id))
         finally:
             pool.shutdown(cancel_futures=True)
             self._decoder.close()
@@ -247,21 +282,136 @@ class _Ingestion:
 
     def _are_known(self, items: list[Item]) -> list[bool]:
         """Whether the index has the items, which lack their content, as their metadata is."""
-        records = self._index.fetch([item.id for item in items])
-        known = [self._is_known(item, records.get(item.id)) for item in items]
+        records = self._index.fetch(
+            [item.id for item in items if not isinstance(item.content, Video)]
+        )
+        known = [
+            self._is_known(item, videos.first_record(self._index, item.id), self._sampling_text)
+            if isinstance(item.content, Video)
+            else self._is_known(item, records.get(item.id))
+            for item in items
+        ]
         self._summary.unchanged += sum(known)
         self._progress.update(sum(known))
         return known
 
-    def _is_known(self, item: Item, record: Record | None) -> bool:
+    def _is_known(self, item: Item, record: Record | None, sampling: str | None = None) -> bool:
         if record is None or record.label != item.label:
             return False
+        if sampling is not None:
+            if record.metadata.get(SAMPLING_FIELD) != sampling:
+                return False
+            return all(record.metadata.get(name) == value for name, value in item.metadata.items())
         if not file_metadata.is_complete(record.metadata, self._settings.metadata):
             return False
         return all(record.metadata.get(name) == value for name, value in item.metadata.items())
 
+    # --- videos ---
+
+    def _with_frames(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The items, each video as its frames: all of them, or none if the index has them so."""
+        for item in items:
+            if not isinstance(item.content, Video):
+                yield item
+                continue
+            try:
+                yield from self._frames(item, item.content)
+            except ImageError as exc:
+                yield replace(item, content=exc)
+
+    def _frames(self, item: Item, video: Video) -> Iterator[Item]:
+        """Raises ImageError where the video cannot be read at all."""
+        sha256 = videos.digest_of_video(video)
+        restores = self._deletions is not None and self._deletions.restore_frames(sha256)
+        first = videos.first_record(self._index, item.id)
+        if not restores and videos.is_finished(first, sha256, self._sampling_text):
+            assert first is not None  # noqa: S101
+            wanted = videos.recorded_item(item, first, self._settings)
+            metadata = self._metadata(wanted, {}, wanted.sha256 or "")
+            if (first.label, dict(first.metadata)) == (item.label, metadata):
+                self._summary.unchanged += 1
+                self._progress.update(1)
+                return
+            yield from self._recorded(item, videos.frame_ids(self._index, item.id))
+            return
+        if not restores:
+            copies = videos.copies_of(self._index, item.id, sha256, self._sampling_text)
+            if copies and all(self._can_move(id_, item.id) for id_ in copies):
+                yield from self._recorded(item, copies)
+                return
+            is_deleted = self._deletions is not None and self._deletions.hold_frames(sha256)
+            if first is None and not copies and is_deleted:
+                self._summary.deleted += 1
+                self._progress.update(1)
+                return
+        yield from self._decoded_frames(item, video, sha256)
+
+    def _recorded(self, item: Item, ids: list[str]) -> Iterator[Item]:
+        """Frames that the index has, under this name or another, without decoding them."""
+        before = videos.frame_ids(self._index, item.id)
+        frames = (
+            videos.recorded_item(item, record, self._settings)
+            for record in videos.fetch_all(self._index, ids)
+        )
+        yield from self._closed(item, frames, before)
+
+    def _decoded_frames(self, item: Item, video: Video, sha256: str) -> Iterator[Item]:
+        before = videos.frame_ids(self._index, item.id)
+        size = self._embedder.model.input_size
+        with videos.open_frames(video, self._sampling, self._settings, size) as frames:
+            name = readable(item.id)
+            self._summary.videos += 1
+
+            def made() -> Iterator[Item]:
+                for frame in frames:
+                    self._progress.note(f"{name} at {frame.time:,.0f} of {frames.duration:,.0f} s")
+                    yield videos.frame_item(item, frame, frames, sha256, self._settings)
+
+            yield from self._closed(item, made(), before)
+            if frames.damage:
+                self._summary.damaged[item.id] = frames.damage
+                self._progress.message(f"{name}: {frames.damage}")
+        self._progress.note("")
+
+    def _closed(self, item: Item, frames: Iterator[Item], before: list[str]) -> Iterator[Item]:
+        """The frames of a video, the first one last, with what says that all are there."""
+        first: Item | None = None
+        kept: set[str] = set()
+        try:
+            for frame in frames:
+                if self._stop.is_set() or self._failed.is_set():
+                    return
+                kept.add(frame.id)
+                is_held = self._deletions is not None and self._deletions.hold_under(frame)
+                if first is None and not is_held:
+                    first = frame
+                else:
+                    yield frame
+        except ImageError as exc:
+            if not kept:
+                raise
+            # What came before is good; the next run tries again.
+            reason = f"read in part: {exc}"
+            self._summary.damaged[item.id] = reason
+            self._progress.message(f"{readable(item.id)}: {reason}")
+            self._progress.update(1)
+            if first is not None:
+                yield first
+            return
+        if first is None:
+            self._progress.update(1)
+            return
+        self._closing[first.id] = videos.stale(before, kept)
+        yield videos.finished(first, self._sampling_text)
+
+    def _counts(self, id_: str) -> int:
+        """How many items of the source are done with this record: a video is with its last one."""
+        return int(id_ in self._closing or item_of(id_) == id_)
+
+    # --- what is known, and what is new ---
+
     def _look_up(self, pool: ThreadPoolExecutor, chunk: list[Item], *, is_new: bool) -> _Known:
-        digests = list(_in_slices(pool, _digest_of, chunk))
+        digests = list(_in_slices(pool, _digest_or_none, chunk))
         if is_new:
             return _Known(digests, set(), {}, {})
         pairs = [(item, one) for item, one in zip(chunk, digests, strict=True) if one]
@@ -342,8 +492,8 @@ class _Ingestion:
         the embedder alone tells.
         """
         sample = self._sample
-        is_wanted = sample.is_representative and rank(new_id) < sample.bound
-        return not is_wanted or old_id in self._sampled
+        is_wanted = sample.is_representative and rank(item_of(new_id)) < sample.bound
+        return not is_wanted or item_of(old_id) in self._sampled_items
 
     @cached_property
     def _sample(self) -> ImageSample:
@@ -352,6 +502,10 @@ class _Ingestion:
     @cached_property
     def _sampled(self) -> dict[str, int]:
         return {id_: row for row, id_ in enumerate(self._sample.ids)}
+
+    @cached_property
+    def _sampled_items(self) -> set[str]:
+        return set(map(item_of, self._sampled))
 
     def _refreshed(self, item: Item, record: Record, sha256: str) -> Metadata:
         """The metadata of a record of the same image as the item and the settings have it now.
@@ -375,6 +529,8 @@ class _Ingestion:
     def _open(self, item: Item) -> Image.Image:
         if isinstance(item.content, ImageError):
             raise item.content
+        if item.content is videos.NO_PIXELS:
+            raise ImageError("its record was deleted meanwhile: ingest again")
         return open_image(item.content, self._embedder.model.input_size, self._decoder)
 
     def _embed(self, batch: list[_Decoded | Record]) -> list[Record]:
@@ -425,15 +581,33 @@ class _Ingestion:
             enough = len(pending) >= RECORDS_PER_COMMIT or time.monotonic() >= due
             if pending and (last or enough):
                 self._before_commit(self._summary.sample)
-                self._index.upsert(pending)
+                self._commit(pending)
+                old = [r.id in self._relabelled or r.id in self._moved for r in pending]
                 relabelled = sum(record.id in self._relabelled for record in pending)
-                moved = sum(record.id in self._moved for record in pending)
                 self._summary.relabelled += relabelled
-                self._summary.moved += moved
-                self._summary.embedded += len(pending) - relabelled - moved
-                self._progress.update(len(pending))
+                self._summary.moved += sum(old) - relabelled
+                self._summary.embedded += len(pending) - sum(old)
+                self._summary.frames += sum(
+                    not is_old and item_of(record.id) != record.id
+                    for record, is_old in zip(pending, old, strict=True)
+                )
+                self._progress.update(sum(self._counts(record.id) for record in pending))
                 pending = []
                 due = time.monotonic() + _SECONDS_PER_COMMIT
+
+    def _commit(self, records: list[Record]) -> None:
+        """First all but the last of each video, then what these no longer have, then these."""
+        closing = [record for record in records if record.id in self._closing]
+        if not closing:
+            self._index.upsert(records)
+            return
+        others = [record for record in records if record.id not in self._closing]
+        if others:
+            self._index.upsert(others)
+        stale = [id_ for record in closing for id_ in self._closing[record.id]]
+        for start in range(0, len(stale), _CHUNK_ITEMS):
+            self._index.delete(stale[start : start + _CHUNK_ITEMS], keep_up=False)
+        self._index.upsert(closing)
 
     # --- threads and queues; a failure in one stage ends the others ---
 
@@ -468,7 +642,18 @@ class _Ingestion:
 
 def digest(content: bytes | Pixels) -> str:
     """SHA-256 in hex of what an image is read from."""
-    return hashlib.sha256(_bytes(content)).hexdigest()
+    return hashlib.sha256(content if isinstance(content, bytes) else content.tobytes()).hexdigest()
+
+
+def digest_of(item: Item) -> str:
+    """SHA-256 in hex of what an item is made of; raises ImageError where it cannot be read."""
+    if item.sha256 is not None:
+        return item.sha256
+    if isinstance(item.content, ImageError):
+        raise item.content
+    if isinstance(item.content, Video):
+        return videos.digest_of_video(item.content)
+    return digest(item.content)
 
 
 def make_decoder(settings: Settings) -> Decoder:
@@ -476,15 +661,20 @@ def make_decoder(settings: Settings) -> Decoder:
     return Decoder(settings.max_pixels, processes=cpu_count() or 1)
 
 
-def open_image(content: bytes | Pixels, input_size: int, decoder: Decoder) -> Image.Image:
-    """An item's content as an upright RGB image; raises ImageError if it cannot be read."""
+def open_image(content: bytes | Pixels | Video, input_size: int, decoder: Decoder) -> Image.Image:
+    """An item's content as an upright RGB image; raises ImageError if it cannot be read.
+
+    Of a video, it is the frame in its middle.
+    """
     if isinstance(content, bytes):
         return decoder.decode(content, min_side=min_side(input_size))
+    if isinstance(content, Video):
+        return videos.still(content, input_size, decoder.max_pixels)
     return Image.fromarray(content)
 
 
-def _digest_of(item: Item) -> str:
-    return "" if isinstance(item.content, ImageError) else digest(item.content)
+def _digest_or_none(item: Item) -> str:
+    return "" if isinstance(item.content, ImageError) else digest_of(item)
 
 
 def record_of(item: Item, found: str, records: Mapping[str, Record]) -> Record | None:
@@ -510,18 +700,26 @@ def ids_of(item: Item) -> list[str]:
     return [id_ for id_ in (item.id, item.former_id) if id_ is not None]
 
 
-def _bytes(content: bytes | Pixels) -> bytes:
-    return content if isinstance(content, bytes) else content.tobytes()
+def _size(content: bytes | Pixels | Video | ImageError) -> int:
+    if isinstance(content, bytes):
+        return len(content)
+    return content.nbytes if isinstance(content, np.ndarray) else 0
 
 
 def chunks_of(items: Iterator[Item]) -> Iterator[list[Item]]:
-    """The items in parts, bounded by count and by the bytes held."""
+    """The items in parts, bounded by count and by the bytes held; each video is one."""
     chunk: list[Item] = []
     held = 0
     try:
         for item in items:
+            if isinstance(item.content, Video):  # open until the next item is asked for
+                if chunk:
+                    yield chunk
+                    chunk, held = [], 0
+                yield [item]
+                continue
             chunk.append(item)
-            held += 0 if isinstance(item.content, ImageError) else len(_bytes(item.content))
+            held += _size(item.content)
             if len(chunk) == _CHUNK_ITEMS or held >= _CHUNK_BYTES:
                 yield chunk
                 chunk, held = [], 0

@@ -14,10 +14,11 @@ from typing import Final
 from image_search.errors import ImageError
 from image_search.index import VectorIndex
 from image_search.provenance import KnownSource
-from image_search.values import DIGEST_FIELD
-from worker.ingest import digest
+from worker.ingest import chunks_of, digest_of, ids_of, record_of
 from worker.sources import Source
 from worker.sources.names import composed, file_bytes, id_of
+from worker.sources.source import Video
+from worker.videos import first_record, is_frame_of
 
 # So many images are compared to tell whether a source that was somewhere else is the same.
 _COMPARED: Final = 64
@@ -92,17 +93,17 @@ def _are_two(place: str, other: str) -> bool:
 
 
 def _is_in(index: VectorIndex, source: Source) -> bool:
-    items = list(islice(source.items(), _COMPARED))
-    ids = [id_ for item in items for id_ in (item.id, item.former_id) if id_]
-    records = index.fetch(ids, thumbnails=False)
-
-    def is_same(id_: str | None, found: str) -> bool:
-        record = records.get(id_ or "")
-        return record is not None and record.metadata.get(DIGEST_FIELD) == found
-
-    same = 0
-    for item in items:
-        if not isinstance(item.content, ImageError):
-            found = digest(item.content)
-            same += is_same(item.id, found) or is_same(item.former_id, found)
-    return 2 * same >= len(items)
+    same = count = 0
+    for chunk in chunks_of(islice(source.items(), _COMPARED)):
+        count += len(chunk)
+        records = index.fetch([id_ for item in chunk for id_ in ids_of(item)], thumbnails=False)
+        for item in chunk:
+            if isinstance(item.content, ImageError):
+                continue
+            found = digest_of(item)
+            if isinstance(item.content, Video):
+                first = first_record(index, item.id)
+                same += first is not None and is_frame_of(first, found)
+            else:
+                same += record_of(item, found, records) is not None
+    return 2 * same >= count

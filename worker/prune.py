@@ -7,7 +7,7 @@ from typing import Final
 
 from image_search.errors import SettingsError
 from image_search.index import VectorIndex
-from image_search.values import DIGEST_FIELD
+from image_search.values import DIGEST_FIELD, frame_stem, item_of
 from worker.origin import prefix_of_name
 from worker.sources import Item, Source
 from worker.sources.names import as_text, composed
@@ -32,16 +32,23 @@ class SeenSource:
     def see_all(self) -> None:
         """Take all its ids for seen, as its names alone tell them."""
         if self.source.listing is not None:
-            self._seen.update(map(hash, self.source.listing.ids()))
+            for id_ in self.source.listing.ids():
+                self._see(id_)
 
     def __contains__(self, id_: str) -> bool:
-        return hash(id_) in self._seen
+        """Whether an image, or the video of a frame, is in the source."""
+        return hash(item_of(id_)) in self._seen or hash(id_) in self._seen
+
+    def _see(self, id_: str) -> None:
+        self._seen.add(hash(id_))
+        if (stem := frame_stem(id_)) != id_:
+            self._seen.add(hash(stem))
 
     def _passing(self) -> Iterator[Item]:
         for item in self._items():
-            self._seen.add(hash(item.id))
+            self._see(item.id)
             if item.former_id is not None:
-                self._seen.add(hash(item.former_id))
+                self._see(item.former_id)
             yield item
 
 
@@ -74,7 +81,9 @@ def prune(index: VectorIndex, seen: SeenSource, most_percent: int) -> int:
     gone, total = _gone(index, name, seen)
     if not gone:
         return 0
-    lost = len(gone) - _count_moved(index, gone, seen)
+    # A video counts as one, however many frames it has.
+    items = len(set(map(item_of, gone)))
+    lost = items - _count_moved(index, gone, seen)
     if 100 * lost > most_percent * total:
         _log.warning(
             "nothing is taken out of the index: the source no longer has %s of its %s images, more "
@@ -84,7 +93,9 @@ def prune(index: VectorIndex, seen: SeenSource, most_percent: int) -> int:
             most_percent,
         )
         return 0
-    print(f"taking out {len(gone):,} of {total:,} images, which the source no longer has")
+    frames = sum(item_of(id_) != id_ for id_ in gone)
+    of_videos = f" and videos, with {frames:,} frames" if frames else ""
+    print(f"taking out {items:,} of {total:,} images{of_videos}, which the source no longer has")
     ids = list(gone)
     for start in range(0, len(ids), _AT_ONCE):
         index.delete(ids[start : start + _AT_ONCE])
@@ -92,28 +103,28 @@ def prune(index: VectorIndex, seen: SeenSource, most_percent: int) -> int:
 
 
 def _count_moved(index: VectorIndex, gone: Mapping[str, str], seen: SeenSource) -> int:
-    """How many of those that are gone the source has under another name."""
+    """How many of those that are gone, videos as one, the source has under another name."""
     digests = [digest for digest in gone.values() if digest]
     moved: set[str] = set()
     for start in range(0, len(digests), _AT_ONCE):
         found = index.find_digests(set(digests[start : start + _AT_ONCE]))
         moved.update(digest for digest, ids in found.items() if any(id_ in seen for id_ in ids))
-    return sum(digest in moved for digest in digests)
+    return len({item_of(id_) for id_, digest in gone.items() if digest in moved})
 
 
 def _gone(index: VectorIndex, name: str, seen: SeenSource) -> tuple[dict[str, str], int]:
-    """The source's images that were not seen, digests by id, and how many the index has of it.
+    """The source's images that were not seen, digests by id; how many the index has of it.
 
     What others have put under ids that begin like the source's is not the source's.
     """
     title = composed(as_text(name))
     prefix = prefix_of_name(name)
     ids: list[str] = []
-    total = 0
+    items: set[int] = set()
     cursor = ""
     while True:
         page = index.list_ids(prefix=prefix, limit=_PAGE, cursor=cursor)
-        total += len(page.ids)
+        items.update(hash(item_of(id_)) for id_ in page.ids)
         ids += (id_ for id_ in page.ids if id_ not in seen)
         cursor = page.cursor
         if not cursor:
@@ -123,4 +134,4 @@ def _gone(index: VectorIndex, name: str, seen: SeenSource) -> tuple[dict[str, st
         for id_, record in index.fetch(ids[start : start + _AT_ONCE], thumbnails=False).items():
             if composed(str(record.metadata.get("source", ""))) == title:
                 gone[id_] = str(record.metadata.get(DIGEST_FIELD, ""))
-    return gone, total
+    return gone, len(items)

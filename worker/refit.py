@@ -9,9 +9,11 @@ import json
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Final
+
+import numpy as np
 
 from image_search.embedding import Embedder
 from image_search.errors import ImageError, IndexMismatchError, SourceError, StoreError
@@ -22,12 +24,15 @@ from image_search.sample import ImageSample
 from image_search.settings import Settings
 from image_search.stores.embedded.index import EmbeddedIndex
 from image_search.stores.embedded.succession import Succession
-from image_search.values import AUTO, DIGEST_FIELD, Metadata
+from image_search.values import AUTO, DIGEST_FIELD, Metadata, Pixels, time_of
+from image_search.videos import Sampling
 from worker.confidence import recalibrate
-from worker.ingest import Summary, chunks_of, digest, embed_all, ids_of, record_of
+from worker.ingest import Summary, chunks_of, digest_of, embed_all, ids_of, record_of
 from worker.model import fit_model, load_embedder
 from worker.recipes import LEAST_IMAGES
 from worker.sources import Item, Source
+from worker.sources.source import Video
+from worker.videos import fetch_all, frame_ids, is_frame_of, open_frames
 
 # What others write meanwhile makes it look again, this often.
 _ROUNDS: Final = 5
@@ -72,18 +77,19 @@ def refit(
         successor: EmbeddedIndex | None = None
         embedded = 0
         for _ in range(_ROUNDS):
-            images = _Images(former, sources)
+            images = _Images(former, sources, settings)
             if not images.find(stop):
                 return None
             _refuse_others(images.others, former, drop_others=drop_others)
             if not images.source.total:
                 raise SourceError("none of the images of the index is in the source")
             if successor is None:
-                made = _open_or_make(place, images.source, settings, stop)
+                made = _open_or_make(place, images.pictures, settings, stop)
                 if made is None:
                     return None
                 successor, embedder = opened.enter_context(made[0]), made[1]
                 embedder.warm_up()
+            images.input_size = embedder.model.input_size
             summary = _embed(images.source, successor, embedder, settings, stop)
             embedded += summary.embedded
             if summary.interrupted:
@@ -136,9 +142,14 @@ class _Images:
 
     index: EmbeddedIndex
     sources: Sequence[Source]
+    settings: Settings
+    # What frames are decoded for.
+    input_size: int = 0
     # Ids that no source has so.
     others: set[str] = field(default_factory=set)
     source: Source = field(init=False)
+    # The same, but videos as they are: for fitting, which takes one frame of each.
+    pictures: Source = field(init=False)
     # Hashes of label and metadata, by id, of what was read for embedding.
     _seen: dict[str, int] = field(default_factory=dict)
 
@@ -152,21 +163,23 @@ class _Images:
             for chunk in chunks_of(whole.items()):
                 if stop.is_set():
                     return False
-                for _, record in self._matched(chunk):
-                    if record is not None and record.id in self.others:
-                        self.others.remove(record.id)
+                for _, records in self._matched(chunk):
+                    found = {record.id for record in records} & self.others
+                    if found:
+                        self.others -= found
                         positions.append(position)
                     position += 1
                 progress.update(len(chunk))
 
-        def some(chosen: Collection[int]) -> Iterator[Item]:
-            return self._as_indexed(whole.pick({positions[number] for number in chosen}))
+        def pick(chosen: Collection[int]) -> Iterator[Item]:
+            return whole.pick({positions[number] for number in chosen})
 
-        self.source = Source(
-            whole.name,
-            len(positions),
-            lambda: self._as_indexed(whole.pick(set(positions))),
-            some=some,
+        every = range(len(positions))
+        self.pictures = Source(whole.name, len(positions), lambda: pick(every), some=pick)
+        self.source = replace(
+            self.pictures,
+            items=lambda: self._as_indexed(pick(every)),
+            some=lambda chosen: self._as_indexed(pick(chosen)),
         )
         return True
 
@@ -190,20 +203,54 @@ class _Images:
 
     def _as_indexed(self, items: Iterator[Item]) -> Iterator[Item]:
         for chunk in chunks_of(items):
-            for item, record in self._matched(chunk):
-                if record is not None:  # else deleted or replaced meanwhile
+            for item, records in self._matched(chunk):
+                # Without any, it was deleted or replaced meanwhile.
+                for record in records:
                     self._seen[record.id] = _hash(record.label, record.metadata)
-                    metadata = {**record.metadata}
-                    del metadata[DIGEST_FIELD]
-                    yield Item(record.id, record.label, item.content, metadata)
+                if isinstance(item.content, Video):
+                    yield from self._frames(item.content, records)
+                    continue
+                for record in records:
+                    yield _described(record, item.content)
 
-    def _matched(self, chunk: list[Item]) -> Iterator[tuple[Item, Record | None]]:
-        records = self.index.fetch([id_ for item in chunk for id_ in ids_of(item)])
+    def _frames(self, video: Video, records: list[Record]) -> Iterator[Item]:
+        """The frames that the index has, decoded again."""
+        left = {time_of(record.id) or 0.0: record for record in records}
+        reason = ImageError("the frame cannot be decoded again")
+        if left:
+            sampling = Sampling(times=tuple(sorted(left)), distinct=False)
+            try:
+                with open_frames(video, sampling, self.settings, self.input_size) as frames:
+                    for frame in frames:
+                        record = left.pop(frame.time, None)
+                        if record is not None:
+                            yield _described(record, np.asarray(frame.image))
+            except ImageError as exc:
+                reason = exc
+        for record in left.values():
+            yield _described(record, reason)
+
+    def _matched(self, chunk: list[Item]) -> Iterator[tuple[Item, list[Record]]]:
+        """The items, each with what the index has of it: a record, or those of a video's frames."""
+        images = [item for item in chunk if not isinstance(item.content, Video)]
+        records = self.index.fetch([id_ for item in images for id_ in ids_of(item)])
         for item in chunk:
             if isinstance(item.content, ImageError):
-                yield item, None
+                yield item, []
+            elif isinstance(item.content, Video):
+                found = digest_of(item)
+                of_video = fetch_all(self.index, frame_ids(self.index, item.id))
+                yield item, [record for record in of_video if is_frame_of(record, found)]
             else:
-                yield item, record_of(item, digest(item.content), records)
+                record = record_of(item, digest_of(item), records)
+                yield item, [] if record is None else [record]
+
+
+def _described(record: Record, content: bytes | Pixels | Video | ImageError) -> Item:
+    """What was read, as the index describes it."""
+    metadata = {**record.metadata}
+    sha256 = str(metadata.pop(DIGEST_FIELD))
+    return Item(record.id, record.label, content, metadata, sha256=sha256)
 
 
 def _hash(label: str | None, metadata: Metadata) -> int:

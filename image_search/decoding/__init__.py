@@ -62,7 +62,7 @@ class Decoder:
     def __init__(
         self, max_pixels: int, *, processes: int = 2, limits: Limits | None = None
     ) -> None:
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
         self._limits = limits or Limits()
         self._large = threading.Lock()
         # The process that was used last is used next, so that no more are started than needed.
@@ -98,7 +98,7 @@ class Decoder:
         Raises what that raises, and ImageTooCostlyError for what passes the limits.
         """
         if is_plain(content, min_side):
-            return images.decode(content, max_pixels=self._max_pixels, min_side=min_side)
+            return images.decode(content, max_pixels=self.max_pixels, min_side=min_side)
         try:
             return self._try(content, min_side, self._limits.memory)
         except _FailedError as exc:
@@ -112,7 +112,7 @@ class Decoder:
 
     def _try(self, content: bytes, min_side: int, memory: int) -> Image.Image:
         task = {
-            "max_pixels": self._max_pixels,
+            "max_pixels": self.max_pixels,
             "min_side": min_side,
             "memory": memory,
             "cpu": self._limits.cpu_seconds,

@@ -13,6 +13,7 @@ from image_search.errors import IndexNotFoundError, SettingsError, SourceError
 from image_search.index import VectorIndex
 from image_search.settings import Settings
 from image_search.stores import open_index
+from image_search.videos import Sampling
 from worker.auto import refuse_mixture, source_to_ingest
 from worker.commands.options import (
     EXIT_UNREADABLE,
@@ -23,6 +24,7 @@ from worker.commands.options import (
     open_chosen,
     percent,
     positive,
+    rate,
     tell,
 )
 from worker.confidence import recalibrate, save_sample
@@ -67,10 +69,10 @@ def add(commands: Commands) -> None:
         nargs="?",
         default="auto",
         metavar="SOURCE",
-        help="a folder, zip or tar of images, flat or with one sub-folder a label; an image, a "
-        "table, a list, parquet files, WebDataset; a bucket (s3://, gs://) or an https:// address; "
-        "cifar10 (downloaded), sample (drawn); auto, the default, is cifar10 where it is available "
-        "and sample otherwise; docs/sources.md lists all",
+        help="a folder, zip or tar of images and videos, flat or with one sub-folder a label; an "
+        "image or video, a table, a list, parquet files, WebDataset; a bucket (s3://, gs://) or an "
+        "https:// address; cifar10 (downloaded), sample (drawn); auto, the default, is cifar10 "
+        "where it is available and sample otherwise; docs/sources.md lists all",
     )
     add_source_options(
         parser, "default: train of CIFAR-10 and the sample, all of a folder or archive"
@@ -79,7 +81,7 @@ def add(commands: Commands) -> None:
         "--limit",
         type=positive,
         metavar="N",
-        help="only N images, drawn at random, the same in every run",
+        help="only N images and videos, drawn at random, the same in every run",
     )
     parser.add_argument(
         "--prune",
@@ -105,6 +107,26 @@ def add(commands: Commands) -> None:
         "--restore",
         action="store_true",
         help="bring back what was deleted over HTTP, which stays out of the index otherwise",
+    )
+    parser.add_argument(
+        "--frames-per-second",
+        type=rate,
+        default=1.0,
+        metavar="N",
+        help="of a video take at most N frames a second, less those that hardly differ from the "
+        "one before (default: 1)",
+    )
+    parser.add_argument(
+        "--key-frames",
+        action="store_true",
+        help="of a video take key frames alone, as many of them: several times as fast, but some "
+        "videos have one in ten seconds",
+    )
+    parser.add_argument(
+        "--max-frames",
+        type=positive,
+        metavar="N",
+        help="of a video take at most N frames, evenly from all of it (default: no limit)",
     )
     add_batch_size(parser)
     add_index_options(parser)
@@ -171,6 +193,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             index,
             embedder,
             settings,
+            sampling=_sampling(arguments),
             stop=stop.event,
             restore=arguments.restore,
         )
@@ -186,7 +209,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             print(f"following {source.name}: Ctrl-C ends", flush=True)
         for changed in following:
             source = _ingest_changes(source, changed, arguments, settings, index, embedder, stop)
-        is_whole = not summary.unreadable and not source.skipped.lost
+        is_whole = not summary.unreadable and not summary.damaged and not source.skipped.lost
         return stop.exit_code or (0 if is_whole else EXIT_UNREADABLE)
 
 
@@ -207,7 +230,14 @@ def _ingest_changes(
         part = source if changed is None else changed_part(source, before, changed)
         seen = SeenSource(part)
         seen.see_all()
-        summary = ingest(seen.source, index, embedder, settings, stop=stop.event)
+        summary = ingest(
+            seen.source,
+            index,
+            embedder,
+            settings,
+            sampling=_sampling(arguments),
+            stop=stop.event,
+        )
     except SourceError as exc:
         _log.warning("nothing is changed in the index: %s", exc.in_full)
         return before
@@ -225,6 +255,10 @@ def _ingest_changes(
             flush=True,
         )
     return source
+
+
+def _sampling(arguments: argparse.Namespace) -> Sampling:
+    return Sampling(arguments.frames_per_second, arguments.key_frames, arguments.max_frames)
 
 
 def _named_in(index: VectorIndex, source: Source) -> Source:
@@ -248,6 +282,10 @@ def _report(
         f"index {settings.index}, namespace {settings.namespace}, {index.manifest.metric}, "
         f"{index.manifest.model}: {index.count():,} images"
     )
+    if summary.videos:
+        print(f"{summary.frames:,} of the images are new frames, {summary.videos:,} videos read")
+    if summary.damaged:
+        print(f"{len(summary.damaged):,} videos could be read in part only: see above")
     if summary.relabelled:
         print(f"{summary.relabelled:,} images got another label or other metadata")
     if summary.moved:

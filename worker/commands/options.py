@@ -81,6 +81,17 @@ def positive(text: str) -> int:
 positive.__name__ = "number"  # argparse names the type in its message
 
 
+def rate(text: str) -> float:
+    """An argument of 0.001 to 1,000."""
+    number = float(text)
+    if not 0.001 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not 0.001 to 1,000")
+    return number
+
+
+rate.__name__ = "number"  # argparse names the type in its message
+
+
 def open_chosen(arguments: argparse.Namespace, settings: Settings, *, held_out: bool) -> Source:
     """Open the source that the arguments name; raises SourceError."""
     source = open_source(
@@ -99,8 +110,16 @@ def open_chosen(arguments: argparse.Namespace, settings: Settings, *, held_out: 
     return source
 
 
+def contents(source: Source) -> str:
+    """How many images a source has, and how many videos if there are any."""
+    if not source.videos:
+        return f"{source.total:,} images"
+    videos = len(source.videos)
+    return f"{source.total - videos:,} images and {videos:,} video{'s'[: videos != 1]}"
+
+
 def tell(source: Source) -> None:
     """Before anything begins: what the source holds, and what it leaves out."""
-    print(f"{source.name}: {source.total:,} images; {source.about}", flush=True)
+    print(f"{source.name}: {contents(source)}; {source.about}", flush=True)
     for line in source.skipped.lines():
         print(line, file=sys.stderr)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Final, cast
 
 from image_search.errors import SourceError
-from worker.sources.files import START_BYTES, Choice, Chosen, File, Read, open_files, read_bounded
+from worker.sources.files import START_BYTES, Choice, Chosen, File, Read, open_files, reading
 from worker.sources.names import decoded, legacy_encoding, printable
 from worker.sources.skipped import Kind
 from worker.sources.source import Source
@@ -60,7 +60,9 @@ def open_zip(path: Path, choice: Choice) -> Source:
             for key in sorted(keys):
                 member = members[key]
                 open_ = partial(_open_member, archive, member)
-                yield key, read_bounded(open_, member.file_size), _modified(member)
+                is_video = key in chosen.videos
+                with reading(open_, is_video=is_video, size=member.file_size) as content:
+                    yield key, content, _modified(member)
 
     return open_files(path, path.stem, chosen, read, choice)
 
@@ -164,8 +166,9 @@ def open_tar(path: Path, choice: Choice) -> Source:
             for member in archive:
                 if member.name in keys and members[member.name].offset == member.offset:
                     target = _target(member.name, by_path) or member
-                    content = read_bounded(partial(extract, archive, target))
-                    yield member.name, content, int(target.mtime)
+                    open_ = partial(extract, archive, target)
+                    with reading(open_, is_video=member.name in chosen.videos) as content:
+                        yield member.name, content, int(target.mtime)
 
     return open_files(path, stem_of(path.name), chosen, read, choice)
 

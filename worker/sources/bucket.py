@@ -15,7 +15,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -31,6 +31,7 @@ from worker.sources.files import (
     File,
     Read,
     open_files,
+    reading,
 )
 from worker.sources.names import printable
 from worker.sources.parquet import PARQUET_SUFFIXES, open_parquet
@@ -96,9 +97,19 @@ def open_bucket(
     def read(keys: Collection[str]) -> Iterator[Read]:
         with ThreadPoolExecutor(_AT_ONCE) as pool, _errors(url):
             ordered = sorted(keys)
-            contents = _ahead(pool, lambda key: bucket.read(by_name[key]), ordered)
+            contents = _ahead(
+                pool,
+                lambda key: b"" if key in chosen.videos else bucket.read(by_name[key]),
+                ordered,
+            )
             for key, content in zip(ordered, contents, strict=True):
-                yield key, content, _seconds(by_name[key])
+                changed = _seconds(by_name[key])
+                if key not in chosen.videos:
+                    yield key, content, changed
+                    continue
+                # Not ahead, as each takes its size of the disk.
+                with reading(partial(bucket.open, by_name[key]), is_video=True) as video:
+                    yield key, video, changed
 
     versions = {name: _version(one) for name, one in by_name.items()}
     return open_files(url, bucket.own_name, chosen, read, choice, place=url, versions=versions)
@@ -135,6 +146,9 @@ class _Bucket:
     def start(self, one: fs.FileInfo) -> bytes:
         with self._files.open_input_file(one.path) as file:
             return bytes(file.read(START_BYTES))
+
+    def open(self, one: fs.FileInfo) -> BinaryIO:
+        return cast("BinaryIO", self._files.open_input_stream(one.path))
 
     def read(self, one: fs.FileInfo) -> bytes | ImageError:
         if one.size > MAX_FILE_BYTES:

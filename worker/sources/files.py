@@ -1,5 +1,6 @@
 """Image files by name, as folders and archives hold them: what is one, its id, label and split."""
 
+import io
 import mimetypes
 import os
 import posixpath
@@ -7,13 +8,15 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final, Literal
+from tempfile import TemporaryFile
+from typing import BinaryIO, Final, Literal, cast
 
 from PIL import Image
 
-from image_search import images
+from image_search import images, videos
 from image_search.errors import ImageError, SourceError
 from worker.sources.labels import LabelFrom, find_layout, split_of
 from worker.sources.names import (
@@ -27,10 +30,21 @@ from worker.sources.names import (
     printable,
 )
 from worker.sources.skipped import Kind, Skipped
-from worker.sources.source import DAMAGE, Item, Listing, Origin, Source, Split, damage_named
+from worker.sources.source import (
+    DAMAGE,
+    Item,
+    Listing,
+    Origin,
+    Source,
+    Split,
+    Video,
+    damage_named,
+)
 
 # A file this large is no photograph, and would not fit into a worker's memory beside others.
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024
+# Of a video that is copied out of an archive, or downloaded.
+MAX_VIDEO_BYTES: Final = 64 * 1024 * 1024 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
 # What recognises an image by its first bytes, where its name does not tell.
 START_BYTES: Final = 64
@@ -53,6 +67,8 @@ _PICTURES: Final = {
     *(".arw", ".cr2", ".cr3", ".crw", ".dng", ".heic", ".heif", ".jxl", ".nef", ".nrw", ".orf"),
     *(".pef", ".raf", ".raw", ".rw2", ".sr2", ".srw", ".x3f", ".xcf"),
 }
+# A transport stream, or the source code of a program.
+_AMBIGUOUS: Final = ".ts"
 _SHOWN_LABELS: Final = 10
 _LOOKED_UP: Final = 1024
 
@@ -69,8 +85,9 @@ class File:
     name: str
 
 
+Content = bytes | Video | ImageError
 # The key of a file, its content, and when it was changed, in seconds since 1970.
-Read = tuple[str, bytes | ImageError, int | None]
+Read = tuple[str, Content, int | None]
 
 
 @dataclass(frozen=True)
@@ -84,29 +101,35 @@ class Choice:
 
 
 class Chosen:
-    """Sorts files into images and what is left out, while a folder or archive is listed."""
+    """Sorts files into images, videos and what is left out, while a folder is listed."""
 
     def __init__(self) -> None:
         self.files: list[File] = []
+        # The keys of those that are videos.
+        self.videos: set[str] = set()
         # Archives and alike, which may be what a folder consists of.
         self.parts: list[str] = []
         self.skipped = Skipped()
         self._suffixes = images.file_suffixes()
 
     def add(self, file: File, start: Callable[[], bytes]) -> None:
-        """Take the file if it is an image; `start` reads its first bytes."""
+        """Take the file if it is an image or a video; `start` reads its first bytes."""
         if any(is_hidden(part) for part in file.name.split("/")):
             self.skip(Kind.HIDDEN, file.name)
             return
         kind = self._kind(file.name)
-        if kind is None and _looks_like_image(start):
-            kind = "image"
-        if kind == "image":
+        if kind is None:
+            kind = _kind_by_content(start)
+        if kind == "video" and not videos.is_available():
+            kind = Kind.VIDEO
+        if kind in {"image", "video"}:
             self.files.append(file)
+            if kind == "video":
+                self.videos.add(file.key)
         elif kind == Kind.ARCHIVE:
             self.parts.append(file.key)
         else:
-            self.skip(kind or Kind.NOT_IMAGE, file.name)
+            self.skip(kind if isinstance(kind, Kind) else Kind.NOT_IMAGE, file.name)
 
     def skip_parts(self, but: Collection[str] = ()) -> None:
         """Leave archives out, all but these."""
@@ -122,11 +145,15 @@ class Chosen:
         """Leave it out, and report it."""
         self.skipped.add(kind, printable(as_text(name)))
 
-    def _kind(self, name: str) -> Kind | Literal["image"] | None:
+    def _kind(self, name: str) -> Kind | Literal["image", "video"] | None:
         """What the suffix tells; None where it tells nothing, as in photo.jpg?size=large."""
         suffix = posixpath.splitext(name)[1].lower()
         if suffix in self._suffixes:
             return "image"
+        if suffix in videos.file_suffixes():
+            return "video"
+        if suffix == _AMBIGUOUS:
+            return None
         if suffix in _ARCHIVES:
             return Kind.ARCHIVE
         if suffix in _PICTURES:
@@ -142,13 +169,20 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "__MACOSX")) and name not in {".", ".."}
 
 
-def _looks_like_image(start: Callable[[], bytes]) -> bool:
+def is_video(name: str) -> bool:
+    """Whether a file is a video by its name."""
+    return posixpath.splitext(name)[1].lower() in videos.file_suffixes()
+
+
+def _kind_by_content(start: Callable[[], bytes]) -> Literal["image", "video"] | None:
     try:
         prefix = start()
     except DAMAGE:
-        return False
+        return None
     tests = (Image.OPEN[name][1] for name in _RECOGNISED if name in Image.OPEN)
-    return any(test is not None and test(prefix) is True for test in tests)
+    if any(test is not None and test(prefix) is True for test in tests):
+        return "image"
+    return "video" if videos.looks_like_video(prefix) else None
 
 
 def read_bounded(open_: Callable[[], BinaryIO], size: int = MAX_FILE_BYTES) -> bytes | ImageError:
@@ -166,8 +200,54 @@ def read_bounded(open_: Callable[[], BinaryIO], size: int = MAX_FILE_BYTES) -> b
                     return ImageError(f"the file has more than {limit:,} bytes")
                 pieces.append(piece)
     except DAMAGE as exc:
-        return ImageError(f"the file cannot be read: {printable(str(exc))}")
+        return _unreadable(exc)
     return b"".join(pieces)
+
+
+@contextmanager
+def reading(
+    open_: Callable[[], BinaryIO],
+    *,
+    is_video: bool,
+    size: int | None = None,
+    on_disk: bool = False,
+) -> Iterator[Content]:
+    """The bytes of an image, as `read_bounded` has them; or a video, open meanwhile.
+
+    What is not `on_disk`, where it can be searched, is copied into a temporary file.
+    """
+    if not is_video:
+        yield read_bounded(open_, MAX_FILE_BYTES if size is None else size)
+        return
+    try:
+        videos.require()
+        file = open_() if on_disk else _copied(open_, size)
+    except (*DAMAGE, ImageError) as exc:
+        yield exc if isinstance(exc, ImageError) else _unreadable(exc)
+        return
+    with file:
+        yield Video(file)
+
+
+def _copied(open_: Callable[[], BinaryIO], size: int | None) -> BinaryIO:
+    limit = left = MAX_VIDEO_BYTES if size is None else min(size, MAX_VIDEO_BYTES)
+    copied = cast("BinaryIO", TemporaryFile())  # noqa: SIM115
+    try:
+        with open_() as file:
+            while piece := file.read(_PIECE_BYTES):
+                left -= len(piece)
+                if left < 0:
+                    raise ImageError(f"the file has more than {limit:,} bytes")  # noqa: TRY301
+                copied.write(piece)
+        copied.flush()
+    except BaseException:
+        copied.close()
+        raise
+    return copied
+
+
+def _unreadable(exc: BaseException) -> ImageError:
+    return ImageError(f"the file cannot be read: {printable(str(exc))}")
 
 
 def modified(file: Path) -> int | None:
@@ -199,7 +279,7 @@ def open_files(
     place: str = "",
     versions: Mapping[str, str] | None = None,
 ) -> Source:
-    """Image files by their names inside a folder or archive; ids begin with `own_name`.
+    """Image and video files by their names inside a folder or archive; ids begin with `own_name`.
 
     `place` is where it is, if it has no path. With `versions` by key, which go into the metadata,
     an image that the index has in its version is not read.
@@ -209,8 +289,8 @@ def open_files(
     if not chosen.files:
         left_out = "".join(f"\n{line}" for line in chosen.skipped.lines())
         raise SourceError(
-            f"{title} holds no images: expected files such as .jpg or .png, flat or in one "
-            f"sub-folder a label{left_out}"
+            f"{title} holds no images or videos: expected files such as .jpg, .png or .mp4, flat "
+            f"or in one sub-folder a label{left_out}"
         )
     entries = _entries(own_name, chosen)
     layout = find_layout(Counter(_folder(entry.text) for entry in entries), choice.label_from)
@@ -222,6 +302,8 @@ def open_files(
     about = describe(layout.rule, counts, splits)
     by_key = {entry.key: entry for entry in entries}
     place = place or printable(as_text(str(Path(path).resolve())))
+    videos_at = frozenset(n for n, entry in enumerate(entries) if entry.key in chosen.videos)
+    unread = Video(io.BytesIO())
 
     def named(name: str) -> Source:
         prefix, source_name = composed(name), composed(as_text(name))
@@ -243,7 +325,7 @@ def open_files(
                 for key, content, modified in read(keys):
                     yield item(by_key[key], content, modified)
 
-        def item(entry: _Entry, content: bytes | ImageError, modified: int | None = None) -> Item:
+        def item(entry: _Entry, content: Content, modified: int | None = None) -> Item:
             found = layout.places[_folder(entry.text)]
             metadata = {"source": source_name, "path": entry.text}
             if found.split:
@@ -256,7 +338,9 @@ def open_files(
         def fresh(are_known: Callable[[list[Item]], list[bool]]) -> Iterator[Item]:
             for start in range(0, len(entries), _LOOKED_UP):
                 part = entries[start : start + _LOOKED_UP]
-                known = are_known([item(entry, b"") for entry in part])
+                known = are_known(
+                    [item(e, unread if e.key in chosen.videos else b"") for e in part]
+                )
                 new = (entry.key for entry, old in zip(part, known, strict=True) if not old)
                 yield from items(set(new))
 
@@ -271,6 +355,7 @@ def open_files(
             Listing([entry.key for entry in entries], ids, layout.places),
             fresh if versions is not None else None,
             origin=Origin(name, place, named),
+            videos=videos_at,
         )
 
     return named(own_name)

@@ -17,7 +17,7 @@ from worker.sources.files import (
     modified,
     open_file,
     open_files,
-    read_bounded,
+    reading,
 )
 from worker.sources.names import as_text, printable
 from worker.sources.parquet import PARQUET_SUFFIXES, open_parquet
@@ -46,30 +46,41 @@ def open_folder(path: Path, choice: Choice) -> Source:
 
     def read(keys: Collection[str]) -> Iterator[Read]:
         for key in sorted(keys):
-            yield key, read_bounded(partial(open_file, path / key)), modified(path / key)
+            is_video = key in chosen.videos
+            with reading(
+                partial(open_file, path / key), is_video=is_video, on_disk=True
+            ) as content:
+                yield key, content, modified(path / key)
 
     return open_files(path, path.resolve().name, chosen, read, choice)
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image, by its name or its content."""
-    chosen = Chosen()
-    chosen.add(File(path.name, path.name.lstrip(".")), partial(_start, path))
-    return bool(chosen.files)
+    """Whether a file is an image or a video, by its name or its content."""
+    return bool(_chosen(path).files)
 
 
 def open_image_file(path: Path, choice: Choice) -> Source:
-    """One image file: it has the id that it has in its folder, and no label."""
+    """One image or video file: it has the id that it has in its folder, and no label."""
     file = path.resolve()
     chosen = Chosen()
     chosen.files.append(File(file.name, file.name))
+    is_video = bool(_chosen(path).videos)
+    chosen.videos.update(chosen.files[0].key for _ in range(is_video))
 
     def read(keys: Collection[str]) -> Iterator[Read]:
         for key in keys:
-            yield key, read_bounded(partial(open_file, file)), modified(file)
+            with reading(partial(open_file, file), is_video=is_video, on_disk=True) as content:
+                yield key, content, modified(file)
 
     title = printable(as_text(str(path)))
     return open_files(file.parent, file.parent.name, chosen, read, choice, title)
+
+
+def _chosen(path: Path) -> Chosen:
+    chosen = Chosen()
+    chosen.add(File(path.name, path.name.lstrip(".")), partial(_start, path))
+    return chosen
 
 
 class _Walk:

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import Final, TypeVar
+from tempfile import TemporaryFile
+from typing import BinaryIO, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx2
@@ -21,6 +22,7 @@ _ATTEMPTS: Final = 4
 _FIRST_DELAY: Final = 0.5
 _SECONDS: Final = 30.0
 _MAX_BYTES: Final = 256 * 1024 * 1024
+_MAX_VIDEO_BYTES: Final = 64 * 1024 * 1024 * 1024
 # In the query of an address that lets whoever has it in.
 _SECRETS: Final = ("signature", "token", "key", "sig=", "password")
 _TEMPORARY: Final = {408, 425, 429, 500, 502, 503, 504}
@@ -76,6 +78,13 @@ class Remote:
         """The content, or why there is none; what may pass is tried again, each time later."""
         return self._get(url, {}, _read)
 
+    def fetch_file(self, url: str) -> BinaryIO:
+        """The content as a temporary file; raises ImageError where there is none."""
+        found = self._get(url, {}, _copied)
+        if isinstance(found, ImageError):
+            raise found
+        return found
+
     def save(self, url: str, path: Path, headers: dict[str, str]) -> str | None:
         """Write the content to a file, and return its ETag or nothing; None if it is not modified.
 
@@ -115,6 +124,21 @@ class Remote:
                 reason = str(exc)
                 break
         return ImageError(f"it cannot be fetched: {reason}")
+
+
+def _copied(response: httpx2.Response) -> BinaryIO | ImageError:
+    file = cast("BinaryIO", TemporaryFile())  # noqa: SIM115
+    try:
+        for piece in response.iter_bytes():
+            file.write(piece)
+            if file.tell() > _MAX_VIDEO_BYTES:
+                file.close()
+                return ImageError(f"the file has more than {_MAX_VIDEO_BYTES:,} bytes")
+        file.flush()
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _read(response: httpx2.Response) -> bytes | ImageError:

@@ -14,6 +14,7 @@ class Kind(Enum):
     HIDDEN = "hidden, or of macOS' own", "", False
     NOT_IMAGE = "not an image", "", False
     ARCHIVE = "an archive or data set", "to ingest what is in it, give its path as SOURCE", False
+    VIDEO = "a video", "to ingest videos: python -m pip install 'image-search[video]'", False
     LOOP = "a link to a folder that is in the source already", "", False
     UNSUPPORTED = "in a format that cannot be read", "convert it to JPEG or PNG", True
     UNREADABLE = "cannot be opened", "give yourself the right to read it", True

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, TypeVar, get_args
+from typing import BinaryIO, Final, Literal, TypeVar, get_args
 
 from image_search.errors import ImageError, SourceError
 from image_search.values import Metadata, Pixels
@@ -36,20 +36,29 @@ DAMAGE: Final = (
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image to ingest.
+class Video:
+    """A video file, on a disk and open until the next item is asked for."""
 
-    `content` is an image file's bytes, or uint8 RGB pixels [h, w, 3], or why it cannot be read.
-    `former_id` is the id that versions before 0.2 gave it, where that was another. `modified` is
-    when its file was changed, in seconds since 1970, where that is known.
+    file: BinaryIO
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image or video to ingest, or a frame of a video.
+
+    `content` is an image file's bytes, or uint8 RGB pixels [h, w, 3], or a video, or why it cannot
+    be read. `former_id` is the id that versions before 0.2 gave it, where that was another.
+    `modified` is when its file was changed, in seconds since 1970, where that is known. `sha256` is
+    the digest of a frame; that of anything else is of its content.
     """
 
     id: str
     label: str | None
-    content: bytes | Pixels | ImageError
+    content: bytes | Pixels | Video | ImageError
     metadata: Metadata
     former_id: str | None = None
     modified: int | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ class Source:
     )
     # What its ids begin with, where it is, and how to name it otherwise, where that is free.
     origin: "Origin | None" = None
+    # Where among the items the videos are, as far as names tell.
+    videos: frozenset[int] = frozenset()
 
     def pick(self, positions: Collection[int]) -> Iterator[Item]:
         """The items at these positions, in order."""
@@ -101,7 +112,12 @@ class Source:
             return self.pick({drawn[number] for number in positions if number < count})
 
         return replace(
-            self, total=count, items=lambda: self.pick(set(drawn)), some=some, fresh=None
+            self,
+            total=count,
+            items=lambda: self.pick(set(drawn)),
+            some=some,
+            fresh=None,
+            videos=frozenset(n for n, position in enumerate(drawn) if position in self.videos),
         )
 
 

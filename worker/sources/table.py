@@ -6,23 +6,26 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urljoin
+from typing import Any, BinaryIO, Final
+from urllib.parse import urljoin, urlsplit
 
 from image_search.errors import ImageError, SourceError
 from image_search.values import LABEL_FIELD
 from worker.sources.columns import Columns, Row, parsed
 from worker.sources.files import (
     Choice,
+    Content,
     describe,
+    is_video,
     matching_split,
     modified,
     open_file,
     read_bounded,
+    reading,
 )
 from worker.sources.labels import LabelFrom
 from worker.sources.names import as_text, composed, file_bytes, id_of, legacy_encoding, printable
@@ -66,6 +69,7 @@ def open_table(path: Path, choice: Choice, address: str = "") -> Source:
             table.skipped,
             lambda positions: table.items(name, positions),
             origin=Origin(name, place, named),
+            videos=table.videos,
         )
 
     return named(path.stem)
@@ -96,9 +100,13 @@ class _Table:
         self.splits = sorted({split for row in rows() if (split := _split(row))})
         self._split = matching_split(title, self.splits, choice)
         labels: Counter[str | None] = Counter()
-        for _, name, row in self._found(self.skipped):
+        videos = []
+        for position, (_, name, row) in enumerate(self._found(self.skipped)):
+            if _is_video(name):
+                videos.append(position)
             self._columns.learn(row)
             labels[_label(row, name, self._label_from)] += 1
+        self.videos = frozenset(videos)
         self.total = labels.total()
         if not self.total:
             raise SourceError(f"{title} names no images in its column {self._column}")
@@ -124,9 +132,13 @@ class _Table:
             while window := list(islice(found, _WINDOW)):
                 contents = pool.map(lambda one: self._read(one[1], remote), window)
                 for (_, path, row), content in zip(window, contents, strict=True):
-                    yield self._item(name, path, row, content)
+                    if content is not None:
+                        yield self._item(name, path, row, content)
+                        continue
+                    with self._video(path, remote) as video:
+                        yield self._item(name, path, row, video)
 
-    def _item(self, name: str, path: str, row: Row, content: bytes | ImageError) -> Item:
+    def _item(self, name: str, path: str, row: Row, content: Content) -> Item:
         shown = composed(as_text(path))
         metadata = {"source": name, "path": shown, **self._columns.metadata(row)}
         id_ = id_of(file_bytes(composed(f"{name}/{path.removeprefix('./').lstrip('/')}")))
@@ -134,15 +146,33 @@ class _Table:
         changed = None if is_remote(path) else modified(self._path.parent / path)
         return Item(id_, label, content, metadata, modified=changed)
 
-    def _read(self, path: str, remote: Remote) -> bytes | ImageError:
+    def _read(self, path: str, remote: Remote) -> bytes | ImageError | None:
+        """None for a video, which is not read ahead."""
+        if _is_video(path):
+            return None
+        try:
+            place = self._place(path)
+        except ImageError as exc:
+            return exc
+        if isinstance(place, str):
+            return remote.fetch(place)
+        return read_bounded(partial(open_file, place))
+
+    def _video(self, path: str, remote: Remote) -> AbstractContextManager[Content]:
+        def open_() -> BinaryIO:
+            place = self._place(path)
+            return remote.fetch_file(place) if isinstance(place, str) else open_file(place)
+
+        return reading(open_, is_video=True, on_disk=True)
+
+    def _place(self, path: str) -> str | Path:
+        """The address or path of what a row names; raises ImageError where it has none."""
         if self._address:
             # What a stranger's list names is never read from this machine.
             path = urljoin(self._address, path)
             if not is_remote(path):
-                return ImageError("it is neither an http address nor a path from one")
-        if is_remote(path):
-            return remote.fetch(path)
-        return read_bounded(partial(open_file, self._path.parent / path))
+                raise ImageError("it is neither an http address nor a path from one")
+        return path if is_remote(path) else self._path.parent / path
 
     def _found(self, skipped: Skipped) -> Iterator[_Found]:
         """The rows that name an image, each image once, and of the split that was chosen."""
@@ -158,6 +188,10 @@ class _Table:
             else:
                 seen.add(hash(path))
                 yield number, path, row
+
+
+def _is_video(path: str) -> bool:
+    return is_video(urlsplit(path).path if is_remote(path) else path)
 
 
 def _path_column(title: str, row: Row) -> str:

@@ -14,12 +14,12 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Final
 
-from image_search import images
+from image_search import images, videos
 from image_search.errors import ImageError, SourceError
 from image_search.values import LABEL_FIELD
 from worker.sources.archive import damage_at_end, extract, stem_of
 from worker.sources.columns import Columns
-from worker.sources.files import Choice, describe, matching_split, read_bounded
+from worker.sources.files import Choice, describe, is_video, matching_split, read_bounded, reading
 from worker.sources.labels import split_of_file
 from worker.sources.names import as_text, composed, file_bytes, id_of, printable
 from worker.sources.skipped import Kind, Skipped
@@ -41,7 +41,7 @@ def is_webdataset(path: Path) -> bool:
     for member in members:
         key, extension = _parts(member.name)
         samples.setdefault(key, set()).add(extension)
-    suffixes = images.file_suffixes()
+    suffixes = _suffixes()
     return any(
         extensions & {_CLASS, _FIELDS} and any(_is_image(e, suffixes) for e in extensions)
         for extensions in samples.values()
@@ -99,7 +99,7 @@ class _Shard:
     path: Path
     name: str
     total: int = 0
-    suffixes: set[str] = field(default_factory=images.file_suffixes)
+    suffixes: set[str] = field(default_factory=lambda: _suffixes())
 
     @property
     def name_of_file(self) -> str:
@@ -147,11 +147,16 @@ class _Shard:
                         **columns.metadata(fields),
                         **({"split": split} if split else {}),
                     }
-                    content = read_bounded(partial(extract, archive, member))
                     id_ = id_of(file_bytes(composed(f"{folder}{name}")))
-                    yield Item(id_, _label(fields), content, metadata)
+                    open_ = partial(extract, archive, member)
+                    with reading(open_, is_video=is_video(name)) as content:
+                        yield Item(id_, _label(fields), content, metadata)
                 if wanted is not None and number > max(wanted):
                     return
+
+
+def _suffixes() -> set[str]:
+    return images.file_suffixes() | (videos.file_suffixes() if videos.is_available() else set())
 
 
 def _samples(archive: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
