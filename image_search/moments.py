@@ -1,20 +1,27 @@
 """How records name moments of videos: their ids, and the fields of their metadata."""
 
+import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeVar
 
-from image_search.values import Metadata
+from image_search.values import MAX_ID_LENGTH, Metadata
 
 # The id that the video's file would have as an image, and seconds from its start.
 VIDEO_FIELD: Final = "video"
 TIME_FIELD: Final = "time"
 # Of the whole video, in seconds.
 DURATION_FIELD: Final = "duration"
+# Of a video's first frame alone, which is written last: how its frames were taken.
+SAMPLING_FIELD: Final = "sampling"
 
 # A video is searched with by so many of its frames.
 MOST_QUERY_FRAMES: Final = 32
 
 _MARK: Final = "#t="
+_FRAME: Final = re.compile(rf"{_MARK}\d+\.\d{{3}}")
+# What an id of a frame has behind that of its video, for 100 days at most.
+_LONGEST_TIME: Final = len(f"{_MARK}9999999.999")
 T = TypeVar("T")
 
 
@@ -25,7 +32,27 @@ def frame_id(video: str, seconds: float) -> str:
 
 def frame_prefix(video: str) -> str:
     """What the ids of a video's frames begin with."""
-    return video + _MARK
+    return frame_stem(video) + _MARK
+
+
+def frame_stem(video: str) -> str:
+    """What ids of a video's frames have before the time: its own id, cut if it is too long."""
+    if len(video) <= MAX_ID_LENGTH - _LONGEST_TIME:
+        return video
+    digest = hashlib.sha256(video.encode()).hexdigest()
+    return f"{video[: MAX_ID_LENGTH - _LONGEST_TIME - len(digest) - 1]}~{digest}"
+
+
+def item_of(id_: str) -> str:
+    """The same for all frames of a video, and another for any other image: the id without time."""
+    at = id_.rfind(_MARK)
+    return id_[:at] if at > 0 and _FRAME.fullmatch(id_, at) else id_
+
+
+def seconds_of(id_: str) -> float:
+    """The time in the id of a frame; 0 for an image that is none."""
+    stem = item_of(id_)
+    return 0.0 if stem == id_ else float(id_[len(stem) + len(_MARK) :])
 
 
 def in_time(video: str, ids: Iterable[str]) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Final, Self
 
 import numpy as np
 
-from image_search.values import BLOCKS, Features, item_of
+from image_search.moments import item_of
+from image_search.values import BLOCKS, Features
 
 # Numbered from 1: the blocks of VGG16 whose averages the sample keeps.
 TEXTURE_BLOCKS: Final = (2, 3)

@@ -1,7 +1,5 @@
 """The types and constants that all parts share. It imports nothing of the rest."""
 
-import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -71,47 +69,9 @@ LABEL_FIELD: Final = "label"
 # The field of a record's metadata that has the SHA-256, in hex, of what the image was read from.
 DIGEST_FIELD: Final = "sha256"
 THUMBNAIL_FIELD: Final = "thumbnail"
-# Of a frame of a video: the id that the video's file has, and seconds from the video's start.
-VIDEO_FIELD: Final = "video"
-TIME_FIELD: Final = "time"
-# The length of a frame's video in seconds.
-DURATION_FIELD: Final = "duration"
-# Of the first frame of a video alone: how its frames were taken.
-SAMPLING_FIELD: Final = "sampling"
 # Where Pinecone keeps the state of a record.
 STATE_FIELD: Final = "__state__"
 
 # Pinecone's limits, kept by every store so that an index can move.
 MAX_TOP_K: Final = 10_000
 MAX_ID_LENGTH: Final = 512
-
-# --- ids of frames ---
-
-_FRAME: Final = re.compile(r"#t=\d+\.\d{3}")
-# What an id of a frame has behind that of its video, for 100 days at most.
-_LONGEST_TIME: Final = len("#t=9999999.999")
-
-
-def frame_id(video: str, time: float) -> str:
-    """The id of a video's frame, `time` seconds from its start: `VIDEO#t=12.000`."""
-    return f"{frame_stem(video)}#t={time:.3f}"
-
-
-def frame_stem(video: str) -> str:
-    """What the ids of a video's frames begin with, before #t=: its id, cut if it is too long."""
-    if len(video) <= MAX_ID_LENGTH - _LONGEST_TIME:
-        return video
-    digest = hashlib.sha256(video.encode()).hexdigest()
-    return f"{video[: MAX_ID_LENGTH - _LONGEST_TIME - len(digest) - 1]}~{digest}"
-
-
-def item_of(id_: str) -> str:
-    """The same for all frames of a video, and another for any other image: the id without #t=."""
-    at = id_.rfind("#t=")
-    return id_[:at] if at > 0 and _FRAME.fullmatch(id_, at) else id_
-
-
-def time_of(id_: str) -> float | None:
-    """Seconds from the start of the video that the id is a frame of; None for an image's."""
-    stem = item_of(id_)
-    return None if stem == id_ else float(id_[len(stem) + len("#t=") :])

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from image_search.calibration import PAIR_LEVELS, Calibration, PairScores
 from image_search.errors import StoreError
 from image_search.index import Match, Record, VectorIndex
+from image_search.moments import item_of
 from image_search.progress import Progress
 from image_search.sample import ImageSample, rank
 from image_search.similarity import pair_scores
-from image_search.values import Embeddings, Metric, item_of
+from image_search.values import Embeddings, Metric
 from worker.videos import nearest_items
 
 _log = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ from typing import Final, TypeVar
 import numpy as np
 
 from image_search.index import Record, VectorIndex
+from image_search.moments import item_of
 from image_search.progress import Progress
-from image_search.values import Embeddings, Metric, item_of
+from image_search.values import Embeddings, Metric
 from worker.sources.names import printable, readable
 
 _log = logging.getLogger(__name__)

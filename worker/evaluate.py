@@ -27,6 +27,7 @@ from image_search import images
 from image_search.embedding import Embedder
 from image_search.errors import ImageError, IndexNotFoundError, RecordError, SourceError, StoreError
 from image_search.index import Match, Record, VectorIndex, check_embedding
+from image_search.moments import frame_stem, item_of
 from image_search.progress import Progress
 from image_search.settings import Settings
 from image_search.values import (
@@ -35,8 +36,6 @@ from image_search.values import (
     Embeddings,
     Metric,
     Pixels,
-    frame_stem,
-    item_of,
 )
 from worker import measures
 from worker.figures import (

@@ -29,15 +29,14 @@ from image_search.decoding import Decoder
 from image_search.embedding import Embedder, min_side
 from image_search.errors import ImageError, RecordError
 from image_search.index import Record, VectorIndex, check_embedding
+from image_search.moments import SAMPLING_FIELD, item_of
 from image_search.progress import Progress
 from image_search.sample import ImageSample, rank
 from image_search.settings import Settings
 from image_search.values import (
     DIGEST_FIELD,
-    SAMPLING_FIELD,
     Metadata,
     Pixels,
-    item_of,
 )
 from image_search.videos import Sampling
 from worker import videos

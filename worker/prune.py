@@ -7,7 +7,8 @@ from typing import Final
 
 from image_search.errors import SettingsError
 from image_search.index import VectorIndex
-from image_search.values import DIGEST_FIELD, frame_stem, item_of
+from image_search.moments import frame_stem, item_of
+from image_search.values import DIGEST_FIELD
 from worker.origin import prefix_of_name
 from worker.sources import Item, Source
 from worker.sources.names import as_text, composed

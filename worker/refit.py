@@ -19,12 +19,13 @@ from image_search.embedding import Embedder
 from image_search.errors import ImageError, IndexMismatchError, SourceError, StoreError
 from image_search.index import Record, VectorIndex
 from image_search.manifest import ModelSpec
+from image_search.moments import seconds_of
 from image_search.progress import Progress
 from image_search.sample import ImageSample
 from image_search.settings import Settings
 from image_search.stores.embedded.index import EmbeddedIndex
 from image_search.stores.embedded.succession import Succession
-from image_search.values import AUTO, DIGEST_FIELD, Metadata, Pixels, time_of
+from image_search.values import AUTO, DIGEST_FIELD, Metadata, Pixels
 from image_search.videos import Sampling
 from worker.confidence import recalibrate
 from worker.ingest import Summary, chunks_of, digest_of, embed_all, ids_of, record_of
@@ -215,7 +216,7 @@ class _Images:
 
     def _frames(self, video: Video, records: list[Record]) -> Iterator[Item]:
         """The frames that the index has, decoded again."""
-        left = {time_of(record.id) or 0.0: record for record in records}
+        left = {seconds_of(record.id): record for record in records}
         reason = ImageError("the frame cannot be decoded again")
         if left:
             sampling = Sampling(times=tuple(sorted(left)), distinct=False)

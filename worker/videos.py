@@ -18,22 +18,20 @@ from image_search import file_metadata
 from image_search.embedding import min_side
 from image_search.errors import ImageError
 from image_search.index import Match, Record, VectorIndex
-from image_search.settings import Settings
-from image_search.values import (
-    DIGEST_FIELD,
+from image_search.moments import (
     DURATION_FIELD,
     SAMPLING_FIELD,
     TIME_FIELD,
     VIDEO_FIELD,
-    Embeddings,
-    Metadata,
-    MetadataValue,
-    Pixels,
     frame_id,
+    frame_prefix,
     frame_stem,
+    in_time,
     item_of,
-    time_of,
+    seconds_of,
 )
+from image_search.settings import Settings
+from image_search.values import DIGEST_FIELD, Embeddings, Metadata, MetadataValue, Pixels
 from image_search.videos import Frame, Sampling, VideoFrames, read_frames
 from worker.sources import Item
 from worker.sources.source import Video
@@ -133,7 +131,7 @@ def finished(first: Item, sampling: str) -> Item:
 
 def recorded_item(video: Item, record: Record, settings: Settings) -> Item:
     """The item that a frame's record was made of, as the video's name and metadata are now."""
-    time = time_of(record.id) or 0.0
+    time = seconds_of(record.id)
     duration = record.metadata.get(DURATION_FIELD, 0.0)
     fields = file_metadata.chosen(record.metadata, settings.metadata)
     of_first: dict[str, MetadataValue] = {
@@ -159,15 +157,15 @@ def _place(video: str, time: float, duration: MetadataValue) -> Metadata:
 
 def frame_ids(index: VectorIndex, video: str) -> list[str]:
     """The ids of the frames that the index has of a video, by their times."""
-    prefix = f"{frame_stem(video)}#t="
+    prefix = frame_prefix(video)
     ids: list[str] = []
     cursor = ""
     while True:
         page = index.list_ids(prefix=prefix, limit=_AT_ONCE, cursor=cursor)
-        ids += (id_ for id_ in page.ids if item_of(id_) == frame_stem(video))
+        ids += page.ids
         cursor = page.cursor
         if not cursor:
-            return sorted(ids, key=lambda id_: time_of(id_) or 0.0)
+            return in_time(video, ids)
 
 
 def fetch_all(index: VectorIndex, ids: list[str]) -> Iterator[Record]:
@@ -199,10 +197,9 @@ def is_finished(record: Record | None, video_sha256: str, sampling: str) -> bool
 
 def is_frame_of(record: Record, video_sha256: str) -> bool:
     """Whether the record is one of a frame of this file, under whatever name."""
-    time = time_of(record.id)
-    return time is not None and record.metadata.get(DIGEST_FIELD) == digest_of_frame(
-        video_sha256, time
-    )
+    is_frame = item_of(record.id) != record.id
+    expected = digest_of_frame(video_sha256, seconds_of(record.id))
+    return is_frame and record.metadata.get(DIGEST_FIELD) == expected
 
 
 def copies_of(index: VectorIndex, video: str, video_sha256: str, sampling: str) -> list[str]:
@@ -222,9 +219,9 @@ def copies_of(index: VectorIndex, video: str, video_sha256: str, sampling: str) 
 def are_deleted(deletions: Mapping[str, str], video_sha256: str) -> bool:
     """Whether any frame of this file is among the deletions, digests by id."""
     return any(
-        sha256 == digest_of_frame(video_sha256, time)
+        sha256 == digest_of_frame(video_sha256, seconds_of(id_))
         for id_, sha256 in deletions.items()
-        if (time := time_of(id_)) is not None
+        if item_of(id_) != id_
     )
 
 
