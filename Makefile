@@ -11,7 +11,7 @@ ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 PYTEST = $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 TSC := npx --yes --package typescript@5.9.3 tsc
 
-.PHONY: run test quick matrix lock test-docker check bench setup clean
+.PHONY: run test test-long quick matrix lock test-docker check bench setup clean
 
 # The shell takes the name from here as it is, with spaces, quotes and all.
 run: export WORKER_SOURCE := $(value SOURCE)
@@ -27,14 +27,17 @@ run: setup  ## ingest images and serve them on port 8000
 	@echo
 	@exec $(BIN)/python -m service
 
-test: setup  ## run all tests
+test: setup  ## run the tests
 	$(PYTEST) --durations=15
 
 quick: setup  ## run the tests that need a second or less each
-	$(PYTEST) -m "not docker and not slow"
+	$(PYTEST) -m "not docker and not long and not slow"
+
+test-long: setup  ## run the tests that take long: kills at random, several machines, a strained store
+	$(PYTEST) -m long --durations=15
 
 matrix: setup  ## run the quick tests with each supported Python that is installed
-	$(ONE_THREAD) $(BIN)/nox -- --numprocesses=logical --maxprocesses=4 -m "not docker and not slow"
+	$(ONE_THREAD) $(BIN)/nox -- --numprocesses=logical --maxprocesses=4 -m "not docker and not long and not slow"
 
 # For every platform and supported Python, with the hash of each file.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $(UPGRADE) \

@@ -135,6 +135,7 @@ def test_thousands_of_the_same_embedding_are_one_group(monkeypatch: pytest.Monke
     assert sum(asked) <= 3, "not each of them asked for all the others"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_with_a_vector_index_planted_copies_are_found() -> None:
     embeddings = planted(4, 10_000, [2] * 60, noise=0.1)

@@ -72,6 +72,7 @@ def ids(client: httpx2.Client, url: str) -> set[str]:
     return {image["id"] for image in answer.json()["images"]} if answer.is_success else set()
 
 
+@pytest.mark.long
 def test_all_see_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path / "pictures", IMAGES)
     with PineconeEmulator() as emulator, ExitStack() as services:

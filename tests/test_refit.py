@@ -108,6 +108,7 @@ def tables(settings: Settings) -> list[str]:
 # --- what it makes -------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_small_start_as_users_run_it(tmp_path: Path, settings: Settings) -> None:
     folder = folder_of(tmp_path / "pics", 60)
     code, _, err = run("worker", "ingest", str(folder))
@@ -167,6 +168,7 @@ def test_all_sources_of_an_index_have_to_be_named(settings: Settings, tmp_path: 
     assert tables(settings) == ["__default__.1.lance"]
 
 
+@pytest.mark.long
 def test_data_sets_are_read_with_all_their_splits(settings: Settings) -> None:
     splits: list[Split] = ["train", "test"]
     for split in splits:
@@ -299,6 +301,7 @@ def test_copies_and_what_was_deleted_elsewhere_are_embedded_like_others(
 # --- stops, kills, and two at once ---------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_goes_on_where_another_failed(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +355,7 @@ def test_what_was_begun_for_another_model_is_begun_anew(
     assert (done.model.input_size, done.embedded) == (48, 12)
 
 
+@pytest.mark.long
 def test_kills_at_any_moment_lose_nothing(settings: Settings, tmp_path: Path) -> None:
     rng = random.Random(0)
     folder = folder_of(tmp_path / "pics", 400)
@@ -467,6 +471,7 @@ def test_writers_wait_for_the_switch_and_are_told_then(
     assert "pics/label0/0000.png" in held(settings)
 
 
+@pytest.mark.long
 def test_a_service_answers_all_the_while_with_one_model_or_the_other(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -512,6 +517,7 @@ def test_a_service_answers_all_the_while_with_one_model_or_the_other(
     assert len(answers) > 20, out
 
 
+@pytest.mark.long
 def test_a_service_writes_to_the_new_one(settings: Settings, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pics", 12)
     take_in(settings, folder)

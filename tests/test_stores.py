@@ -36,7 +36,7 @@ METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
 
 
 @pytest.fixture(
-    params=["embedded", "pinecone", pytest.param(STRAINED, marks=pytest.mark.slow)], autouse=True
+    params=["embedded", "pinecone", pytest.param(STRAINED, marks=pytest.mark.long)], autouse=True
 )
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with use_store(request.param, monkeypatch) as name:
