@@ -3,8 +3,9 @@
 usage: python -m benchmarks.pinecone_kills ARCHIVE [--images N] [--kills N] [--lag SECONDS]
 
 ARCHIVE is CIFAR-10 in its binary version. Images are written to a folder, ingested, some removed
-and pruned, and the index is evaluated; a tenth of all requests to the emulator fail, reads lag, and
-the worker is killed at random moments of each. In the end both stores must have the same records.
+and pruned; the embedded index is copied to another one of Pinecone, and that back; both are
+evaluated. A tenth of all requests to the emulator fail, reads lag, and the worker is killed at
+random moments of each command but the last. In the end all four must have the same records.
 """
 
 import argparse
@@ -32,8 +33,12 @@ from tests.support.pinecone import API_KEY, Fault, PineconeEmulator
 _SIDE = 32
 _ROW = 1 + 3 * _SIDE * _SIDE
 _MOST_DIFFERENCE = 1e-6
+_MOST_ROUNDING = 0.01  # of figures
 _REMOVED = 20  # one image of so many
 _AT_ONCE = 1_000
+# Names of the indexes that copies make, in either store.
+_COPY = "copy"
+_COPY_BACK = "back"
 _FAULTS = (
     *(Fault(status) for status in (429, 500, 503)),
     Fault(429, retry_after=0.2),
@@ -59,6 +64,7 @@ def main() -> int:
         folder = root / "pictures"
         write_images(arguments.archive, folder, arguments.images)
         emulator.put_index("images")
+        emulator.put_index(_COPY)
         emulator.lag = arguments.lag
         emulator.fail_randomly(0.1, _FAULTS, "/vectors|/query|stats")
         common = {
@@ -74,14 +80,21 @@ def main() -> int:
         }
         embedded = {**common, "IMAGE_SEARCH_STORE": "embedded"}
         started = time.monotonic()
-        for step in (["ingest", str(folder)], ["ingest", str(folder), "--prune"]):
+        ingest = ["ingest", str(folder)]
+        for step in (
+            ingest,
+            [*ingest, "--prune"],
+            ["copy", "embedded:images", f"pinecone:{_COPY}"],
+            ["copy", f"pinecone:{_COPY}", f"embedded:{_COPY_BACK}"],
+        ):
             if "--prune" in step:
                 remove_some(folder)
             killed = run_killed(step, pinecone, arguments.kills, chance)
-            run(step, embedded)
+            if step[0] == "ingest":
+                run(step, embedded)
             print(
-                f"{' '.join(step[:1] + step[2:])}: killed {killed} times, "
-                f"{time.monotonic() - started:.0f} s so far",
+                f"{' '.join(part for part in step if part != str(folder))}: killed {killed} "
+                f"times, {time.monotonic() - started:.0f} s so far",
                 flush=True,
             )
         figures = []
@@ -92,11 +105,13 @@ def main() -> int:
         emulator.fail_randomly(0, [])
         emulator.lag = 0
         refused = emulator.count("", 429)
-        with index_of(pinecone) as one, index_of(embedded) as other:
-            problems = differences(one, other)
-            count = other.count()
-        if not alike(*figures):
-            problems.append("evaluations differ")
+        problems = []
+        with index_of(embedded) as expected:
+            count = expected.count()
+            for environ, name in ((pinecone, "images"), (pinecone, _COPY), (embedded, _COPY_BACK)):
+                with index_of({**environ, "IMAGE_SEARCH_INDEX": name}) as other:
+                    problems += differences(other, expected)
+        problems += unlike(*figures)
         print(
             f"{count:,} records, {len(emulator.requests):,} requests, {refused:,} refused with "
             f"429; {len(problems)} differences"
@@ -201,15 +216,22 @@ def same(one: Record, other: Record) -> bool:
     ) and bool(np.abs(one.embedding - other.embedding).max() <= _MOST_DIFFERENCE)
 
 
-def alike(one: Any, other: Any) -> bool:
-    """Whether two parts of reports hold the same figures, nearly."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(alike, one, other))
-    if isinstance(one, float):
-        return bool(abs(one - other) < 0.01)
-    return bool(one == other)
+def unlike(one: Any, other: Any, name: str = "evaluation") -> list[str]:
+    """Which figures of two reports differ by more than a rounding does."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [
+            problem
+            for key in one.keys() | other.keys()
+            for problem in unlike(one.get(key), other.get(key), f"{name}, {key}")
+        ]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [
+            problem
+            for number, parts in enumerate(zip(one, other, strict=True))
+            for problem in unlike(*parts, f"{name} {number}")
+        ]
+    is_same = abs(one - other) < _MOST_ROUNDING if isinstance(one, float) else one == other
+    return [] if is_same else [f"differs: {name}: {one} and {other}"]
 
 
 if __name__ == "__main__":

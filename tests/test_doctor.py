@@ -13,7 +13,7 @@ from tests.support.processes import run
 from worker import doctor
 from worker.doctor import Finding, as_line, examine
 
-CHECKS = ["settings", "clock", "disk", "gpu", "index", "records", "weights"]
+CHECKS = ["settings", "clock", "disk", "gpu", "rights", "index", "records", "weights"]
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,59 @@ def test_what_fails_is_told_with_what_to_do(
     assert "permission" in found["records"].text
     monkeypatch.delenv("PINECONE_API_KEY")
     assert "PINECONE_API_KEY is not set" in examined(load_settings())["index"].text
+
+
+NOT_TRIED = "look indexes up: no; read: not tried; write: not tried"
+HOST_GIVEN = "look indexes up: not needed with IMAGE_SEARCH_PINECONE_INDEX_HOST; "
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rights", "with_host", "line", "advice"),
+    [
+        ("control read write", False, "look indexes up: yes; read: yes; write: yes", None),
+        ("control read", False, "look indexes up: yes; read: yes; write: no", "only searches"),
+        ("control write", False, "look indexes up: yes; read: no; write: yes", "Nothing works"),
+        ("control", False, "look indexes up: yes; read: no; write: no", "Nothing works"),
+        ("read write", False, NOT_TRIED, "IMAGE_SEARCH_PINECONE_INDEX_HOST"),
+        ("", False, NOT_TRIED, "IMAGE_SEARCH_PINECONE_INDEX_HOST"),
+        ("read write", True, f"{HOST_GIVEN}read: yes; write: yes", None),
+        ("read", True, f"{HOST_GIVEN}read: yes; write: no", "only searches"),
+        ("write", True, f"{HOST_GIVEN}read: no; write: yes", "Nothing works"),
+        ("", True, f"{HOST_GIVEN}read: no; write: no", "Nothing works"),
+    ],
+)
+def test_the_rights_of_the_key_are_told(
+    emulator: PineconeEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    rights: str,
+    *,
+    with_host: bool,
+    line: str,
+    advice: str | None,
+) -> None:
+    emulator.put_index("images")
+    emulator.rights["few rights"] = set(rights.split())
+    monkeypatch.setenv("PINECONE_API_KEY", "few rights")
+    if with_host:
+        monkeypatch.setenv("IMAGE_SEARCH_PINECONE_INDEX_HOST", f"{emulator.host}/data/images")
+    found = next(one for one in examine(load_settings()) if one.check == "rights")
+    assert found.text.startswith(line)
+    assert found.is_well == (advice is None)
+    assert advice is None or advice in found.text
+    assert with_host == (emulator.count("/indexes") == 0)
+    assert not emulator.indexes["images"].namespaces, "nothing was written"
+
+
+def test_without_an_index_rights_to_data_are_not_tried(emulator: PineconeEmulator) -> None:
+    assert emulator.indexes == {}
+    found = examined(load_settings())["rights"]
+    assert found.is_well
+    assert found.text.endswith("read: not tried; write: not tried, as there is no index yet")
+
+
+def test_the_embedded_store_needs_no_rights(settings: Settings) -> None:
+    assert examined(settings)["rights"].text.startswith("none needed")
 
 
 def test_a_store_that_loses_records_is_found_out(

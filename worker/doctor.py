@@ -20,7 +20,7 @@ from image_search.errors import ImageSearchError, IndexNotFoundError, StoreError
 from image_search.index import Record, VectorIndex
 from image_search.manifest import Manifest, ModelSpec
 from image_search.settings import Settings, variable
-from image_search.stores import open_index, scratch_index
+from image_search.stores import open_index, rights, scratch_index
 from image_search.values import DIMENSION, Metadata
 from image_search.weights import choose_weights
 from worker.model import load_embedder
@@ -48,6 +48,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _checked("clock", _clock)
     yield _checked("disk", lambda: _disk(settings))
     yield _checked("gpu", _gpu)
+    yield _checked("rights", lambda: rights(settings))
     yield _checked("index", lambda: _index(settings))
     yield _checked("records", lambda: _records(settings))
     yield _checked("weights", lambda: _weights(settings))

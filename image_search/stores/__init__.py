@@ -54,6 +54,18 @@ def scratch_index(settings: Settings, manifest: Manifest) -> AbstractContextMana
     return embedded.scratch_index(settings, manifest)
 
 
+def rights(settings: Settings) -> str:
+    """Say what the store lets the settings' key do.
+
+    Raises StoreError with what is missing, whether that matters, and what to do.
+    """
+    if settings.store == "pinecone":
+        from image_search.stores import pinecone
+
+        return pinecone.rights(settings)
+    return "none needed: the embedded store has no key"
+
+
 def succession(settings: Settings) -> "AbstractContextManager[Succession]":
     """Make an index that takes the place of the one that the settings name.
 

@@ -12,6 +12,7 @@ from image_search.stores.pinecone.connection import Connection, connect, create
 from image_search.stores.pinecone.facts import Facts
 from image_search.stores.pinecone.index import PineconeIndex
 from image_search.stores.pinecone.requests import Requests
+from image_search.stores.pinecone.rights import explain_rights
 
 # No namespace of the settings has a dot.
 _SCRATCH: Final = "scratch.doctor"
@@ -55,6 +56,11 @@ def scratch_index(settings: Settings, manifest: Manifest) -> Iterator[PineconeIn
     facts = Facts(requests, settings.index, _SCRATCH)
     with PineconeIndex(requests, facts, _SCRATCH, manifest, None) as index:
         yield index
+
+
+def rights(settings: Settings) -> str:
+    """Say what the key may do; raises StoreError with what is missing and what to do."""
+    return explain_rights(settings, _SCRATCH)
 
 
 def create_index(

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pinecone import AsyncIndex, Pinecone, RetryConfig, ServerlessSpec
+from pinecone import AsyncIndex, IndexModel, Pinecone, RetryConfig, ServerlessSpec
 from pinecone.errors import exceptions as errors
 
 from image_search.errors import IndexMismatchError, SettingsError, StoreError
@@ -38,17 +38,13 @@ def connect(settings: Settings) -> Connection | None:
     """
     if settings.pinecone_index_host:
         return _connect_directly(settings)
-    with errors_of_pinecone(), closing(_client(settings)) as client:
+    with errors_of_pinecone():
         try:
-            described = client.describe_index(settings.index)
-        except errors.NotFoundError:
-            return None
+            described = look_up(settings)
         except errors.ForbiddenError as exc:
-            raise StoreError(
-                f"Pinecone's key may not look the index {settings.index!r} up (403): give it the "
-                f"control plane's permission to read, or set {variable('pinecone_index_host')} to "
-                "the index's host, which Pinecone's console shows"
-            ) from exc
+            raise StoreError(f"Pinecone's key {may_not_look_up(settings)}") from exc
+    if described is None:
+        return None
     field = described.schema.fields.get(_VECTOR_FIELD)
     if field is None:
         raise IndexMismatchError(
@@ -59,12 +55,33 @@ def connect(settings: Settings) -> Connection | None:
     _require_dimension(settings, dimension)
     if not described.status.ready or not described.host:
         raise StoreError(f"Pinecone's index {settings.index!r} is not ready yet: try again")
-    return Connection(_requests(settings, described.host), cast("Metric", str(metric)))
+    return Connection(requests_to(settings, described.host), cast("Metric", str(metric)))
+
+
+def look_up(settings: Settings) -> IndexModel | None:
+    """What Pinecone's control plane says of the index that the settings name; None without one.
+
+    Raises what the SDK raises: ForbiddenError where the key may not ask.
+    """
+    with closing(_client(settings)) as client:
+        try:
+            return client.describe_index(settings.index)
+        except errors.NotFoundError:
+            return None
+
+
+def may_not_look_up(settings: Settings) -> str:
+    """What to do where the key may not."""
+    return (
+        f"may not look the index {settings.index!r} up (403): give it the control plane's "
+        f"permission ReadOnly, or set {variable('pinecone_index_host')} to the index's host, which "
+        "Pinecone's console shows"
+    )
 
 
 def _connect_directly(settings: Settings) -> Connection:
     """To the host that the settings name: all that is known is what its statistics tell."""
-    requests = _requests(settings, settings.pinecone_index_host)
+    requests = requests_to(settings, settings.pinecone_index_host)
     try:
         stats = requests.run(
             lambda: requests.send("stats", "", requests.index.describe_index_stats)
@@ -118,7 +135,8 @@ def _client(settings: Settings) -> Pinecone:
     )
 
 
-def _requests(settings: Settings, host: str) -> Requests:
+def requests_to(settings: Settings, host: str) -> Requests:
+    """Requests to the index at this host; nothing is sent yet."""
     index = AsyncIndex(
         host=host,
         api_key=api_key(),

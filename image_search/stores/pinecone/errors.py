@@ -20,7 +20,7 @@ def errors_of_pinecone(seconds: float | None = None) -> Iterator[None]:
         ) from exc
     except errors.ForbiddenError as exc:
         # A quota and deletion protection are refused in the same way.
-        message = _shown(exc)
+        message = shown(exc)
         of_key = "key" in message.lower() or "permission" in message.lower()
         hint = f": check the permissions of the key in {API_KEY_VARIABLE}" if of_key else ""
         raise StoreError(f"Pinecone refused this (403): {message}{hint}") from exc
@@ -28,10 +28,11 @@ def errors_of_pinecone(seconds: float | None = None) -> Iterator[None]:
         limit = f" within {seconds:g} s" if seconds else ""
         raise StoreError(f"Pinecone cannot be reached, or did not answer{limit}") from exc
     except errors.ApiError as exc:
-        raise StoreError(f"Pinecone answered {exc.status_code}: {_shown(exc)}") from exc
+        raise StoreError(f"Pinecone answered {exc.status_code}: {shown(exc)}") from exc
     except errors.PineconeError as exc:
-        raise StoreError(f"Pinecone's SDK failed: {_shown(exc)}") from exc
+        raise StoreError(f"Pinecone's SDK failed: {shown(exc)}") from exc
 
 
-def _shown(error: Exception) -> str:
+def shown(error: Exception) -> str:
+    """What the error says, in a line, without the key."""
     return str(error).splitlines()[0].replace(api_key(), "***") if str(error) else ""
