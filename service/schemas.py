@@ -51,7 +51,18 @@ Id = Annotated[
     ),
 ]
 Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
-TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="How many matches.", examples=[5])]
+
+
+def _whole(value: object) -> object:
+    """JSON Schema's integers include 5.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+TopK = Annotated[
+    int,
+    Field(ge=1, le=MAX_TOP_K, description="How many matches.", examples=[5]),
+    BeforeValidator(_whole),
+]
 _OPERATORS: Final = f"{', '.join((*OPERATORS, JUNCTIONS[0]))} and {JUNCTIONS[1]}"
 
 

@@ -336,6 +336,11 @@ def test_label_and_filter_must_both_hold(client: TestClient) -> None:
         assert len(ids(response)) == 2
 
 
+def test_a_whole_number_may_have_a_point(client: TestClient) -> None:
+    assert len(ask(client, image=text(PICTURE), top_k=2.0).json()["matches"]) == 2
+    assert_problem(ask(client, image=text(PICTURE), top_k=2.5), 422, "invalid_parameters")
+
+
 @pytest.mark.parametrize("source", ["{", "null", "[]", '{"a": NaN}', '{"a": {"$gt": "x"}}', "5"])
 def test_a_filter_that_is_none_is_refused(client: TestClient, source: str) -> None:
     response = client.post("/search", files={"image": PICTURE}, params={"filter": source})
