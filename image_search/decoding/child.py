@@ -23,6 +23,7 @@ from image_search.errors import ImageError, ImageTooLargeError
 # Decoded by libraries that hold the whole picture, up to so many bytes of each pixel.
 _WHOLE: Final = {"AVIF", "HEIF", "JPEG", "JPEG2000", "MPO", "TIFF"}
 _MOST_BYTES_PER_PIXEL: Final = 20
+_HEADER_BYTES: Final = 64 * 1024 * 1024
 
 
 def main(descriptor: int, file: int) -> None:
@@ -33,9 +34,10 @@ def main(descriptor: int, file: int) -> None:
         while True:
             task = json.loads(parent.recv_bytes())
             content = read_and_empty(file, task["bytes"])
-            limit_memory(held + task["memory"] if held else None)
+            limit = held + task["memory"] if held else None
+            limit_memory(limit)
             signal.setitimer(signal.ITIMER_PROF, task["cpu"])
-            answer, pixels = _decode(content, task)
+            answer, pixels = _decode(content, task, limit)
             signal.setitimer(signal.ITIMER_PROF, 0)
             del content
             if pixels is not None:
@@ -44,7 +46,9 @@ def main(descriptor: int, file: int) -> None:
             parent.send_bytes(json.dumps(answer).encode())
 
 
-def _decode(content: bytes, task: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
+def _decode(
+    content: bytes, task: dict[str, Any], limit: int | None
+) -> tuple[dict[str, Any], bytes | None]:
     try:
         image = images.decode(content, max_pixels=task["max_pixels"], min_side=task["min_side"])
         return {"size": image.size, "info": image.info}, image.tobytes()
@@ -53,6 +57,8 @@ def _decode(content: bytes, task: dict[str, Any]) -> tuple[dict[str, Any], bytes
     except ImageTooLargeError as exc:
         return {"error": "too_large", "message": str(exc)}, None
     except ImageError as exc:
+        # What is left of the memory may not do to read the header again.
+        limit_memory(limit + _HEADER_BYTES if limit else None)
         error = "memory" if _wanted_memory(content, task["memory"]) else "not_an_image"
         return {"error": error, "message": str(exc)}, None
 
