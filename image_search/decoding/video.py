@@ -50,6 +50,11 @@ _FORMATS: Final = {
 }
 # How long these are is a guess.
 _UNSURE: Final = {"dv", "mpeg", "rm"}
+# In these a place is found by guessing times, and may be somewhat later.
+_SEEK_MARGINS: Final = {"mpegts": 6.0, "mpeg": 6.0}
+# Decoders hold some 20 pictures, of up to so many bytes in all for each pixel. They fail as they
+# like where that is not to be had.
+_MOST_BYTES_PER_PIXEL: Final = 60
 _READ_BYTES: Final = 1024 * 1024
 # A mean difference of 16x16 grey pixels below this is hardly seen: a clip of 20 s that stood still
 # gave 1 frame of 500 so, and a lively one of 60 s all 60.
@@ -118,10 +123,14 @@ class _Video:
         with container:
             self._container = container
             self._container_name = container.format.name
+            self._seek_margin = _SEEK_MARGINS.get(self._container_name, 0.0)
             self._stream = self._choose_stream()
             self._length = self._find_length()
             reason = self._decode()
         if not self._taken:
+            context = self._stream.codec_context
+            if context.width * context.height * _MOST_BYTES_PER_PIXEL > self._task["memory"]:
+                raise MemoryError
             raise NotAnImageError(
                 f"no picture of the video can be decoded{reason and f': {reason}'}"
             )
@@ -193,7 +202,10 @@ class _Video:
         container = self._container
         self._start = _start_of(container, self._stream)
         if container.duration is not None and container.duration > 0:
-            return container.duration / av.time_base
+            length = container.duration / av.time_base
+            # Matroska says when the last frame ends.
+            from_zero = "matroska" in self._container_name and 0 < self._start < length
+            return length - self._start if from_zero else length
         # Recordings of browsers do not say it.
         last = 0.0
         with suppress(av.error.FFmpegError):
@@ -249,18 +261,15 @@ class _Video:
         clock = _Clock(self._start, self._stream)
         self._read_until = 0.0
         may_jump = True
-        jumped_from: float | None = None
+        # Where the last jump began, and what it was for, until a frame is seen.
+        jump: tuple[float, float] | None = None
         packets = self._container.demux()
-        while True:
+        while not due.is_over:
             target = due.next
-            if may_jump and target - self._position > _JUMPED and self._stream.time_base:
-                wanted = round((target + self._start) / self._stream.time_base)
-                try:
-                    self._container.seek(wanted, backward=True, stream=self._stream)
-                except av.error.FFmpegError:
-                    may_jump = False
-                else:
-                    jumped_from = self._position
+            if may_jump and target - self._position > _JUMPED:
+                may_jump = self._seek(target - self._seek_margin)
+                if may_jump:
+                    jump = self._position, target
                     clock.forget()
                     packets = self._container.demux()
             for packet in packets:
@@ -272,15 +281,31 @@ class _Video:
                     continue
                 for frame in self._decoded(packet):
                     at = clock.time(frame)
-                    if jumped_from is not None:
-                        # Without key frames in between, each jump would read the same again.
-                        may_jump = at > jumped_from
-                        jumped_from = None
+                    if jump is not None:
+                        before, wanted = jump
+                        jump = None
+                        # Without key frames in between, each jump would read the same again; and
+                        # some formats find a later place than they are asked for.
+                        may_jump = before < at <= wanted + _EARLY
+                        if at > wanted + _EARLY and not self._sampling["key_frames"]:
+                            self._seek(before)
+                            clock.forget()
+                            break
                     yield at, frame
-                if may_jump and due.next - self._position > _JUMPED and due.next != target:
+                is_far = due.next - self._position > _JUMPED
+                if may_jump and jump is None and is_far:
                     break
             else:
                 return
+
+    def _seek(self, target: float) -> bool:
+        """Go to the key frame before a time; returns whether the format can do it."""
+        place = round((max(0.0, target) + self._start) * av.time_base)
+        try:
+            self._container.seek(place, backward=True)
+        except av.error.FFmpegError:
+            return False
+        return True
 
     def _decoded(self, packet: Any) -> list[VideoFrame]:
         try:
