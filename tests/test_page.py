@@ -30,15 +30,17 @@ from image_search.calibration import PAIR_LEVELS, Calibration, PairScores
 from image_search.embedding import Embedder
 from image_search.index import Record, VectorIndex
 from image_search.manifest import Manifest
+from image_search.moments import frame_id
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index
-from image_search.values import DIMENSION, Embeddings
+from image_search.values import DIMENSION, Embeddings, Metadata
 from service.app import create_app
 from tests.support import ROOT
 from tests.support.images import KINDS, PER_KIND, QUERY, draw, encode
 from tests.support.indexes import fill
 from tests.support.pinecone import API_KEY, PineconeEmulator
 from tests.support.servers import ServiceThread, assert_problem
+from tests.support.videos import write_video
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -1166,6 +1168,197 @@ def test_the_page_works_below_a_prefix(open_page: Callable[..., Page], url: str)
     expect(page.locator("#start")).to_be_visible()
     assert page.url == f"{url}find/"
     assert strays == []
+
+
+# --- videos and originals ------------------------------------------------------------------------
+
+FILM = "clips/%C3%A9t%C3%A9.webm"
+SECONDS = 4
+
+
+def film_frame(second: int) -> Image.Image:
+    """What the film shows in this second."""
+    return draw(KINDS[second], 700 + second).resize((320, 240))
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a film and a photo."""
+    root = tmp_path_factory.mktemp("media")
+    (root / "clips").mkdir()
+    (root / "photos").mkdir()
+    pictures = [np.asarray(film_frame(number // 10)) for number in range(10 * SECONDS)]
+    write_video(root / "clips" / "été.webm", pictures, codec="libvpx-vp9")
+    (root / "photos" / "1.jpg").write_bytes(encode(QUERY.resize((700, 500)), "JPEG"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def films(
+    originals: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address of a service with a frame of each second of the film, photos, and originals."""
+    settings = load_settings(data_dir=tmp_path_factory.mktemp("films"), media_root=str(originals))
+    pictures = {frame_id(FILM, second): film_frame(second) for second in range(SECONDS)}
+    pictures |= {"photos/1.jpg": QUERY, "photos/2.jpg": OTHER}
+    embeddings = embedder.embed([embedder.pixels(picture) for picture in pictures.values()])
+    manifest = Manifest.new(embedder.model, settings.metric, settings.namespace)
+    with create_index(settings, manifest) as index:
+        index.upsert(
+            [
+                Record(id_, embedding, None, described(id_), encode(picture, "JPEG"))
+                for (id_, picture), embedding in zip(pictures.items(), embeddings, strict=True)
+            ]
+        )
+    with ServiceThread(settings, seconds_to_end=1) as service:
+        service.wait_until_ready()
+        yield f"{service.url}/"
+
+
+def described(id_: str) -> Metadata:
+    video, _, time = id_.partition("#t=")
+    return {"video": video, "time": float(time)} if time else {}
+
+
+def playing(page: Page) -> tuple[float, bool]:
+    """Where the player is, and whether it has a picture."""
+    found: tuple[float, bool] = page.locator("#viewer-video").evaluate(
+        "it => [it.currentTime, it.readyState >= 2 && it.videoWidth === 320]"
+    )
+    return found
+
+
+def test_a_video_is_found_once_and_played_from_the_moment_that_was_found(
+    open_page: Callable[..., Page], films: str
+) -> None:
+    page = open_page(films)
+    upload(page, encode(film_frame(3)))
+    assert shown(page, 3)[0] == "clips/été.webm"
+    card = page.locator(".match").first
+    play = card.get_by_role("button", name="Play clips/été.webm at 0:03")
+    expect(play).to_have_text("▶ 0:03")
+    expect(card.locator(".marks span")).to_have_count(SECONDS)
+    play.click()
+    wait_until(lambda: playing(page)[1])
+    assert playing(page)[0] >= 3
+    expect(page.locator("#viewer-path")).to_have_text("clips/été.webm")
+    chips = page.locator("#viewer-moments button")
+    expect(chips).to_have_text([f"0:0{second}" for second in range(SECONDS)])
+    expect(chips.nth(3)).to_have_attribute("aria-pressed", "true")
+    chips.nth(1).click()
+    wait_until(lambda: 1 <= playing(page)[0] < 3)
+    assert Axe().run(page).response["violations"] == []
+    page.keyboard.press("Escape")
+    expect(page.locator("#viewer")).to_be_hidden()
+    assert page.locator("#viewer-video").get_attribute("src") is None
+    # Each frame by itself.
+    page.get_by_label("Each video once").uncheck()
+    assert len(shown(page, SECONDS + 2)) == SECONDS + 2
+    assert "group_by=none" in page.url
+    page.reload()
+    assert len(shown(page, SECONDS + 2)) == SECONDS + 2
+
+
+def test_moments_of_a_video_are_stepped_through_by_mouse_and_by_keys(
+    open_page: Callable[..., Page], films: str
+) -> None:
+    page = open_page(f"{films}#id=photos/2.jpg")
+    shown(page, 2)
+    card = page.locator(".match:has(.marks)")
+    link, time = card.locator(".picture"), card.locator(".view")
+    best = str(time.text_content())
+    first = str(link.locator("img").get_attribute("src"))
+    box = link.bounding_box()
+    assert box is not None
+    for share, text in ((0.05, "▶ 0:00"), (0.4, "▶ 0:01"), (0.95, "▶ 0:03")):
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        expect(time).to_have_text(text)
+        second = int(text[-1])
+        expect(link).to_have_attribute("href", re.compile(rf"t%3D{second}\.000"))
+        if text != best:
+            expect(link.locator("img")).not_to_have_attribute("src", first)
+    page.mouse.move(1, 1)
+    expect(time).to_have_text(best)
+    expect(link.locator("img")).to_have_attribute("src", first)
+    link.focus()
+    page.keyboard.press("ArrowRight")
+    expect(time).to_have_text(f"▶ 0:0{(int(best[-1]) + 1) % SECONDS}")
+    expect(page.locator("#announcement")).to_contain_text(f"of {SECONDS}")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expected = (int(best[-1]) - 1) % SECONDS
+    expect(time).to_have_text(f"▶ 0:0{expected}")
+    page.keyboard.press("Enter")  # more like that moment, without its video
+    expect(page.locator("#query-id, #query-label").first).to_contain_text(f"t={expected}.000")
+    assert len(shown(page, 2)) == 2
+    assert page.locator(".marks").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_original_of_a_photo_is_seen_large_with_its_path(
+    open_page: Callable[..., Page], films: str, scheme: str
+) -> None:
+    page = open_page(f"{films}#id=photos/2.jpg", color_scheme=scheme)
+    shown(page, 2)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator(".match", has=page.locator(".photo")).hover()
+    page.get_by_role("button", name="See photos/1.jpg large").click()
+    picture = page.locator("#viewer-picture")
+    wait_until(lambda: picture.evaluate("it => it.naturalWidth") == 700)
+    page.get_by_role("button", name="Copy the path").click()
+    expect(page.locator("#viewer-copy")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == "photos/1.jpg"
+    assert Axe().run(page).response["violations"] == []
+    page.get_by_role("button", name="Close").click()
+    expect(page.locator("#viewer")).to_be_hidden()
+
+
+def test_an_original_that_is_not_there_is_told_of(
+    open_page: Callable[..., Page], films: str
+) -> None:
+    page = open_page(f"{films}#id=photos/1.jpg")
+    shown(page, 2)
+    page.locator(".match", has=page.locator(".photo")).hover()
+    page.get_by_role("button", name="See photos/2.jpg large").click()
+    expect(page.locator("#viewer-problem")).to_contain_text("not in the folder of originals")
+    assert is_loaded(page.locator("#viewer-picture"))
+
+
+def test_a_video_is_searched_with_as_a_picture_is(
+    open_page: Callable[..., Page], films: str, originals: Path
+) -> None:
+    page = open_page(films)
+    with page.expect_request("**/embeddings") as request:
+        upload(page, (originals / "clips" / "été.webm").read_bytes(), "film.webm", "video/webm")
+    assert request.value.method == "POST"
+    assert shown(page, 3)[0] == "clips/été.webm"
+    picture = page.locator("#query-picture")
+    assert is_loaded(picture)
+    assert picture.evaluate("it => it.naturalWidth") == 320
+    page.get_by_role("button", name="Part of it").click()
+    expect(page.locator("#crop")).to_be_visible()
+
+
+def test_of_a_large_video_frames_are_sent(
+    open_page: Callable[..., Page], films: str, originals: Path
+) -> None:
+    page = open_page("about:blank")
+    module = (ROOT / "service" / "web" / "pictures.js").read_text()
+    assert "MAX_VIDEO_BYTES = 20_000_000;" in module
+    smaller = module.replace("MAX_VIDEO_BYTES = 20_000_000;", "MAX_VIDEO_BYTES = 1_000;")
+    page.route(
+        "**/web/pictures.js",
+        lambda route: route.fulfill(body=smaller, content_type="text/javascript"),
+    )
+    page.goto(films)
+    sent: list[int] = []
+    page.on(
+        "request",
+        lambda request: sent.append(1) if request.url.endswith("/embeddings") else None,
+    )
+    upload(page, (originals / "clips" / "été.webm").read_bytes(), "film.webm", "video/webm")
+    assert shown(page, 3)[0] == "clips/été.webm"
+    assert len(sent) == 16
 
 
 # --- files ----------------------------------------------------------------------------------------

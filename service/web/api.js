@@ -5,13 +5,15 @@
  * @typedef {{fingerprint: string, input_size: number, preprocessing: number, architecture: string,
  *   weights: string, precision: string, recipe: string, recipe_fingerprint: string}} Model
  * @typedef {{id: string, label: string | null, score: number, confidence: number | null,
- *   thumbnail: string | null, metadata: Record<string, unknown>}} Match
+ *   thumbnail: string | null, metadata: Record<string, unknown>, video: string | null,
+ *   time: number | null, moments: Moment[]}} Match
+ * @typedef {{id: string, time: number | null, score: number, confidence: number | null}} Moment
  * @typedef {{matches: Match[], model: Model, took_ms: {total: number}}} SearchResponse
  * @typedef {{id: string, label: string | null, thumbnail: string | null,
  *   metadata?: Record<string, unknown>}} IndexedImage
  * @typedef {{label: string, count: number | null}} Label
  * @typedef {{index: string, namespace: string, count: number, store: string, metric: string,
- *   model: Model, created_at: string, version: string}} Health
+ *   model: Model, created_at: string, version: string, originals: boolean}} Health
  */
 
 const KEY = "image-search key";
@@ -79,5 +81,49 @@ export async function request(path, { form, json, signal } = {}) {
 
 /** @param {string} id */
 export function imagePath(id) {
-  return `images/${id.split("/").map(encodeURIComponent).join("/")}`;
+  return `images/${inPath(id)}`;
+}
+
+/** @param {string} id */
+export function originalPath(id) {
+  return `originals/${inPath(id)}`;
+}
+
+/** @param {string} id */
+function inPath(id) {
+  return id.split("/").map(encodeURIComponent).join("/");
+}
+
+/**
+ * An original, for a service that wants a key: what shows it could not send one.
+ *
+ * @param {string} path
+ * @returns {Promise<Blob | null>}
+ */
+export async function fetchOriginal(path) {
+  const response = await ask(path, {});
+  return response?.ok ? response.blob() : null;
+}
+
+/**
+ * Why an original is not given; null where it is.
+ *
+ * @param {string} path
+ * @returns {Promise<string | null>}
+ */
+export async function originalProblem(path) {
+  const response = await ask(path, { Range: "bytes=0-0" });
+  if (response === null) return "The service does not answer. Is it running?";
+  return response.ok ? null : (await response.json().catch(() => null))?.detail ?? response.statusText;
+}
+
+/**
+ * @param {string} path
+ * @param {Record<string, string>} fields
+ */
+async function ask(path, fields) {
+  const headers = new Headers(fields);
+  const key = sessionStorage.getItem(KEY);
+  if (key !== null) headers.set("X-API-Key", key);
+  return fetch(path, { headers }).catch(() => null);
 }

@@ -15,6 +15,7 @@ import { installStart, needIndex } from "./start.js";
 import { pair, search } from "./state.js";
 import { installStatus, waitForService } from "./status.js";
 import { stop } from "./task.js";
+import { installViewer } from "./viewer.js";
 
 // Listeners are called in this order: first the last search ends.
 search.listen(stop);
@@ -25,6 +26,7 @@ installQuery();
 installCrop();
 installResults();
 installSelection();
+installViewer();
 installStart();
 installComparison();
 installBrowse();

@@ -14,6 +14,7 @@ import { closeNotice } from "./notice.js";
 import { emptyBrowse, toFragment, toListing, withQuery } from "./search.js";
 import { browsing, health, known, labels, search } from "./state.js";
 import { runAlone } from "./task.js";
+import { viewButton } from "./viewer.js";
 import { day, facts, nameOf, readable, titleOf } from "./words.js";
 
 const MS_BEFORE_WORDS_COUNT = 300;
@@ -115,7 +116,13 @@ function tile(image) {
   if (taken) head.append(element("time", { dateTime: taken }, taken));
   const id = element("p", { className: "id", title: [name, ...facts(image.metadata)].join("\n") }, element("bdi", {}, name));
   id.hidden = image.label === null; // it is the headline
-  return element("li", { className: "match" }, link, head, id);
+  const { video, time } = image.metadata ?? {};
+  const viewed = {
+    ...image,
+    video: typeof video === "string" ? video : null,
+    time: typeof time === "number" ? time : null,
+  };
+  return element("li", { className: "match" }, link, viewButton(viewed, () => [[], 0]), head, id);
 }
 
 /**

@@ -73,5 +73,5 @@ function takeDrops(drop) {
 /** @param {FileList | null | undefined} files */
 function first(files) {
   const all = [...(files ?? [])];
-  return all.find(({ type }) => type.startsWith("image/")) ?? all[0];
+  return all.find(({ type }) => /^(image|video)\//.test(type)) ?? all[0];
 }

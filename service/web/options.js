@@ -21,10 +21,12 @@ let moved = "";
 function showOptions() {
   clearTimeout(sliding);
   moved = "";
-  const { topK, minConfidence, deduplicate } = search.value;
+  const { topK, minConfidence, deduplicate, eachVideo } = search.value;
   input("top-k").value = `${topK}`;
   input("confidence").value = `${minConfidence}`;
   input("deduplicate").checked = deduplicate;
+  input("each-video").checked = eachVideo;
+  if (!eachVideo) get("video-option").hidden = false;
   if (minConfidence) get("confidence-option").hidden = false;
   showOptionValues();
   showLabels();
@@ -66,6 +68,9 @@ export function installOptions() {
   }
   get("deduplicate").addEventListener("change", () => {
     setOptions({ deduplicate: input("deduplicate").checked });
+  });
+  get("each-video").addEventListener("change", () => {
+    setOptions({ eachVideo: input("each-video").checked });
   });
   get("labels").addEventListener("change", (event) => {
     setOptions({ labels: chosenLabels(event, search.value.labels) });

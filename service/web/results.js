@@ -12,11 +12,13 @@ import { request } from "./api.js";
 import { go } from "./address.js";
 import { announce, element, get, keepFocus, onPlainClick, thumbnail } from "./dom.js";
 import { closeNotice, notify } from "./notice.js";
+import { momentsOf, stepThrough } from "./moments.js";
 import { MAX_EXAMPLES, isEmpty, isUnfamiliar, modelKey, toBody, toFragment, withQuery } from "./search.js";
 import { selectButton } from "./selection.js";
 import { health, known, labels, search } from "./state.js";
 import { runAlone } from "./task.js";
-import { closest, facts, nameOf, percent, readable, titleOf } from "./words.js";
+import { labelViewButton, viewButton } from "./viewer.js";
+import { clock, closest, facts, nameOf, percent, readable, titleOf } from "./words.js";
 
 const SMALL_SIDE = 160;
 
@@ -82,9 +84,10 @@ function showMatches({ matches: found, took_ms }) {
     offerMeant();
     return;
   }
-  for (const { id, label, thumbnail: source } of matches) {
-    if (source) known.set(id, { id, label, thumbnail: source });
+  for (const { id, label, thumbnail: source, metadata } of matches) {
+    if (source) known.set(id, { id, label, thumbnail: source, metadata });
   }
+  if (matches.some(({ video }) => video)) get("video-option").hidden = false;
   if (matches.some((match) => match.confidence !== null)) get("confidence-option").hidden = false;
   get("matches").replaceChildren(...matches.map(card));
   get("none").hidden = true;
@@ -130,44 +133,75 @@ function offerMeant() {
   };
 }
 
-/** @param {Match} match */
-function describe(match) {
+/**
+ * @param {Match} match
+ * @param {number | null} [time]
+ */
+function describe(match, time = match.time) {
   const sure = match.confidence === null ? "" : `, confidence ${percent(match.confidence)}`;
-  return `${nameOf(match)}, ${distance ? "distance" : "score"} ${match.score.toFixed(3)}${sure}`;
+  const at = match.video && time !== null ? ` at ${clock(time)}` : "";
+  return `${nameOf(named(match))}${at}, ${distance ? "distance" : "score"} ${match.score.toFixed(3)}${sure}`;
+}
+
+/**
+ * A video is called by its name, and not by that of a frame.
+ *
+ * @param {Match} match
+ */
+function named({ id, label, video }) {
+  return { id: video ?? id, label };
 }
 
 /** @param {Match} match */
 function card(match) {
-  const more = withQuery({ id: match.id }, search.value);
-  const link = element("a", { className: "picture", href: toFragment(more), draggable: false });
-  link.setAttribute("aria-label", `More like ${describe(match)}`);
-  const picture = thumbnail(match.thumbnail, titleOf(match));
+  const moments = momentsOf(match);
+  const found = moments.findIndex(({ id }) => id === match.id);
+  let place = found;
+  const shownId = () => moments[place]?.id ?? match.id;
+  const link = element("a", { className: "picture", draggable: false });
+  const picture = thumbnail(match.thumbnail, titleOf(named(match)));
   picture.addEventListener("load", enlarge);
   link.append(picture);
-  onPlainClick(link, () => go(withQuery({ id: match.id }, search.value)));
-  const name = readable(match.id);
+  onPlainClick(link, () => go(withQuery({ id: shownId() }, search.value)));
+  const name = readable(match.video ?? match.id);
   const names = name === match.id ? [name] : [name, `id: ${match.id}`];
   const about = [...names, ...facts(match.metadata)].join("\n");
-  const sure = match.confidence;
-  const head = element("p", { className: "line" }, element("strong", {}, titleOf(match)));
+  const head = element("p", { className: "line" }, element("strong", {}, titleOf(named(match))));
   const made = element("li", { className: "match" }, link, selectButton(match), head);
-  if (sure !== null) {
-    const bar = element("div", { className: "confidence" });
-    bar.style.setProperty("--share", `${sure}`);
-    head.append(element("span", { className: "percent" }, percent(sure)));
+  const open = viewButton(match, () => [moments, Math.max(0, place)]);
+  link.after(open);
+  const bar = element("div", { className: "confidence" });
+  const sure = element("span", { className: "percent" });
+  if (match.confidence !== null) {
+    head.append(sure);
     head.title = "Confidence: how probable it is that both show the same kind of thing";
     made.append(bar);
   }
-  const score = element(
-    "span",
-    { className: "score", title: distance ? "Less is more similar" : "More is more similar" },
-    element("span", { className: "word" }, distance ? "distance " : "score "),
-    match.score.toFixed(3),
+  const score = element("span", { className: "word" }, distance ? "distance " : "score ");
+  const number = document.createTextNode("");
+  const scored = element(
+    "span", { className: "score", title: distance ? "Less is more similar" : "More is more similar" }, score, number,
   );
+  const show = (/** @type {number} */ next) => {
+    place = next;
+    const moment = { ...match, ...moments[place] };
+    link.href = toFragment(withQuery({ id: moment.id }, search.value));
+    link.setAttribute("aria-label", `More like ${describe(moment)}`);
+    number.data = moment.score.toFixed(3);
+    if (moment.confidence !== null) {
+      sure.textContent = percent(moment.confidence);
+      bar.style.setProperty("--share", `${moment.confidence}`);
+    }
+    labelViewButton(open, match, moment.time);
+    const source = moment.id === match.id ? match.thumbnail : known.get(moment.id)?.thumbnail;
+    if (source && picture instanceof HTMLImageElement) picture.src = source;
+  };
+  show(found);
+  stepThrough(link, moments, found, show);
   const id = element("p", { className: "id", title: about }, element("bdi", {}, name));
   id.hidden = match.label === null; // it is the headline
   const examples = [exampleButton("positive", "+", match), exampleButton("negative", "−", match)];
-  made.append(element("div", { className: "line" }, score, ...examples), id);
+  made.append(element("div", { className: "line" }, scored, ...examples), id);
   return made;
 }
 

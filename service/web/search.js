@@ -9,7 +9,8 @@
  * @typedef {{embedding: string, model: string, preview: string | null, familiar: boolean | null}}
  *   Uploaded A picture that was uploaded: its embedding (512 little-endian float32 in base64url), the
  *   model that computed it, a tiny picture (data URI), and whether the index has anything like it.
- * @typedef {{topK: number, labels: string[], minConfidence: number, deduplicate: boolean}} Options
+ * @typedef {{topK: number, labels: string[], minConfidence: number,
+ *   deduplicate: boolean, eachVideo: boolean}} Options `eachVideo`: each video is found once.
  * @typedef {{query: Indexed | Uploaded | null, positive: string[], negative: string[]} & Options}
  *   Search
  * @typedef {{a: Indexed | Uploaded | null, b: Indexed | Uploaded | null}} Pair Two to compare.
@@ -31,7 +32,7 @@ export class LinkError extends Error {}
 
 /** @returns {Options} */
 export function defaultOptions() {
-  return { topK: 24, labels: [], minConfidence: 0, deduplicate: false };
+  return { topK: 24, labels: [], minConfidence: 0, deduplicate: false, eachVideo: true };
 }
 
 /** @returns {Search} */
@@ -77,6 +78,7 @@ export function toFragment(search) {
   for (const label of search.labels) fields.append("label", label);
   if (search.minConfidence) fields.append("min_confidence", `${search.minConfidence}`);
   if (search.deduplicate) fields.append("deduplicate", "true");
+  if (!search.eachVideo) fields.append("group_by", "none");
   return `#${fields}`;
 }
 
@@ -96,6 +98,7 @@ export function fromFragment(fragment) {
     labels: fields.getAll("label"),
     minConfidence: within(fields.get("min_confidence"), 0, 1, usual.minConfidence),
     deduplicate: fields.get("deduplicate") === "true",
+    eachVideo: fields.get("group_by") !== "none",
   };
 }
 
@@ -241,6 +244,7 @@ export function toBody(search) {
   if (search.labels.length) body.labels = search.labels;
   if (search.minConfidence) body.min_confidence = search.minConfidence;
   if (search.deduplicate) body.deduplicate = true;
+  if (search.eachVideo) body.group_by = "video";
   return body;
 }
 

@@ -24,19 +24,37 @@ export const uploaded = new Map();
  * @returns {Promise<Uploaded>}
  */
 export async function upload(file, signal, whole = null) {
-  const { upload: sent, preview } = await prepare(file);
+  const { upload: parts, preview, shown } = await prepare(file);
   signal.throwIfAborted();
-  const form = new FormData();
-  form.append("image", sent, "picture");
-  const answer = await request("embeddings", { form, signal });
-  const embedding = encodeEmbedding(answer.embedding);
-  if (preview) {
-    uploaded.set(embedding, {
-      sent: URL.createObjectURL(sent),
-      whole: whole ?? URL.createObjectURL(file),
-    });
+  const answers = [];
+  for (const part of parts) {
+    const form = new FormData();
+    form.append("image", part, "picture");
+    answers.push(await request("embeddings", { form, signal }));
   }
-  return { embedding, model: modelKey(answer.model), preview, familiar: answer.familiar };
+  const [first, ...others] = answers;
+  const embedding = encodeEmbedding(meanOf(answers.map((answer) => answer.embedding)));
+  if (preview && shown) {
+    const isPicture = others.length === 0 && !file.type.startsWith("video/");
+    const sent = URL.createObjectURL(shown);
+    uploaded.set(embedding, { sent, whole: whole ?? (isPicture ? URL.createObjectURL(file) : sent) });
+  }
+  const familiar = others.length === 0 ? first.familiar : null;
+  return { embedding, model: modelKey(first.model), preview, familiar };
+}
+
+/**
+ * The mean direction of the embeddings of a video's frames; one alone is itself.
+ *
+ * @param {number[][]} embeddings
+ */
+function meanOf(embeddings) {
+  if (embeddings.length === 1) return embeddings[0];
+  const units = embeddings.map((embedding) => {
+    const length = Math.hypot(...embedding);
+    return embedding.map((value) => value / length);
+  });
+  return units[0].map((_, axis) => units.reduce((sum, unit) => sum + unit[axis], 0) / units.length);
 }
 
 /** @param {Blob} file */

@@ -71,6 +71,19 @@ function moment(seconds) {
   return Number.isNaN(date.getTime()) ? "" : date.toISOString();
 }
 
+/**
+ * A time in a video: 0:12, or 1:02:03.
+ *
+ * @param {number} seconds
+ */
+export function clock(seconds) {
+  const whole = Math.floor(seconds);
+  const second = `${whole % 60}`.padStart(2, "0");
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return `${minutes}:${second}`;
+  return `${Math.floor(minutes / 60)}:${`${minutes % 60}`.padStart(2, "0")}:${second}`;
+}
+
 /** @param {number} share */
 export function percent(share) {
   // An estimate is never certain.
