@@ -99,7 +99,7 @@ def prune(index: VectorIndex, seen: SeenSource, most_percent: int) -> int:
     print(f"taking out {items:,} of {total:,} images{of_videos}, which the source no longer has")
     ids = list(gone)
     for start in range(0, len(ids), _AT_ONCE):
-        index.delete(ids[start : start + _AT_ONCE])
+        index.delete(ids[start : start + _AT_ONCE], keep_up=False)  # a flush follows
     return len(ids)
 
 
