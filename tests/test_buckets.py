@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import boto3
 import pyarrow as pa
@@ -23,6 +24,7 @@ from tests.support.images import folder_of, png
 from tests.support.indexes import FakeEmbedder, records
 from tests.support.processes import run
 from tests.support.sources import items
+from tests.support.videos import write_video
 from worker.ingest import Summary, ingest
 from worker.origin import named_in, remember
 from worker.prune import SeenSource, prune
@@ -194,6 +196,42 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     """Serves a folder, and says nothing."""
 
     def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.slow
+def test_videos_in_buckets_and_at_addresses(
+    bucket: Bucket,
+    site: tuple[str, Path],
+    settings: Settings,
+    fake_embedder: FakeEmbedder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, root = site
+    video = write_video(root / "a.mp4", seconds=2, codec="mpeg4", rate=5)
+    bucket.put("films/cats/a.mp4", video.read_bytes())
+    bucket.put("films/cats/p.png", png(1))
+    (root / "list.txt").write_text(f"{url}/a.mp4\n{url}/gone.mp4\n")
+    frames = ["#t=0.000", "#t=1.000"]
+    with create_index(
+        settings, Manifest.new(fake_embedder.model, "cosine", "__default__")
+    ) as index:
+        sync(bucket.open("films", tmp_path), index, fake_embedder, settings)
+        expected = [*(f"films/cats/a.mp4{at}" for at in frames), "films/cats/p.png"]
+        assert sorted(records(index)) == expected
+        listed = open_source(str(root / "list.txt"), data_dir=tmp_path)
+        summary = sync(listed, index, fake_embedder, settings)
+        # The same file: its frames are not embedded again.
+        assert (summary.moved, summary.embedded) == (2, 0)
+        assert [one.rpartition("/")[2] for one in summary.unreadable] == ["gone.mp4"]
+        assert f"list/{url}/a.mp4#t=1.000" in map(unquote, records(index))
+
+        def refuse(*_: Any) -> None:
+            raise AssertionError("the video is downloaded")
+
+        monkeypatch.setattr("worker.sources.bucket._Bucket.open", refuse)
+        again = sync(bucket.open("films", tmp_path), index, fake_embedder, settings)
+        assert (again.unchanged, again.unreadable) == (2, {})
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Videos in sources: their frames as records that come, stay, move and go with the video."""
 
 import os
+import re
 import shutil
 import threading
 import zipfile
@@ -15,14 +16,23 @@ import worker.videos
 from image_search import moments, videos
 from image_search.index import Match, Record, VectorIndex
 from image_search.manifest import Manifest
-from image_search.moments import frame_id, item_of
+from image_search.moments import (
+    DURATION_FIELD,
+    SAMPLING_FIELD,
+    TIME_FIELD,
+    VIDEO_FIELD,
+    frame_id,
+    item_of,
+)
 from image_search.sample import TEXTURES, ImageSample
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index
 from image_search.values import DIGEST_FIELD, MAX_ID_LENGTH
 from image_search.videos import Sampling
+from tests.support import ROOT
 from tests.support.images import png
 from tests.support.indexes import FakeEmbedder, assert_same_records, records
+from tests.support.processes import run
 from tests.support.videos import write_video
 from worker.confidence import draw, save_sample
 from worker.duplicates import find_duplicates
@@ -388,6 +398,19 @@ def test_of_each_video_one_frame_is_sampled_and_compared(
     # Frames of one video are alike in a still one; with each other they are no duplicates.
     for group in found.groups:
         assert len({item_of(image.id) for image in group}) == len(group)
+
+
+def test_the_page_on_videos_is_what_the_worker_does() -> None:
+    page = (ROOT / "docs" / "video.md").read_text()
+    section = page.partition("## What is read")[2].partition("\n- ")[0]
+    assert set(re.findall(r"`(\.\w+)`", section)) == videos.file_suffixes() | {".ts"}
+    help_ = run("worker", "ingest", "--help")[1]
+    options = re.findall(r"^\| `(--[\w-]+)`", page, re.MULTILINE)
+    assert len(options) == 3
+    assert all(option in help_ for option in options)
+    fields = re.findall(r"^\| `(\w+)` \| (?:string|number)", page, re.MULTILINE)
+    named = {VIDEO_FIELD, TIME_FIELD, DURATION_FIELD, SAMPLING_FIELD, DIGEST_FIELD}
+    assert set(fields) == named
 
 
 def test_the_sample_has_the_same_frame_of_a_video_however_it_comes() -> None:
