@@ -9,10 +9,10 @@ from image_search.errors import ImageTooCostlyError
 from image_search.moments import MOST_QUERY_FRAMES
 from image_search.videos import Sampling, VideoLimits, looks_like_video, read_frames
 
-# Within the time that a request has: the first try, and the second with key frames alone, which
-# cost a tenth.
+# 4K fits into 256 MiB. A first try, and one with key frames alone, which cost a tenth, end within
+# the time of a request; on a machine that others keep busy, that ends first.
 _LIMITS: Final = VideoLimits(
-    memory=512 * 1024 * 1024, frame_cpu_seconds=3, cpu_seconds=3, wall_seconds=5, threads=2
+    memory=384 * 1024 * 1024, frame_cpu_seconds=3, cpu_seconds=3, wall_seconds=60, threads=2
 )
 _START_BYTES: Final = 512
 T = TypeVar("T")

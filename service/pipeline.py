@@ -167,7 +167,7 @@ Job = TypeVar("Job", bound=_Job)
 
 
 class Pipeline:
-    """The threads that search: two and two that decode, one that embeds, two that query.
+    """The threads that search: two, two and one that decode, one that embeds, two that query.
 
     `engine_failed` is called with the indexes whose model failed, before that is answered.
     """
@@ -193,6 +193,10 @@ class Pipeline:
             threads=_COSTLY_DECODE_THREADS,
             max_batch=1,
         )
+        # A video takes more memory than any image: one at a time.
+        self._video_decoding = Stage(
+            "video decode", self._decode_videos, self._fail, threads=1, max_batch=1
+        )
         self._embedding = Stage(
             "engine", self._embed, self._fail_engine, threads=1, max_batch=MAX_BATCH
         )
@@ -202,6 +206,7 @@ class Pipeline:
         self._stages = (
             self._decoding,
             self._costly_decoding,
+            self._video_decoding,
             self._embedding,
             self._querying,
         )
@@ -284,7 +289,7 @@ class Pipeline:
         for job in _wanted(jobs):
             started = time.perf_counter()
             if is_clip(job.file):
-                self._costly_decoding.put([job])
+                self._video_decoding.put([job])
                 continue
             content = _content(job)
             if is_plain(content, _min_side(job)):
@@ -295,12 +300,14 @@ class Pipeline:
     def _decode_costly(self, jobs: list[_ImageJob]) -> None:
         for job in _wanted(jobs):
             started = time.perf_counter()
-            if is_clip(job.file):
-                self._decode_frames(job, started)
-            else:
-                self._decode_to_pixels(job, _content(job), started)
+            self._decode_to_pixels(job, _content(job), started)
 
-    def _decode_frames(self, job: _ImageJob, started: float) -> None:
+    def _decode_videos(self, jobs: list[_ImageJob]) -> None:
+        for job in _wanted(jobs):
+            self._decode_frames(job)
+
+    def _decode_frames(self, job: _ImageJob) -> None:
+        started = time.perf_counter()
         if job.for_record:
             raise NotAnImageError(
                 "this is a video: videos come into an index by the worker, python -m worker ingest"

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,11 @@ from image_search.values import DIMENSION, Metadata
 from image_search.videos import read_frames
 from image_search_client import Client, command, names, terminal
 from service import clips, selection
+from service.loaded_index import LoadedIndex
 from service.schemas import BatchResponse, SearchResponse
 from tests.support.images import KINDS, draw, encode
 from tests.support.indexes import FakeEmbedder, serve_fakes, use_store
+from tests.support.pinecone import API_KEY, PineconeEmulator
 from tests.support.servers import ServiceThread, assert_problem, serve, wait_for
 from tests.support.videos import scene, write_video
 
@@ -209,6 +212,38 @@ def test_uploads_are_searched_with_by_video_too(client: TestClient) -> None:
         assert_problem(response, 422, "invalid_parameters")
 
 
+def test_videos_cost_as_much_at_pinecone_as_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    with PineconeEmulator() as emulator:
+        monkeypatch.setenv("PINECONE_API_KEY", API_KEY)
+        settings = load_settings(store="pinecone", pinecone_host=emulator.host)
+        embedder = FakeEmbedder()
+        manifest = Manifest.new(embedder.model, "cosine", settings.namespace)
+        with create_index(settings, manifest) as index:
+            index.upsert(RECORDS)
+            loaded = LoadedIndex(index, embedder, None)
+
+            def spent(query: str, group_by: selection.GroupBy) -> tuple[int, float]:
+                chosen = selection.Selection(10, group_by=group_by)
+                emulator.requests.clear()
+                matches = index.query(
+                    QUERIES[query],
+                    chosen.candidates,
+                    thumbnails=chosen.with_thumbnails(index),
+                )
+                found = chosen.choose(loaded, None, QUERIES[query], matches).found
+                assert len(found) == 10
+                assert all(one.match.thumbnail for one in found)
+                requests = emulator.requests
+                return len(requests), sum(request.read_units for request in requests)
+
+            plain, grouped = spent("random", "none"), spent("random", "video")
+            # All that is looked at first is of one video.
+            again = spent("scene", "video")
+    print(f"requests and read units: {plain}, by video {grouped}, with a second round {again}")
+    assert grouped == plain
+    assert again[0] == plain[0] + 1
+
+
 # --- searching with videos ---------------------------------------------------------------------
 
 
@@ -375,7 +410,7 @@ def test_what_is_wrong_with_a_clip_is_told(
 
 @ONE_STORE
 def test_the_client_and_its_command_show_moments(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
+    settings: Settings, clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at_hand = encode(draw(KINDS[0], 1))
     with ServiceThread(settings) as service, Client(service.url) as client:
@@ -397,7 +432,14 @@ def test_the_client_and_its_command_show_moments(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(at_hand)))
             assert command.main(arguments) == 0
-    rows = capsys.readouterr().out.splitlines()
+        rows = capsys.readouterr().out.splitlines()
+        path = tmp_path / "clip.mp4"
+        path.write_bytes(clip)
+        assert command.main(["query", str(path), f"--service={service.url}", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["matches"]
+        assert [match["id"] for match in found] == [
+            record.id for _, record in ranked(embedded(clip).mean(axis=0))[:10]
+        ]
     assert rows[0].split() == ["#", "score", "confidence", "label", "time", "id"]
     for row, match in zip(rows[1:], result, strict=True):
         assert row.endswith(match.video or match.id)

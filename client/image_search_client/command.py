@@ -110,10 +110,17 @@ def _parser() -> argparse.ArgumentParser:
 
     query = command("query", _query, "print the images of the index most similar to each picture")
     query.add_argument(
-        "images", nargs="*", metavar="IMAGE", help="a file, a URL, or - for standard input"
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="the file of a picture or a video, a URL, or - for standard input",
     )
     query.add_argument(
-        "--id", action="append", default=[], metavar="ID", help="an image of the index; repeatable"
+        "--id",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="an image or a video of the index; repeatable",
     )
     query.add_argument(
         "--top-k",
