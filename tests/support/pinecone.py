@@ -19,6 +19,7 @@ import math
 import random
 import re
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -527,8 +528,10 @@ class PineconeEmulator:
     written less than `lag` seconds ago. More requests of a kind than `rate_limits` within a second
     are refused. Created indexes are not ready for the first `describes_until_ready` descriptions.
     There may be `max_indexes`, of `max_namespaces` each, and upserts are refused once the project
-    stores `max_stored` bytes. `default_name` is what answers call the default namespace. `clock`
-    gives seconds. With `openapi`, messages are checked, and `violations` lists what was wrong.
+    stores `max_stored` bytes. `default_name` is what answers call the default namespace, and
+    `data_host`, if set, what they call the data plane's host. `clock` gives seconds. With a
+    `certificate`, a file that has its key too, TLS is spoken. With `openapi`, messages are checked,
+    which is slow, and `violations` lists what was wrong.
     """
 
     def __init__(
@@ -539,6 +542,7 @@ class PineconeEmulator:
         port: int = 0,
         openapi: OpenApi | None = None,
         seed: int = 0,
+        certificate: Path | None = None,
     ) -> None:
         self.rights: dict[str, set[str]] = {**RIGHTS, api_key: RIGHTS[API_KEY]}
         self.clock: Callable[[], float] = time.monotonic
@@ -550,12 +554,14 @@ class PineconeEmulator:
         self.stale_reads = 0
         self.describes_until_ready = 0
         self.default_name = ""
+        self.data_host = ""
         self.indexes: dict[str, Index] = {}
         self.requests: list[Request] = []
         self.violations: list[str] = []
-        self._openapi = openapi
+        self.openapi = openapi
         self._address = address
         self._port = port
+        self._certificate = certificate
         self._random = random.Random(seed)
         self._faults: list[tuple[str, Fault]] = []
         self._random_faults: tuple[float, Sequence[Fault], str] = (0.0, (), "")
@@ -592,7 +598,7 @@ class PineconeEmulator:
     def start(self) -> None:
         """Listen; on the same port as before, with the data of before."""
         self._stopped.clear()
-        self._server = _Server(self, (self._address, self._port))
+        self._server = _Server(self, (self._address, self._port), self._certificate)
         self._port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -606,8 +612,13 @@ class PineconeEmulator:
             server.cut_connections()
 
     @property
+    def port(self) -> int:
+        return self._port
+
+    @property
     def host(self) -> str:
-        return f"http://{self._address}:{self._port}"
+        scheme = "https" if self._certificate else "http"
+        return f"{scheme}://{self._address}:{self._port}"
 
     def put_index(
         self,
@@ -689,8 +700,8 @@ class PineconeEmulator:
             params: Json = parse_qs(url.query.replace("+", "%2B"), keep_blank_values=True)
             params = {key: value if key == "ids" else value[0] for key, value in params.items()}
             message = _parse(body) if body else {}
-            if self._openapi is not None:
-                self.violations += self._openapi.check_request(route, params, headers, message)
+            if self.openapi is not None:
+                self.violations += self.openapi.check_request(route, params, headers, message)
             _require(isinstance(message, dict), "The body must be an object")
             self._check_rights(rights or set(), route)
             with self._lock:
@@ -716,8 +727,8 @@ class PineconeEmulator:
             answer = replace(answer, headers={"Retry-After": after})
         elif fault.retry_after is not None:
             answer = replace(answer, headers={"Retry-After": str(fault.retry_after)})
-        if self._openapi is not None and answer.status not in _TEXT_STATUSES:
-            self.violations += self._openapi.check_answer(route, answer)
+        if self.openapi is not None and answer.status not in _TEXT_STATUSES:
+            self.violations += self.openapi.check_answer(route, answer)
         if fault.body is not None:
             answer = Answer(fault.status or 200, fault.body)
         if self._stopped.wait(fault.late) or fault.cut == "after":
@@ -828,7 +839,7 @@ class PineconeEmulator:
         ready = not index.describes_until_ready
         return {
             "name": index.name,
-            "host": f"{self.host}/data/{index.name}",
+            "host": self.data_host or f"{self.host}/data/{index.name}",
             "status": {"ready": ready, "state": "Ready" if ready else "Initializing"},
             "schema": {"fields": index.fields},
             "deployment": index.deployment,
@@ -1090,10 +1101,19 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, emulator: PineconeEmulator, address: tuple[str, int]) -> None:
+    def __init__(
+        self, emulator: PineconeEmulator, address: tuple[str, int], certificate: Path | None
+    ) -> None:
         self.emulator = emulator
         self._connections: set[Any] = set()
         super().__init__(address, _Handler)
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            # The handshake is left to the connection's own thread.
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
 
     def get_request(self) -> Any:
         connection, address = super().get_request()
