@@ -1,7 +1,8 @@
 """What ingests and searches cost at Pinecone: the counts that docs/pinecone.md extrapolates."""
 
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,13 +55,16 @@ def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[PineconeEmulator]:
         yield emulator
 
 
-def pictures() -> Iterator[Item]:
+@functools.cache
+def pictures() -> Sequence[Item]:
     """Drawn pictures with the metadata that a folder gives."""
+    items = []
     for number in range(IMAGES):
         kind = KINDS[number % len(KINDS)]
         drawn = draw(kind, number // len(KINDS)).resize((SIDE, SIDE))
         name = f"photos/{kind}/{number:06d}.jpg"
-        yield Item(name, kind, np.asarray(drawn), {"source": "photos", "path": name})
+        items.append(Item(name, kind, np.asarray(drawn), {"source": "photos", "path": name}))
+    return items
 
 
 def spent(emulator: PineconeEmulator) -> Cost:
@@ -85,7 +89,7 @@ def search(index: VectorIndex, *, thumbnails: bool) -> None:
 @pytest.mark.slow
 def test_what_a_million_images_and_searches_cost(emulator: PineconeEmulator) -> None:
     settings, embedder = load_settings(), FakeEmbedder()
-    source = source_of(pictures, IMAGES)
+    source = source_of(lambda: iter(pictures()), IMAGES)
     index = create_index(settings, Manifest.new(embedder.model, "cosine", settings.namespace))
     summary = ingest(source, index, embedder, settings)
     index.flush()
