@@ -14,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from image_search import videos
+from image_search.calibration import Calibration
 from image_search.embedding import min_side
 from image_search.index import Record
 from image_search.manifest import Manifest
@@ -37,6 +38,7 @@ RNG = np.random.default_rng(0)
 SCENE = RNG.standard_normal(DIMENSION).astype(np.float32)
 FRAMES = {"long.mp4": 1_300} | {f"clips/{number}.mp4": 3 * number + 1 for number in range(12)}
 IMAGES = [*(f"photo-{number}.jpg" for number in range(9)), "clips/5.mp4"]
+CALIBRATION = Calibration(scores=(-1, 1), confidences=(0, 1))
 PICTURE = encode(draw(KINDS[0], 0))
 
 
@@ -70,6 +72,7 @@ def settings(
         manifest = Manifest.new(FakeEmbedder().model, "cosine", settings.namespace)
         with create_index(settings, manifest) as index:
             index.upsert(RECORDS)
+            index.save_calibration(CALIBRATION)
         yield settings
 
 
@@ -139,7 +142,7 @@ def test_the_best_frame_of_each_video_is_found_with_its_next_best(
         for moment, (moment_score, record) in zip(moments, others, strict=False):
             assert moment["time"] == record.metadata["time"]
             assert moment["score"] == pytest.approx(moment_score, abs=1e-5)
-            assert moment["confidence"] is None
+            assert moment["confidence"] == pytest.approx((1 + moment_score) / 2, abs=1e-5)
 
 
 def test_without_groups_frames_are_matches_of_their_own(client: TestClient) -> None:
@@ -278,7 +281,8 @@ def test_a_video_is_searched_with_by_its_id_and_is_not_found(
     assert [match["id"] for match in matches] == [record.id for _, record in expected]
     for match, (score, _) in zip(matches, expected, strict=True):
         assert match["score"] == pytest.approx(score, abs=1e-5)
-        assert match["confidence"] is None
+        # That of one frame is that of an image.
+        assert (match["confidence"] is None) == (FRAMES[video] > 1)
 
 
 def test_an_image_comes_before_a_video_of_its_name_and_others_are_not_found(
@@ -345,6 +349,7 @@ def test_a_clip_is_searched_with_by_the_mean_of_its_frames(client: TestClient, c
         found = answer.json()
         assert [match["id"] for match in found["matches"]] == expected
         assert (found["familiarity"], found["familiar"]) == (None, None)
+        assert {match["confidence"] for match in found["matches"]} == {None}
     batch = client.post(
         "/search/batch", files=[("images", clip), ("images", PICTURE)], params=options
     )
@@ -366,6 +371,7 @@ def test_a_still_clip_is_as_its_picture(client: TestClient, tmp_path: Path) -> N
     assert [match["id"] for match in found["matches"]] == [
         record.id for _, record in ranked(row)[:5]
     ]
+    assert all(match["confidence"] > 0.4 for match in found["matches"])
 
 
 def sound(path: Path) -> bytes:
