@@ -50,6 +50,8 @@ _FORMATS: Final = {
 }
 # How long these are is a guess.
 _UNSURE: Final = {"dv", "mpeg", "rm"}
+# These tell which pictures no other is made from: such need not be decoded to come to a later one.
+_WITH_UNUSED: Final = {"h264", "mpeg2video", "mpeg4"}
 # In these a place is found by guessing times, and may be somewhat later.
 _SEEK_MARGINS: Final = {"mpegts": 6.0, "mpeg": 6.0}
 # Decoders hold some 20 pictures, of up to so many bytes in all for each pixel. They fail as they
@@ -185,6 +187,7 @@ class _Video:
         context.options = {"max_pixels": str(self._task["max_pixels"])}
         context.thread_type = "AUTO"
         context.thread_count = max(1, min(self._task["threads"], os.cpu_count() or 1))
+        self._may_skip = context.name in _WITH_UNUSED and not self._sampling["key_frames"]
         if self._sampling["key_frames"]:
             context.skip_frame = "NONKEY"
         return stream
@@ -279,6 +282,10 @@ class _Video:
                 # VP9 does not skip by itself; the empty packet asks for what is left.
                 if self._sampling["key_frames"] and packet.size and not packet.is_keyframe:
                     continue
+                if self._may_skip:
+                    at_packet = clock.time_of_packet(packet)
+                    is_early = at_packet is not None and at_packet < due.next - _EARLY
+                    self._stream.codec_context.skip_frame = "NONREF" if is_early else "DEFAULT"
                 for frame in self._decoded(packet):
                     at = clock.time(frame)
                     if jump is not None:
@@ -421,6 +428,11 @@ class _Clock:
     def forget(self) -> None:
         """After a jump the next time may be any."""
         self._last = None
+
+    def time_of_packet(self, packet: Any) -> float | None:
+        if packet.pts is None or packet.time_base is None:
+            return None
+        return float(packet.pts * packet.time_base) - self._start + self._offset
 
     def time(self, frame: VideoFrame) -> float:
         if frame.pts is not None and frame.time_base:
