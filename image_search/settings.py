@@ -56,6 +56,15 @@ class Settings(BaseSettings):
     metric: Annotated[
         Metric, Field(description="Metric of a new index: cosine, euclidean or dotproduct.")
     ] = "cosine"
+    index_memory: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1 << 20,
+            description="MiB of memory that a process may use to search the embedded index fast; "
+            "one that needs more is searched on disk, which takes longer. 0 for none.",
+        ),
+    ] = 1024
     store_timeout: Annotated[
         float,
         Field(gt=0, description="Seconds that a query to Pinecone may take, retries included."),

@@ -30,13 +30,18 @@ from image_search.settings import load_settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION, Metadata, Metric, Pooling
 from image_search.words import words_of
-from tests.support.indexes import MODEL, STRAINED, use_store
+from tests.support.indexes import IN_SNAPSHOTS, MODEL, ON_DISK, STRAINED, use_store
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
 
 
 @pytest.fixture(
-    params=["embedded", "pinecone", pytest.param(STRAINED, marks=pytest.mark.long)], autouse=True
+    params=[
+        "embedded",
+        "pinecone",
+        *(pytest.param(name, marks=pytest.mark.long) for name in (IN_SNAPSHOTS, ON_DISK, STRAINED)),
+    ],
+    autouse=True,
 )
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with use_store(request.param, monkeypatch) as name:

@@ -53,6 +53,9 @@ def serve_fakes(
     patch.setattr(Embedder, "load", make)
 
 
+# The embedded store, with all but a few rows in snapshots; and without a copy in memory.
+IN_SNAPSHOTS: Final = "embedded-in-snapshots"
+ON_DISK: Final = "embedded-on-disk"
 # Pinecone with reads that lag, and with a tenth of all requests to the index failing.
 STRAINED: Final = "pinecone-strained"
 _PASSING_FAULTS: Final = (
@@ -72,9 +75,13 @@ def use_store(name: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
 
     On the strained one, whoever writes waits until it is seen. PINECONE_LAG are the seconds.
     """
-    if name == "embedded":
-        patch.setenv("IMAGE_SEARCH_STORE", name)
-        yield name
+    if name in {"embedded", IN_SNAPSHOTS, ON_DISK}:
+        patch.setenv("IMAGE_SEARCH_STORE", "embedded")
+        if name == ON_DISK:
+            patch.setenv("IMAGE_SEARCH_INDEX_MEMORY", "0")
+        if name == IN_SNAPSHOTS:
+            snapshots_after_writes(patch)
+        yield "embedded"
         return
     with PineconeEmulator() as emulator:
         patch.setenv("IMAGE_SEARCH_STORE", "pinecone")
@@ -85,6 +92,19 @@ def use_store(name: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
             emulator.fail_randomly(0.1, _PASSING_FAULTS, "/vectors|/query|stats")
             _flush_after_writes(patch)
         yield "pinecone"
+
+
+def snapshots_after_writes(patch: pytest.MonkeyPatch) -> None:
+    """Let indexes have snapshots of all but a few rows."""
+    from image_search.stores.embedded import resident
+    from image_search.stores.embedded.index import EmbeddedIndex
+
+    def keep_up(index: EmbeddedIndex, keep_up: Any = EmbeddedIndex.keep_up) -> None:
+        keep_up(index)
+        index._resident.refresh_snapshot()
+
+    patch.setattr(resident, "_MOST_ROWS_IN_MEMORY", 16)
+    patch.setattr(EmbeddedIndex, "keep_up", keep_up)
 
 
 def _flush_after_writes(patch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def open_index(settings: Settings) -> EmbeddedIndex:
                 "yet: ingest images first, python -m worker ingest SOURCE",
                 details=f"data folder {settings.data_dir}",
             )
-        return EmbeddedIndex.open(files, reading)
+        return EmbeddedIndex.open(files, reading, _most_bytes(settings))
 
 
 def create_index(
@@ -59,7 +59,7 @@ def create_index(
         for other in files.namespaces():
             other_json = table.manifest_json(connection.open_table(other.name))
             table.parse_manifest(other_json, other).require_metric(manifest.metric)
-        return EmbeddedIndex.create(files, manifest, recipe)
+        return EmbeddedIndex.create(files, manifest, recipe, _most_bytes(settings))
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def succession(settings: Settings) -> Iterator[Succession]:
                 "file system has no locks: move the data folder to one that has"
             )
         with open_index(settings) as former:
-            yield Succession(former)
+            yield Succession(former, _most_bytes(settings))
 
 
 @contextmanager
@@ -92,3 +92,7 @@ def scratch_index(settings: Settings, manifest: Manifest) -> Iterator[EmbeddedIn
         scratch = settings.model_copy(update={"data_dir": Path(name)})
         with create_index(scratch, manifest) as index:
             yield index
+
+
+def _most_bytes(settings: Settings) -> int:
+    return settings.index_memory << 20

@@ -117,8 +117,19 @@ class IndexFiles:
         return self.folder / f"{self.namespace}.facts.lock"
 
     @property
-    def _versions(self) -> Path:
+    def versions(self) -> Path:
+        """The folder of the table's versions."""
         return self.table / "_versions"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of snapshots of the table; see snapshot.py."""
+        return self.folder / f"{self.name}.snapshots"
+
+    @property
+    def snapshots_lock(self) -> Path:
+        """The file whose lock the one has that writes a snapshot."""
+        return self.folder / f"{self.name}.snapshots.lock"
 
     @property
     def _calibration(self) -> Path:
@@ -149,18 +160,18 @@ class IndexFiles:
 
     def has_table(self) -> bool:
         """Whether it has a version; a creation that was cut off leaves a folder without any."""
-        return any(self._versions.glob("*"))
+        return any(self.versions.glob("*"))
 
     def remove_empty_versions(self) -> None:
         """A power failure can leave the newest version empty, and LanceDB then opens none."""
-        for path in self._versions.glob("*.manifest"):
+        for path in self.versions.glob("*.manifest"):
             if path.stat().st_size == 0:
                 _log.warning("removing the empty version %s, left by a crash", path)
                 path.unlink()
 
     def versions_before(self, seconds: float) -> int:
         """How many versions were written before a time, in seconds since the epoch."""
-        return sum(path.stat().st_mtime < seconds for path in self._versions.glob("*.manifest"))
+        return sum(path.stat().st_mtime < seconds for path in self.versions.glob("*.manifest"))
 
     def read_calibration(self) -> Calibration | None:
         """The calibration; None if there is none, or it is damaged, which is told in the log."""
@@ -197,6 +208,12 @@ class IndexFiles:
     def remove_sample(self) -> None:
         """Remove the sample, if there is one."""
         self._sample.unlink(missing_ok=True)
+
+    def remove_snapshots(self) -> None:
+        """Remove the snapshots, if there are any; who has one mapped keeps it."""
+        self.snapshots_lock.unlink(missing_ok=True)
+        if self.snapshots.exists():
+            shutil.rmtree(self.snapshots)
 
     def read_sources(self) -> dict[str, KnownSource]:
         """The sources by name; empty if the file is damaged, which is told in the log."""
@@ -264,6 +281,7 @@ class IndexFiles:
         """Remove all of this generation; the table, which shows that it is there, comes last."""
         self.remove_calibration()
         self.remove_sample()
+        self.remove_snapshots()
         self.lock.unlink(missing_ok=True)
         self.readers.unlink(missing_ok=True)
         if self.table.exists():

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 import numpy as np
@@ -33,7 +34,9 @@ from image_search.stores.embedded import table as tables
 from image_search.stores.embedded.errors import errors_of_the_store, put_off_by_conflict
 from image_search.stores.embedded.files import IndexFiles
 from image_search.stores.embedded.locks import Reading, alone, writing
+from image_search.stores.embedded.nearest import nearest
 from image_search.stores.embedded.removal import remove_former
+from image_search.stores.embedded.resident import Resident
 from image_search.stores.embedded.scores import scores
 from image_search.stores.embedded.sql import (
     WORDS,
@@ -73,26 +76,40 @@ class EmbeddedIndex(VectorIndex):
         manifest: Manifest,
         calibration: Calibration | None,
         reading: Reading,
+        open_table: Callable[[], Any],
+        most_bytes: int,
     ) -> None:
         super().__init__(manifest, calibration)
         self._table = table
+        # As it was written: another version may have fewer fields.
+        self._check_not_replaced = partial(_check_not_replaced, table, manifest_json, files)
+        self._resident = Resident(
+            table,
+            files,
+            manifest_json or b"",
+            manifest.metric,
+            most_bytes,
+            open_table,
+            self._check_not_replaced,
+        )
         self.files = files
         self._reading = reading
-        # As it was written: another version may have fewer fields.
-        self._manifest_json = manifest_json
         self._sample_version = files.sample_version()
 
     @classmethod
-    def open(cls, files: IndexFiles, reading: Reading) -> Self:
+    def open(cls, files: IndexFiles, reading: Reading, most_bytes: int) -> Self:
         """The index over the table of these files, which `reading` keeps as long as it is open.
 
+        Its copy in memory, from which searches are answered, has `most_bytes` at most.
         Raises IndexMismatchError if its manifest is unreadable, and what LanceDB raises.
         """
         files.remove_empty_versions()
-        return cls._of_table(tables.connect(files.folder).open_table(files.name), files, reading)
+        return cls._of_table(tables.connect(files.folder), files, reading, most_bytes)
 
     @classmethod
-    def create(cls, files: IndexFiles, manifest: Manifest, recipe: Recipe | None) -> Self:
+    def create(
+        cls, files: IndexFiles, manifest: Manifest, recipe: Recipe | None, most_bytes: int
+    ) -> Self:
         """The index over a new table, or the one that another process created meanwhile.
 
         `recipe` is the one that the manifest names. Raises as `open`.
@@ -102,26 +119,41 @@ class EmbeddedIndex(VectorIndex):
             files.write_recipe(recipe)
         connection = tables.connect(files.folder)
         try:
-            created = connection.create_table(files.name, schema=tables.schema(manifest))
+            connection.create_table(files.name, schema=tables.schema(manifest))
         except ValueError as exc:
             if "already exists" not in str(exc):
                 raise
-            created = connection.open_table(files.name)
         else:
             # What an index of this name that was removed has left.
             files.remove_calibration()
             files.remove_sample()
+            files.remove_snapshots()
             if files == files.in_use():
                 files.remove_sources()
                 files.remove_deletions()
         files.sync()
-        return cls._of_table(created, files, Reading(files.readers))
+        return cls._of_table(connection, files, Reading(files.readers), most_bytes)
 
     @classmethod
-    def _of_table(cls, table: Any, files: IndexFiles, reading: Reading) -> Self:
+    def _of_table(
+        cls, connection: Any, files: IndexFiles, reading: Reading, most_bytes: int
+    ) -> Self:
+        def open_table() -> Any:
+            return connection.open_table(files.name)
+
+        table = open_table()
         manifest_json = tables.manifest_json(table)
         manifest = tables.parse_manifest(manifest_json, files)
-        return cls(table, files, manifest_json, manifest, files.read_calibration(), reading)
+        return cls(
+            table,
+            files,
+            manifest_json,
+            manifest,
+            files.read_calibration(),
+            reading,
+            open_table,
+            most_bytes,
+        )
 
     def _save_calibration(self, calibration: Calibration) -> None:
         with self._errors():
@@ -181,6 +213,22 @@ class EmbeddedIndex(VectorIndex):
     def _query(
         self, embeddings: Embeddings, top_k: int, filter_: Filter | None, *, thumbnails: bool
     ) -> list[list[Match]]:
+        with self._errors():
+            view = self._resident.view()
+            if view is not None:
+                try:
+                    return nearest(
+                        view,
+                        self._manifest.metric,
+                        embeddings,
+                        top_k,
+                        filter_,
+                        thumbnails=thumbnails,
+                    )
+                except (OSError, RuntimeError, ValueError) as exc:
+                    # Files of its version may be removed before a filter is looked up.
+                    if "not found" not in str(exc).lower():
+                        raise
         columns = tables.columns(thumbnails=thumbnails)
         return self._read(lambda: self._find(embeddings, top_k, filter_, columns))
 
@@ -336,8 +384,14 @@ class EmbeddedIndex(VectorIndex):
             upkeep.tidy(self._table, self.files, self._manifest.metric)
             self.files.sync()
             remove_former(self.files)
+        try:
+            with self._errors():
+                self._resident.refresh_snapshot()
+        except StoreError as exc:
+            _log.warning("no snapshot was written, and searches are slower: %s", exc.in_full)
 
     def close(self) -> None:
+        self._resident.close()
         del self._table
         self._reading.close()
 
@@ -354,7 +408,7 @@ class EmbeddedIndex(VectorIndex):
         with self._errors(), writing(self.files.lock):
             self._check_not_replaced()
             if self.files.in_use().generation > self.files.generation:
-                raise self._replaced()
+                raise _replaced(self.files)
             yield
 
     def _has_words(self) -> bool:
@@ -381,12 +435,12 @@ class EmbeddedIndex(VectorIndex):
                     raise
                 return read()
 
-    def _check_not_replaced(self) -> None:
-        """An open table goes on with another one that takes its place, and maybe its model's."""
-        if tables.manifest_json(self._table) != self._manifest_json:
-            raise self._replaced()
 
-    def _replaced(self) -> StoreError:
-        return StoreError(
-            "the index was replaced by another: open it again", details=self.files.table
-        )
+def _check_not_replaced(table: Any, manifest_json: bytes | None, files: IndexFiles) -> None:
+    """An open table goes on with another one that takes its place, and maybe its model's."""
+    if tables.manifest_json(table) != manifest_json:
+        raise _replaced(files)
+
+
+def _replaced(files: IndexFiles) -> StoreError:
+    return StoreError("the index was replaced by another: open it again", details=files.table)

@@ -24,8 +24,9 @@ _SECONDS_FOR_WRITERS: Final = 60.0
 class Succession:
     """What becomes of `former`; its files are the next generation. Only one process makes it."""
 
-    def __init__(self, former: EmbeddedIndex) -> None:
+    def __init__(self, former: EmbeddedIndex, most_bytes: int) -> None:
         self.former = former
+        self._most_bytes = most_bytes
         self._files = former.files.next()
 
     def open(self) -> EmbeddedIndex | None:
@@ -33,13 +34,13 @@ class Succession:
         with errors_of_the_store(self._files.table):
             if not self._files.has_table():
                 return None
-            return EmbeddedIndex.open(self._files, Reading(self._files.readers))
+            return EmbeddedIndex.open(self._files, Reading(self._files.readers), self._most_bytes)
 
     def create(self, manifest: Manifest, recipe: Recipe | None) -> EmbeddedIndex:
         """A new, empty one, in place of what there is. Raises StoreError."""
         with errors_of_the_store(self._files.table):
             remove(self._files)
-            return EmbeddedIndex.create(self._files, manifest, recipe)
+            return EmbeddedIndex.create(self._files, manifest, recipe, self._most_bytes)
 
     @contextmanager
     def writers_waiting(self) -> Iterator[None]:

@@ -1,0 +1,303 @@
+"""The rows of one version of the table in files that all processes map, and FAISS's index of them.
+
+A row is known by its address in the table: what is there never changes, as updates and compaction
+write rows anew elsewhere. So a snapshot is right for all rows whose addresses the table still has.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from image_search.stores.embedded.search_library import faiss
+from image_search.stores.embedded.table import embeddings_of
+from image_search.values import DIMENSION, Embeddings, Metric
+
+Addresses = NDArray[np.int64]
+# Positions of rows in a part of the index.
+Positions = NDArray[np.intp]
+Mask = NDArray[np.bool_]
+
+_FORMAT: Final = 1
+COLUMNS: Final = ["id", "label", "metadata", "thumbnail"]
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("metadata", pa.string()),
+        pa.field("thumbnail", pa.binary()),
+    ]
+)
+_ROWS_OF_A_BATCH: Final = 2048
+_ROWS_ADDED_AT_ONCE: Final = 16_384
+
+# 4-bit codes of 256 parts of two numbers each, of what is left after the nearest of the partitions'
+# centres: measured beside others with `python -m benchmarks.stores`.
+_CODES: Final = "PQ256x4fsr"
+_PARTITIONS_PER_ROOT: Final = 1.15
+_TRAINING_ROWS_PER_PARTITION: Final = 64
+_MIN_TRAINING_ROWS: Final = 4096
+_ITERATIONS: Final = 10
+# Code, number in FAISS, address and label.
+BYTES_A_ROW: Final = 128 + 8 + 8 + 8
+
+
+class DamagedSnapshotError(Exception):
+    """The files of a snapshot are not whole, or of another table."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is shown of rows, by position: batches with `size` rows each, but for the last."""
+
+    batches: Sequence[tuple[pa.Array, ...]]
+    size: int
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> Self:
+        """The rows of a table in memory."""
+        return cls([tuple(_column(rows, name) for name in COLUMNS)], max(1, len(rows)))
+
+    def __getitem__(self, position: int) -> tuple[str, str | None, str, bytes]:
+        """Id, label, metadata in JSON and thumbnail."""
+        batch, row = divmod(position, self.size)
+        id_, label, metadata, thumbnail = self.batches[batch]
+        return (
+            id_[row].as_py(),
+            label[row].as_py(),
+            metadata[row].as_py(),
+            thumbnail[row].as_py() or b"",
+        )
+
+    @cached_property
+    def labels(self) -> tuple[list[str | None], NDArray[np.intp]]:
+        """The labels that there are, and the number of each row's among them."""
+        column = pa.chunked_array([batch[1] for batch in self.batches], pa.string())
+        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+        return encoded.dictionary.to_pylist(), np.asarray(encoded.indices, np.intp)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All rows that a version of the table had, by position, and FAISS's index of them."""
+
+    version: int
+    addresses: Addresses
+    vectors: Embeddings
+    rows: Rows
+    codes: Any
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def one_of_each_fragment(self, alive: Mask) -> Positions:
+        """A row of each of the table's fragments, whose number is in the address."""
+        positions = np.flatnonzero(alive)
+        fragments = self.addresses[positions] >> 32
+        return positions[np.unique(fragments, return_index=True)[1]]
+
+
+def are_among(addresses: Addresses, others: Addresses) -> Mask:
+    """Which of the addresses are among others, which are in order."""
+    if len(others) == 0:
+        return np.zeros(len(addresses), np.bool_)
+    places = np.minimum(np.searchsorted(others, addresses), len(others) - 1)
+    return np.asarray(others[places] == addresses)
+
+
+def normalised(vectors: Embeddings, metric: Metric) -> Embeddings:
+    """What FAISS compares: for cosine, all have length 1."""
+    if metric != "cosine":
+        return np.ascontiguousarray(vectors)
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return np.asarray(vectors / lengths[:, np.newaxis], np.float32)
+
+
+def flat_index(vectors: Embeddings, metric: Metric) -> Any:
+    """FAISS's index that compares all vectors."""
+    index = faiss.IndexFlat(DIMENSION, _faiss_metric(metric))
+    index.add(normalised(vectors, metric))
+    return index
+
+
+def versions_in(folder: Path) -> list[int]:
+    """The versions that there are snapshots of, newest first."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def open_snapshot(folder: Path, version: int, identity: bytes) -> Snapshot:
+    """Map the files of a snapshot of the table whose manifest is `identity`.
+
+    Raises DamagedSnapshotError, and OSError where it was removed meanwhile.
+    """
+    place = folder / str(version)
+    try:
+        facts = json.loads((place / "facts.json").read_bytes())
+        if facts["format"] != _FORMAT or facts["table"] != _digest(identity):
+            raise DamagedSnapshotError("it is of another table or version")
+        for name, size in facts["sizes"].items():
+            if (place / name).stat().st_size != size:
+                raise DamagedSnapshotError(f"{name} is not whole")
+        for name, checksum in facts["checksums"].items():
+            if zlib.crc32((place / name).read_bytes()) != checksum:
+                raise DamagedSnapshotError(f"{name} is damaged")
+        addresses = np.load(place / "addresses.npy")
+        vectors = np.load(place / "vectors.npy", mmap_mode="r")
+        codes = faiss.read_index(str(place / "codes.faiss"))
+        with pa.memory_map(str(place / "rows.arrow")) as file:
+            reader = pa.ipc.open_file(file)
+            batches = [
+                tuple(reader.get_batch(number).columns)
+                for number in range(reader.num_record_batches)
+            ]
+    except (ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException) as exc:
+        raise DamagedSnapshotError(f"it cannot be read: {exc}") from exc
+    rows = Rows(batches, _ROWS_OF_A_BATCH)
+    return Snapshot(version, addresses, np.asarray(vectors), rows, codes)
+
+
+def write_snapshot(
+    table: Any,
+    folder: Path,
+    identity: bytes,
+    metric: Metric,
+    former: Snapshot | None,
+    sync: Callable[[], None],
+    go_on: Callable[[], bool],
+) -> bool:
+    """Write the rows of a table, which stays at its version, in place of what is in the folder.
+
+    Only one process may do it at a time. The partitions and codes of `former` are used again where
+    it has half as many rows or more. `sync` makes files durable. Returns False where `go_on` did
+    and nothing was written. Raises OSError.
+    """
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if not path.name.isdecimal():  # left by a process that was killed
+            shutil.rmtree(path)
+    version = int(table.version)
+    place = folder / f"{version}.tmp"
+    place.mkdir()
+    try:
+        if not _write_files(table, place, identity, metric, former, go_on):
+            return False
+        sync()
+        target = folder / str(version)
+        if target.exists():  # damaged
+            shutil.rmtree(target)
+        place.rename(target)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    for other in versions_in(folder):
+        if other != version:
+            shutil.rmtree(folder / str(other))
+    return True
+
+
+def _write_files(
+    table: Any,
+    place: Path,
+    identity: bytes,
+    metric: Metric,
+    former: Snapshot | None,
+    go_on: Callable[[], bool],
+) -> bool:
+    count = table.count_rows()
+    addresses = np.empty(count, np.int64)
+    vectors = np.lib.format.open_memmap(
+        place / "vectors.npy", "w+", np.float32, shape=(count, DIMENSION)
+    )
+    written = 0
+    with pa.OSFile(str(place / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as out:
+        for batch in _in_batches(table):
+            if not go_on():
+                return False
+            end = written + len(batch)
+            addresses[written:end] = batch["_rowid"].to_numpy()
+            vectors[written:end] = embeddings_of(batch)
+            columns = [_column(batch, name) for name in COLUMNS]
+            out.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+            written = end
+    vectors.flush()
+    if written != count:
+        raise OSError("the table has not all of its rows")
+    if former is not None and 2 * len(former) >= count:
+        codes = faiss.clone_index(former.codes)
+        codes.reset()
+    else:
+        codes = _untrained(count, metric)
+        size = max(_MIN_TRAINING_ROWS, _TRAINING_ROWS_PER_PARTITION * codes.nlist)
+        chosen = np.random.default_rng(0).choice(count, min(size, count), replace=False)
+        codes.train(normalised(vectors[np.sort(chosen)], metric))
+    for start in range(0, count, _ROWS_ADDED_AT_ONCE):
+        if not go_on():
+            return False
+        codes.add(normalised(vectors[start : start + _ROWS_ADDED_AT_ONCE], metric))
+    faiss.write_index(codes, str(place / "codes.faiss"))
+    np.save(place / "addresses.npy", addresses)
+    facts = {
+        "format": _FORMAT,
+        "table": _digest(identity),
+        "sizes": {path.name: path.stat().st_size for path in place.iterdir()},
+        "checksums": {
+            name: zlib.crc32((place / name).read_bytes())
+            for name in ("addresses.npy", "codes.faiss")
+        },
+    }
+    (place / "facts.json").write_text(json.dumps(facts))
+    return True
+
+
+def _in_batches(table: Any) -> Iterator[pa.Table]:
+    """All rows in batches of one size, but for the last."""
+    query = table.search().with_row_id(with_row_id=True).select([*COLUMNS, "embedding", "_rowid"])
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in query.limit(None).to_batches():
+        waiting.append(batch)
+        rows += len(batch)
+        if rows >= _ROWS_OF_A_BATCH:
+            joined = pa.Table.from_batches(waiting)
+            whole = rows - rows % _ROWS_OF_A_BATCH
+            for start in range(0, whole, _ROWS_OF_A_BATCH):
+                yield joined.slice(start, _ROWS_OF_A_BATCH)
+            waiting = joined.slice(whole).to_batches()
+            rows -= whole
+    if rows:
+        yield pa.Table.from_batches(waiting)
+
+
+def _untrained(count: int, metric: Metric) -> Any:
+    partitions = max(1, round(_PARTITIONS_PER_ROOT * math.sqrt(count)))
+    codes = faiss.index_factory(DIMENSION, f"IVF{partitions},{_CODES}", _faiss_metric(metric))
+    codes.cp.niter = _ITERATIONS
+    codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = 1
+    return codes
+
+
+def _faiss_metric(metric: Metric) -> Any:
+    return faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
+
+
+def _column(rows: pa.Table, name: str) -> pa.Array:
+    column = rows[name].combine_chunks()
+    return column.storage if isinstance(column, pa.ExtensionArray) else column
+
+
+def _digest(identity: bytes) -> str:
+    return hashlib.sha256(identity).hexdigest()
