@@ -85,23 +85,28 @@ class Recent:
 
 @dataclass(frozen=True)
 class View:
-    """One version of the table, at which `table` stays. `alive` are the snapshot's rows in it."""
+    """One version of the table, at which `table` stays. `alive` are the snapshot's rows in it.
 
+    Two of one `history` have the same row where they have the same address.
+    """
+
+    history: int
     version: int
     table: Any
     snapshot: Snapshot | None
     alive: Mask
     recent: Recent
-    _passing: dict[Filter, tuple[Mask, Mask]] = field(default_factory=dict)
+    _passing: dict[str, tuple[Mask, Mask]] = field(default_factory=dict)
 
     def passing(self, filter_: Filter | None) -> tuple[Mask, Mask | None]:
         """Which rows of the snapshot, and which recent ones, pass the filter; None for all."""
         if filter_ is None:
             return self.alive, None
-        # Where two threads find out at once, both find the same.
-        masks = self._passing.get(filter_)
+        # By its SQL, as filters for 0 and for false are equal. Two threads may both find out.
+        condition = filter_sql(filter_)
+        masks = self._passing.get(condition)
         if masks is None:
-            query = self.table.search().where(filter_sql(filter_)).with_row_id(with_row_id=True)
+            query = self.table.search().where(condition).with_row_id(with_row_id=True)
             addresses = _addresses_in(query.select(["_rowid"]).limit(None).to_arrow())
             addresses.sort()
             old = self.alive
@@ -110,7 +115,7 @@ class View:
             masks = (old, are_among(self.recent.addresses, addresses))
             while len(self._passing) >= _FILTERS_REMEMBERED:
                 self._passing.pop(next(iter(self._passing)), None)
-            self._passing[filter_] = masks
+            self._passing[condition] = masks
         return masks
 
 
@@ -142,6 +147,7 @@ class Resident:
         # when it is believed if it says that there is no newer one.
         self._looking = threading.Lock()
         self._version = -1
+        self._history = 0
         self._folder = (0, 0)
         self._folder_since = 0.0
         self._believed_until = -math.inf
@@ -153,6 +159,7 @@ class Resident:
         self._fits = True
         self._thread: threading.Thread | None = None
         self._not_before = -math.inf
+        self._told = ""
         self._closing = threading.Event()
 
     def view(self) -> View | None:
@@ -160,8 +167,8 @@ class Resident:
         if self._most_bytes == 0:
             return None
         version = self._newest()
-        view = self._view
-        if view is not None and view.version == version:
+        view = self._view_at(version)
+        if view is not None:
             return view
         if self._without == version:
             return None
@@ -210,11 +217,17 @@ class Resident:
             if folder[0] != self._folder[0] or version < self._version:
                 # The folder was put in place of another, or put back to an earlier state: rows of
                 # the same address may be others.
-                self._view, self._without, self._is_large = None, -1, None
+                self._history += 1
+                self._without, self._is_large = -1, None
             self._folder, self._version = folder, version
             settled = now - self._folder_since >= _SECONDS_OF_A_TICK
             self._believed_until = now + _SECONDS_BETWEEN_LOOKS if settled else -math.inf
             return version
+
+    def _view_at(self, version: int) -> View | None:
+        view = self._view
+        there = view is not None and (view.history, view.version) == (self._history, version)
+        return view if there else None
 
     def _at(self, version: int) -> Any:
         table = self._open_table()
@@ -224,11 +237,14 @@ class Resident:
     def _follow(self, version: int) -> View | None:
         """Make the view of a version, if there can be one now."""
         with self._making:
-            view = self._view
-            if view is not None and view.version == version:
+            view = self._view_at(version)
+            if view is not None:
                 return view
+            former = self._view
+            if former is not None and former.history != self._history:
+                former = None
             try:
-                view = self._view_of(version, view)
+                view = self._view_of(version, former)
             except _ERRORS as exc:
                 # The table is searched in its place, and raises what has to be told.
                 _log.debug("no view of version %d: %s", version, exc)
@@ -240,6 +256,7 @@ class Resident:
             return view
 
     def _view_of(self, version: int, former: View | None) -> View | None:
+        history = self._history
         table = self._at(version)
         addresses = _addresses_of(table)
         self._is_large = len(addresses) > _MOST_ROWS_FOLLOWED_AT_ONCE
@@ -262,7 +279,7 @@ class Resident:
         # With a copy of vectors in FAISS.
         needed = 2 * recent.table.nbytes + BYTES_A_ROW * len(alive)
         self._fits = needed <= self._most_bytes
-        return View(version, table, snapshot, alive, recent) if self._fits else None
+        return View(history, version, table, snapshot, alive, recent) if self._fits else None
 
     def _recent(self, table: Any, addresses: Addresses, former: View | None) -> Recent:
         known: list[pa.Table] = []
@@ -284,7 +301,12 @@ class Resident:
         """The newest one on disk that is whole, and of this table."""
         for version in versions_in(self._files.snapshots):
             view = self._view
-            if view is not None and view.snapshot is not None and view.snapshot.version == version:
+            if (
+                view is not None
+                and view.history == self._history
+                and view.snapshot is not None
+                and view.snapshot.version == version
+            ):
                 return view.snapshot
             if version > table.version:
                 continue
@@ -348,7 +370,7 @@ class Resident:
                 if view is None and self._fits and time.monotonic() >= self._not_before:
                     self._write_in_background()
                     view = self._follow(self._version)
-                if not self._fits or (view is not None and view.version == self._version):
+                if not self._fits or (view is not None and self._view_at(self._version) is view):
                     return
             self._closing.wait(_SECONDS_BETWEEN_TRIES)
 
@@ -358,7 +380,9 @@ class Resident:
         try:
             written = self.refresh_snapshot()
         except _ERRORS as exc:
-            _log.warning("no snapshot could be written, and searches are slower: %s", exc)
+            if str(exc) != self._told:
+                _log.warning("no snapshot could be written, and searches are slower: %s", exc)
+            self._told = str(exc)
         now = time.monotonic()
         pause = _PAUSE_PER_WRITING * (now - started)
         self._not_before = now + (pause if written else max(pause, _SECONDS_AFTER_FAILURE))

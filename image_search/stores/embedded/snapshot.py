@@ -135,7 +135,7 @@ def versions_in(folder: Path) -> list[int]:
     """The versions that there are snapshots of, newest first."""
     try:
         names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
@@ -219,23 +219,26 @@ def _write_files(
 ) -> bool:
     count = table.count_rows()
     addresses = np.empty(count, np.int64)
-    vectors = np.lib.format.open_memmap(
-        place / "vectors.npy", "w+", np.float32, shape=(count, DIMENSION)
-    )
     written = 0
-    with pa.OSFile(str(place / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as out:
+    # Written, not mapped: on a full disk, the system ends who writes to a map.
+    with (
+        (place / "vectors.npy").open("wb") as vectors_file,
+        pa.OSFile(str(place / "rows.arrow"), "wb") as rows_file,
+        pa.ipc.new_file(rows_file, _SCHEMA) as rows,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, DIMENSION)}
+        np.lib.format.write_array_header_1_0(vectors_file, header)
         for batch in _in_batches(table):
             if not go_on():
                 return False
-            end = written + len(batch)
-            addresses[written:end] = batch["_rowid"].to_numpy()
-            vectors[written:end] = embeddings_of(batch)
+            addresses[written : written + len(batch)] = batch["_rowid"].to_numpy()
+            vectors_file.write(embeddings_of(batch).tobytes())
             columns = [_column(batch, name) for name in COLUMNS]
-            out.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-            written = end
-    vectors.flush()
+            rows.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+            written += len(batch)
     if written != count:
         raise OSError("the table has not all of its rows")
+    vectors = np.load(place / "vectors.npy", mmap_mode="r")
     if former is not None and 2 * len(former) >= count:
         codes = faiss.clone_index(former.codes)
         codes.reset()
