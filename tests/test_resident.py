@@ -21,6 +21,7 @@ from image_search.stores import create_index, open_index
 from image_search.stores.embedded import index as embedded
 from image_search.stores.embedded import resident
 from image_search.stores.embedded.files import IndexFiles
+from image_search.stores.embedded.snapshot import versions_in
 from image_search.values import DIMENSION
 from tests.support.indexes import MODEL, snapshots_after_writes
 
@@ -66,7 +67,12 @@ def snapshots_of(settings: Settings) -> Path:
 
 
 def newest(settings: Settings) -> Path:
-    return max(snapshots_of(settings).iterdir(), key=lambda path: int(path.name))
+    """The snapshot that there is, which another thread may be writing."""
+    deadline = time.monotonic() + 60
+    while not (versions := versions_in(snapshots_of(settings))):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return snapshots_of(settings) / str(versions[0])
 
 
 def assert_answers(index: VectorIndex, expected: list[Record]) -> None:

@@ -122,6 +122,11 @@ class IndexFiles:
         return self.table / "_versions"
 
     @property
+    def data(self) -> Path:
+        """The folder of the table's rows; a table that never had any has none."""
+        return self.table / "data"
+
+    @property
     def snapshots(self) -> Path:
         """The folder of snapshots of the table; see snapshot.py."""
         return self.folder / f"{self.name}.snapshots"

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
@@ -143,12 +144,12 @@ class Resident:
         self._most_bytes = most_bytes
         self._open_table = open_table
         self._check = check
-        # The newest version, how the folder of versions was then, since when it is so, and until
-        # when it is believed if it says that there is no newer one.
+        # The newest version, how the table's folders were then, since when it is so, and until
+        # when they are believed if they say that there is no newer one.
         self._looking = threading.Lock()
         self._version = -1
         self._history = 0
-        self._folder = (0, 0)
+        self._folders = ((0, 0), (0, 0))
         self._folder_since = 0.0
         self._believed_until = -math.inf
         # The view of the newest version, or of one before; and a version that there is none of.
@@ -206,23 +207,44 @@ class Resident:
         """The newest version that there is."""
         with self._looking:
             now = time.monotonic()
-            status = self._files.versions.stat()
-            folder = (status.st_ino, status.st_mtime_ns)
-            if folder == self._folder and now < self._believed_until:
+            folders = (_state_of(self._files.versions), _state_of(self._files.data))
+            if folders == self._folders and now < self._believed_until:
                 return self._version
             self._check()
             version = int(self._table.version)
-            if folder != self._folder:
+            versions, data = folders
+            if folders != self._folders:
                 self._folder_since = now
-            if folder[0] != self._folder[0] or version < self._version:
+            if (
                 # The folder was put in place of another, or put back to an earlier state: rows of
                 # the same address may be others.
+                versions[0] != self._folders[0][0]
+                or version < self._version
+                or (version == self._version and data != self._folders[1] and self._is_damaged())
+            ):
                 self._history += 1
                 self._without, self._is_large = -1, None
-            self._folder, self._version = folder, version
+            self._folders, self._version = folders, version
             settled = now - self._folder_since >= _SECONDS_OF_A_TICK
             self._believed_until = now + _SECONDS_BETWEEN_LOOKS if settled else -math.inf
             return version
+
+    def _is_damaged(self) -> bool:
+        """Whether rows of the view can no longer be read from the table."""
+        view = self._view
+        if view is None:
+            return False
+        parts = [view.recent.addresses]
+        if view.snapshot is not None:
+            parts.append(view.snapshot.addresses[view.alive])
+        addresses = np.sort(np.concatenate(parts))
+        # The last of each fragment, whose number is in the address.
+        last = addresses[np.append(np.diff(addresses >> 32) > 0, [True] * (len(addresses) > 0))]
+        try:
+            query = self._table.take_row_ids(last.tolist()).select([*COLUMNS, "embedding"])
+            return len(query.to_arrow()) != len(last)
+        except _ERRORS:
+            return True
 
     def _view_at(self, version: int) -> View | None:
         view = self._view
@@ -392,6 +414,15 @@ def _has_most(snapshot: Snapshot, addresses: Addresses) -> bool:
     """Whether what a snapshot lacks is few enough to be in memory."""
     kept = int(are_among(snapshot.addresses, addresses).sum())
     return len(addresses) - kept <= _MOST_ROWS_IN_MEMORY and 2 * kept >= len(snapshot)
+
+
+def _state_of(folder: Path) -> tuple[int, int]:
+    """Another one when a file of it came or went; that of none is (0, 0)."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
 
 
 def _addresses_of(table: Any) -> Addresses:
