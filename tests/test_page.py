@@ -26,6 +26,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from image_search import videos
 from image_search.calibration import PAIR_LEVELS, Calibration, PairScores
 from image_search.embedding import Embedder
 from image_search.index import Record, VectorIndex
@@ -1250,7 +1251,7 @@ def test_a_video_is_found_once_and_played_from_the_moment_that_was_found(
     assert Axe().run(page).response["violations"] == []
     page.keyboard.press("Escape")
     expect(page.locator("#viewer")).to_be_hidden()
-    assert page.locator("#viewer-video").get_attribute("src") is None
+    wait_until(lambda: page.locator("#viewer-video").get_attribute("src") is None)
     # Each frame by itself.
     page.get_by_label("Each video once").uncheck()
     assert len(shown(page, SECONDS + 2)) == SECONDS + 2
@@ -1337,6 +1338,18 @@ def test_a_video_is_searched_with_as_a_picture_is(
     assert picture.evaluate("it => it.naturalWidth") == 320
     page.get_by_role("button", name="Part of it").click()
     expect(page.locator("#crop")).to_be_visible()
+
+
+def test_frames_are_sent_to_a_service_that_reads_no_videos(
+    open_page: Callable[..., Page],
+    films: str,
+    originals: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(videos, "is_available", lambda: False)
+    page = open_page(films)
+    upload(page, (originals / "clips" / "été.webm").read_bytes(), "film.webm", "video/webm")
+    assert shown(page, 3)[0] == "clips/été.webm"
 
 
 def test_of_a_large_video_frames_are_sent(

@@ -22,18 +22,22 @@ const SHARES_OF_A_LARGE_VIDEO = Array.from({ length: 16 }, (_, number) => (numbe
  * So is a video, unless it is a large one: of that some frames are.
  *
  * @param {Blob} file
+ * @param {boolean} [asFrames] whether frames of any video are wanted
  * @returns {Promise<{upload: Blob[], preview: string | null, shown: Blob | null}>}
  */
-export async function prepare(file) {
+export async function prepare(file, asFrames = file.size > MAX_VIDEO_BYTES) {
   const { upload, preview: tiny, shown } = await preparePicture(file);
   if (tiny || !file.type.startsWith("video/")) return { upload: [upload], preview: tiny, shown };
-  return prepareVideo(file);
+  return prepareVideo(file, asFrames);
 }
 
-/** @param {Blob} file */
-async function prepareVideo(file) {
+/**
+ * @param {Blob} file
+ * @param {boolean} asFrames
+ */
+async function prepareVideo(file, asFrames) {
   const frames = [];
-  const times = file.size > MAX_VIDEO_BYTES ? SHARES_OF_A_LARGE_VIDEO : [MIDDLE];
+  const times = asFrames ? SHARES_OF_A_LARGE_VIDEO : [MIDDLE];
   const source = URL.createObjectURL(file);
   const video = element("video", { muted: true, playsInline: true, preload: "auto", src: source });
   try {

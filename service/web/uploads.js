@@ -5,7 +5,7 @@
  * @import { Uploaded } from "./search.js"
  */
 
-import { request } from "./api.js";
+import { ProblemError, request } from "./api.js";
 import { prepare } from "./pictures.js";
 import { encodeEmbedding, modelKey } from "./search.js";
 
@@ -24,14 +24,15 @@ export const uploaded = new Map();
  * @returns {Promise<Uploaded>}
  */
 export async function upload(file, signal, whole = null) {
-  const { upload: parts, preview, shown } = await prepare(file);
-  signal.throwIfAborted();
-  const answers = [];
-  for (const part of parts) {
-    const form = new FormData();
-    form.append("image", part, "picture");
-    answers.push(await request("embeddings", { form, signal }));
-  }
+  const prepared = await prepare(file);
+  const answers = await embed(prepared.upload, signal).catch(async (error) => {
+    if (!(error instanceof ProblemError) || error.code !== "no_video_support") throw error;
+    // The browser may read what the service does not.
+    const { upload: frames } = await prepare(file, true);
+    if (frames.length === 1) throw error;
+    return embed(frames, signal);
+  });
+  const { preview, shown } = prepared;
   const [first, ...others] = answers;
   const embedding = encodeEmbedding(meanOf(answers.map((answer) => answer.embedding)));
   if (preview && shown) {
@@ -41,6 +42,21 @@ export async function upload(file, signal, whole = null) {
   }
   const familiar = others.length === 0 ? first.familiar : null;
   return { embedding, model: modelKey(first.model), preview, familiar };
+}
+
+/**
+ * @param {Blob[]} parts
+ * @param {AbortSignal} signal
+ */
+async function embed(parts, signal) {
+  signal.throwIfAborted();
+  const answers = [];
+  for (const part of parts) {
+    const form = new FormData();
+    form.append("image", part, "picture");
+    answers.push(await request("embeddings", { form, signal }));
+  }
+  return answers;
 }
 
 /**
