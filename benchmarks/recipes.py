@@ -263,12 +263,13 @@ def sizes(data: DataSet) -> Table:
 def forms(data: DataSet, size: int, fit: str) -> Table:
     """The form that was chosen, and it with one thing changed."""
     chosen = form_for(size)
-    average = replace(chosen.pooling, exponent=1)
-    maximum = replace(chosen.pooling, exponent=8)
+    poolings = {exponent: replace(chosen.pooling, exponent=exponent) for exponent in (1, 3, 5, 8)}
     others = {
         "chosen": chosen,
-        "averages": replace(chosen, pooling=average),
-        "generalised mean of exponent 8": replace(chosen, pooling=maximum),
+        **{
+            f"exponent {exponent}": replace(chosen, pooling=pooling)
+            for exponent, pooling in poolings.items()
+        },
         "blocks not at unit length": replace(chosen, unit_blocks=False),
         **{f"power {power}": replace(chosen, power=power) for power in (0.5, 1, 1.4, 2)},
         **{
@@ -276,7 +277,7 @@ def forms(data: DataSet, size: int, fit: str) -> Table:
             for one, other in ((0.25, 1), (0.5, 1), (1, 1))
         },
     }
-    seen = Seen.of(data, size, data.maxima(size), (chosen.pooling, average, maximum))
+    seen = Seen.of(data, size, data.maxima(size), tuple(poolings.values()))
     rows = [[name, *seen.precision(seen.fit(fit, form)).cells()] for name, form in others.items()]
     title = f"{data.name}: choosing what is projected, at {size} pixels, {fit}"
     return Table(title, ["form", "P@1", "P@10", "mAP"], rows)

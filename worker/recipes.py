@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _LARGE_INPUT: Final = 128
 _POOLING: Final = Pooling((4, 5), 3)
 _SMALL: Final = Form(_POOLING, 0.5, unit_blocks=True, weights=(1, 1))
-_LARGE: Final = Form(_POOLING, 1.4, unit_blocks=True, weights=(0.5, 1))
+_LARGE: Final = Form(Pooling((4, 5), 8), 1.4, unit_blocks=True, weights=(0.5, 1))
 
 IMAGES: Final = 10_000
 LEAST_IMAGES: Final = 100

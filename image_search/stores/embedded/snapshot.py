@@ -43,7 +43,7 @@ _ROWS_OF_A_BATCH: Final = 2048
 _ROWS_ADDED_AT_ONCE: Final = 16_384
 
 # 4-bit codes of 256 parts of two numbers each, of what is left after the nearest of the partitions'
-# centres: measured beside others with `python -m benchmarks.stores`.
+# centres.
 _CODES: Final = "PQ256x4fsr"
 _PARTITIONS_PER_ROOT: Final = 1.15
 _TRAINING_ROWS_PER_PARTITION: Final = 64
