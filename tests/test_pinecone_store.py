@@ -305,9 +305,11 @@ def test_flush_says_so_when_the_index_stays_behind(
 
 @pytest.mark.slow
 def test_flush_waits_for_the_newest_write_where_an_older_one_is_answered_last(
-    emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    unchecked: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "0.6")
+    emulator = unchecked
+    # So long it waits, and so long a request may take.
+    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "3")
     emulator.put_index("images")
     index = create()
     emulator.stale_writes = 1
