@@ -297,7 +297,7 @@ def test_two_services_see_a_running_ingest_and_end_in_order() -> None:
         assert run("worker", "ingest", "sample", "--limit", "20")[0] == 0
         wait_until(lambda: all(each.health() == 200 for each in services))
         worker = subprocess.Popen(
-            [sys.executable, "-c", OFTEN, "ingest", "sample", "--limit", "400"],
+            [sys.executable, "-c", OFTEN, "ingest", "sample"],
             env={**os.environ, "IMAGE_SEARCH_WEIGHTS": "bundled"},
         )
         seen: list[set[int]] = [set(), set()]
@@ -313,9 +313,9 @@ def test_two_services_see_a_running_ingest_and_end_in_order() -> None:
             return worker.poll() is not None
 
         wait_until(watch)
-        wait_until(lambda: all(each.health() == 200 and each.count() == 400 for each in services))
+        wait_until(lambda: all(each.health() == 200 and each.count() == 1000 for each in services))
         for counts in seen:
-            assert any(20 < number < 400 for number in counts), "no progress was seen"
+            assert any(20 < number < 1000 for number in counts), "no progress was seen"
         for each in services:
             each.process.terminate()
             _, err = each.process.communicate(timeout=30)

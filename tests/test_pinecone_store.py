@@ -309,7 +309,7 @@ def test_flush_waits_for_the_newest_write_where_an_older_one_is_answered_last(
 ) -> None:
     emulator = unchecked
     # So long it waits, and so long a request may take.
-    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "3")
+    monkeypatch.setenv("IMAGE_SEARCH_STORE_TIMEOUT", "1")
     emulator.put_index("images")
     index = create()
     emulator.stale_writes = 1
