@@ -329,14 +329,14 @@ class VectorIndex(ABC):
         Raises RecordError for a cursor that the store does not know for one of its own.
         """
 
-    def ids(self) -> Iterator[str]:
-        """All ids, in any order."""
-        page = self.list_ids(limit=_IDS_AT_ONCE)
+    def ids(self, prefix: str = "") -> Iterator[str]:
+        """All ids that begin with `prefix`, in any order."""
+        page = self.list_ids(prefix=prefix, limit=_IDS_AT_ONCE)
         while True:
             yield from page.ids
             if not page.cursor:
                 return
-            page = self.list_ids(limit=_IDS_AT_ONCE, cursor=page.cursor)
+            page = self.list_ids(prefix=prefix, limit=_IDS_AT_ONCE, cursor=page.cursor)
 
     @abstractmethod
     def labels(self) -> dict[str, int | None]:

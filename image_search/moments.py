@@ -57,13 +57,8 @@ def seconds_of(id_: str) -> float:
 
 def in_time(video: str, ids: Iterable[str]) -> list[str]:
     """Those of the ids that are a video's frames, by their time."""
-    frames = [(_seconds(id_.removeprefix(frame_prefix(video))), id_) for id_ in ids]
-    return [id_ for seconds, id_ in sorted(frames, key=lambda frame: frame[0]) if seconds >= 0]
-
-
-def _seconds(text: str) -> float:
-    """Less than zero for what is no time."""
-    return float(text) if text.replace(".", "", 1).isdecimal() else -1
+    stem = frame_stem(video)
+    return sorted((id_ for id_ in ids if item_of(id_) == stem != id_), key=seconds_of)
 
 
 def spread(frames: Sequence[T], most: int = MOST_QUERY_FRAMES) -> list[T]:

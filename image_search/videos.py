@@ -9,7 +9,6 @@ as it likes.
 import json
 import os
 import re
-import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from PIL import Image
 
 from image_search import file_metadata
 from image_search.decoding.files import open_memory, write_whole
-from image_search.decoding.starting import start
+from image_search.decoding.starting import how_it_ended, start
 from image_search.errors import (
     ImageError,
     ImageTooCostlyError,
@@ -154,7 +153,6 @@ class VideoFrames:
                 self._process = start("video", (other.fileno(), descriptor))
             finally:
                 os.close(descriptor)
-        self._late = False
         self.position = 0.0
         self.damage = ""
         task = {
@@ -219,16 +217,7 @@ class VideoFrames:
                 raise self._failure("late")
             return self._connection.recv_bytes()
         except (EOFError, OSError) as exc:
-            raise self._failure(self._reason()) from exc
-
-    def _reason(self) -> str:
-        code = self._process.wait()
-        if code > 0:
-            raise RuntimeError(f"a decoding process ended with exit code {code}")
-        if code == -signal.SIGPROF:
-            return "time"
-        # The kernel does so where memory ends.
-        return "memory" if code == -signal.SIGKILL else "crashed"
+            raise self._failure(how_it_ended(self._process)) from exc
 
     def _failure(self, reason: str, message: str = "") -> ImageError:
         match reason:

@@ -21,8 +21,7 @@ from service.loaded_index import LoadedIndex
 GroupBy = Literal["none", "video"]
 
 # What the store is asked for at first, in matches wanted: some are duplicates, and videos have
-# several frames that are similar. At most 1.5 times the cost of a plain query: see
-# python -m benchmarks.moments
+# several frames that are similar. What it costs: python -m benchmarks.moments
 _SPARE: Final = 2
 _FRAMES_PER_VIDEO: Final = 3
 _MOST_SPARE_FRAMES: Final = 100

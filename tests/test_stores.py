@@ -930,6 +930,7 @@ def test_all_ids_are_given(create: Indexes) -> None:
     ids = [f"{kind}/{number}" for kind in ("a", "b") for number in range(130)]
     index.upsert([record(id_) for id_ in ids])
     assert sorted(index.ids()) == sorted(ids)
+    assert sorted(index.ids("b/")) == sorted(ids[130:])
 
 
 def test_an_index_keeps_where_its_sources_are(create: Indexes) -> None:

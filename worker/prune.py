@@ -18,7 +18,6 @@ _log = logging.getLogger(__name__)
 
 # What may be there, and was not looked at.
 _UNSEEN: Final = (Kind.UNREADABLE, Kind.BROKEN_LINK)
-_PAGE: Final = 10_000
 _AT_ONCE: Final = 1000
 
 
@@ -119,17 +118,12 @@ def _gone(index: VectorIndex, name: str, seen: SeenSource) -> tuple[dict[str, st
     What others have put under ids that begin like the source's is not the source's.
     """
     title = composed(as_text(name))
-    prefix = prefix_of_name(name)
     ids: list[str] = []
     items: set[int] = set()
-    cursor = ""
-    while True:
-        page = index.list_ids(prefix=prefix, limit=_PAGE, cursor=cursor)
-        items.update(hash(item_of(id_)) for id_ in page.ids)
-        ids += (id_ for id_ in page.ids if id_ not in seen)
-        cursor = page.cursor
-        if not cursor:
-            break
+    for id_ in index.ids(prefix_of_name(name)):
+        items.add(hash(item_of(id_)))
+        if id_ not in seen:
+            ids.append(id_)
     gone: dict[str, str] = {}
     for start in range(0, len(ids), _AT_ONCE):
         for id_, record in index.fetch(ids[start : start + _AT_ONCE], thumbnails=False).items():

@@ -157,15 +157,7 @@ def _place(video: str, time: float, duration: MetadataValue) -> Metadata:
 
 def frame_ids(index: VectorIndex, video: str) -> list[str]:
     """The ids of the frames that the index has of a video, by their times."""
-    prefix = frame_prefix(video)
-    ids: list[str] = []
-    cursor = ""
-    while True:
-        page = index.list_ids(prefix=prefix, limit=_AT_ONCE, cursor=cursor)
-        ids += page.ids
-        cursor = page.cursor
-        if not cursor:
-            return in_time(video, ids)
+    return in_time(video, index.ids(frame_prefix(video)))
 
 
 def fetch_all(index: VectorIndex, ids: list[str]) -> Iterator[Record]:

@@ -8,7 +8,6 @@ in memory and time, and replaced when they end by it:
 
 import json
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from PIL import Image
 from image_search import file_metadata, images
 from image_search.decoding.files import open_memory, read_and_empty, write_whole
 from image_search.decoding.plain import is_plain
-from image_search.decoding.starting import start
+from image_search.decoding.starting import how_it_ended, start
 from image_search.errors import (
     ImageError,
     ImageTooCostlyError,
@@ -223,7 +222,8 @@ class _Process:
             width, height = answer["size"]
             return answer, read_and_empty(self._file, 3 * width * height)
         except (EOFError, OSError):
-            return {"error": self._reason()}, None
+            reason = how_it_ended(self._process)
+            return {"error": "late" if self._late else reason}, None
         finally:
             timer.cancel()
 
@@ -241,14 +241,3 @@ class _Process:
     def _end_late(self) -> None:
         self._late = True
         self._process.kill()
-
-    def _reason(self) -> str:
-        code = self._process.wait()
-        if code > 0:
-            raise RuntimeError(f"a decoding process ended with exit code {code}")
-        if self._late:
-            return "late"
-        if code == -signal.SIGPROF:
-            return "time"
-        # The kernel does so where memory ends.
-        return "memory" if code == -signal.SIGKILL else "crashed"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,20 @@ _ENVIRONMENT: Final = {
 }
 # All else, keys among it, is none of a decoder's business.
 _INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+
+def how_it_ended(process: "subprocess.Popen[bytes]") -> str:
+    """Wait for a process that has closed its socket: `time`, `memory` or `crashed`.
+
+    Raises RuntimeError where it ended by itself, which is a defect.
+    """
+    code = process.wait()
+    if code > 0:
+        raise RuntimeError(f"a decoding process ended with exit code {code}")
+    if code == -signal.SIGPROF:
+        return "time"
+    # The kernel does so where memory ends.
+    return "memory" if code == -signal.SIGKILL else "crashed"
 
 
 def start(module: str, descriptors: Sequence[int]) -> "subprocess.Popen[bytes]":

@@ -38,7 +38,6 @@ _UPLOAD: Final = (
     "unsupported_media_type",
     "invalid_parameters",
 )
-_IDS_AT_ONCE: Final = 10_000
 _IMAGE_OR_VIDEO: Final = "Any image that Pillow reads, or a video."
 T = TypeVar("T")
 
@@ -337,13 +336,8 @@ async def _known(
 
 def _frames_of(index: VectorIndex, video: str) -> list[Record]:
     """Frames of a video that are spread over it; none where the index has none."""
-    prefix = frame_prefix(video)
-    page = index.list_ids(prefix=prefix, limit=_IDS_AT_ONCE)
-    ids = page.ids
-    while page.cursor:
-        page = index.list_ids(prefix=prefix, limit=_IDS_AT_ONCE, cursor=page.cursor)
-        ids = [*ids, *page.ids]
-    return list(index.fetch(spread(in_time(video, ids)), thumbnails=False).values())
+    ids = in_time(video, index.ids(frame_prefix(video)))
+    return list(index.fetch(spread(ids), thumbnails=False).values())
 
 
 async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -361,9 +361,10 @@ class EmbeddedIndex(VectorIndex):
         }
         return [found[id_] for id_ in ids if id_ in found]
 
-    def ids(self) -> Iterator[str]:
+    def ids(self, prefix: str = "") -> Iterator[str]:
         # One scan, as each page of the list would sort what is left.
-        rows = self._read(self._table.search().select(["id"]).limit(None).to_arrow)
+        query = self._table.search().where(prefix_sql(prefix)).select(["id"])
+        rows = self._read(query.limit(None).to_arrow)
         yield from rows["id"].to_pylist()
 
     def labels(self) -> dict[str, int | None]:

@@ -41,11 +41,10 @@ def nearest(
     # One thread a search, as several may be asked for at once.
     faiss.omp_set_num_threads(1)
     queries = normalised(embeddings, metric)
-    old_mask, recent_mask = view.passing(filter_)
+    mask, recent_mask = view.passing(filter_)
     recent = _among_recent(view.recent, queries, top_k, recent_mask)
     old: list[Positions] = [_NOWHERE] * len(embeddings)
     if view.snapshot is not None:
-        mask = old_mask if filter_ is None else old_mask & view.alive
         old = _among_old(view.snapshot, metric, queries, top_k, mask)
     return [
         _matches(view, metric, embedding, top_k, *candidates, thumbnails=thumbnails)

@@ -186,9 +186,9 @@ class Resident:
         Where another process is writing one, it does not.
         """
         table = self._at(int(self._table.version))
-        addresses = _addresses_of(table)
-        if not _MOST_ROWS_IN_MEMORY < len(addresses) <= self._most_bytes // BYTES_A_ROW:
+        if not _MOST_ROWS_IN_MEMORY < table.count_rows() <= self._most_bytes // BYTES_A_ROW:
             return False
+        addresses = _addresses_of(table)
         former = self._newest_snapshot(table, addresses)
         if former is not None:
             kept = int(are_among(former.addresses, addresses).sum())

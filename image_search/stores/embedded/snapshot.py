@@ -12,7 +12,6 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -49,8 +48,8 @@ _PARTITIONS_PER_ROOT: Final = 1.15
 _TRAINING_ROWS_PER_PARTITION: Final = 64
 _MIN_TRAINING_ROWS: Final = 4096
 _ITERATIONS: Final = 10
-# Code, number in FAISS, address and label.
-BYTES_A_ROW: Final = 128 + 8 + 8 + 8
+# Code, number in FAISS and address.
+BYTES_A_ROW: Final = 128 + 8 + 8
 
 
 class DamagedSnapshotError(Exception):
@@ -79,13 +78,6 @@ class Rows:
             metadata[row].as_py(),
             thumbnail[row].as_py() or b"",
         )
-
-    @cached_property
-    def labels(self) -> tuple[list[str | None], NDArray[np.intp]]:
-        """The labels that there are, and the number of each row's among them."""
-        column = pa.chunked_array([batch[1] for batch in self.batches], pa.string())
-        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-        return encoded.dictionary.to_pylist(), np.asarray(encoded.indices, np.intp)
 
 
 @dataclass(frozen=True)
