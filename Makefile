@@ -6,9 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCE ?= auto
-# As many processes as processors: more threads in each would wait for each other. One that has TensorFlow takes a gigabyte.
+# More threads in each process would wait for each other.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
-PYTEST = $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+# One more than processors, as tests wait a third of their time; one that has TensorFlow takes a gigabyte.
+PROCESSES = $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 4))')
+PYTEST = $(ONE_THREAD) $(BIN)/python -m pytest --dist=worksteal --numprocesses=$(PROCESSES)
 TSC := npx --yes --package typescript@5.9.3 tsc
 
 .PHONY: run test test-long quick matrix lock test-docker check bench setup clean
@@ -30,14 +32,14 @@ run: setup  ## ingest images and serve them on port 8000
 test: setup  ## run the tests
 	$(PYTEST) --durations=15
 
-quick: setup  ## run the tests that need a second or less each
+quick: setup  ## run the tests that need half a second or less each
 	$(PYTEST) -m "not docker and not long and not slow"
 
 test-long: setup  ## run the tests that take long: kills at random, several machines, a strained store
 	$(PYTEST) -m long --durations=15
 
 matrix: setup  ## run the quick tests with each supported Python that is installed
-	$(ONE_THREAD) $(BIN)/nox -- --numprocesses=logical --maxprocesses=4 -m "not docker and not long and not slow"
+	$(ONE_THREAD) $(BIN)/nox -- --numprocesses=$(PROCESSES) -m "not docker and not long and not slow"
 
 # For every platform and supported Python, with the hash of each file.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $(UPGRADE) \

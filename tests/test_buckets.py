@@ -66,6 +66,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> B
     return Bucket(s3_server, tmp_path.name.replace("_", "-"))
 
 
+@pytest.mark.slow
 def test_a_bucket_gives_what_the_folder_gives(bucket: Bucket, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pics", 9)
     (folder / "label0" / "été 1.png").write_bytes(png(100))
@@ -101,6 +102,7 @@ def sync(source: Source, index: Any, embedder: FakeEmbedder, settings: Settings)
     return summary
 
 
+@pytest.mark.slow
 def test_what_has_not_changed_is_not_read_again(
     bucket: Bucket, settings: Settings, fake_embedder: FakeEmbedder, tmp_path: Path
 ) -> None:
@@ -245,6 +247,7 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_archives_and_lists_at_addresses(site: tuple[str, Path], tmp_path: Path) -> None:
     url, root = site
     folder = folder_of(root / "pics", 6)

@@ -108,6 +108,7 @@ def client(service_url: str, kind: Any) -> Iterator[Client]:
 # --- searching -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_kind_of_image_finds_what_its_file_does(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "query.png"
     path.write_bytes(encode(QUERY))
@@ -197,6 +198,7 @@ def test_filters_scores_and_duplicates_reach_the_service(client: Client) -> None
     assert both[0].matches == both[1].matches
 
 
+@pytest.mark.slow
 def test_two_images_are_compared_whatever_they_are(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "query.png"
     path.write_bytes(encode(QUERY))
@@ -765,6 +767,7 @@ def test_every_code_of_the_service_has_its_class() -> None:
     assert known["overloaded"] is UnavailableError
 
 
+@pytest.mark.slow
 def test_searching_loads_nothing_heavy(service_url: str, tmp_path: Path) -> None:
     path = tmp_path / "query.png"
     path.write_bytes(encode(QUERY))
@@ -858,6 +861,7 @@ client.query("id")  # type: ignore[call-arg]
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_uses_the_client_passes_strict_types(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

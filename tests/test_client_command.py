@@ -109,6 +109,7 @@ def test_errors_are_one_line_and_a_code(
     assert "\x1b" not in run.err
 
 
+@pytest.mark.slow
 def test_a_service_that_is_not_there(
     picture: str, capsys: pytest.CaptureFixture[str], free_port: int
 ) -> None:
@@ -247,6 +248,7 @@ def test_help_explains_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> Non
         assert "IMAGE_SEARCH_API_KEY" in run.out
 
 
+@pytest.mark.slow
 def test_the_reader_may_stop_reading(picture: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "image_search_client", "query", *[picture] * 20],
@@ -285,6 +287,7 @@ def test_requests_in_flight_end_before_the_client_is_closed(
     assert at_close == [0]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error(picture: str) -> None:
     with open("/dev/full", "w") as full:
         run = subprocess.run(

@@ -174,6 +174,7 @@ def test_ids_are_drawn_from_the_whole_index(settings: Settings) -> None:
     assert draw(index).ids == ids
 
 
+@pytest.mark.slow
 def test_labels_are_looked_for_where_few_images_have_one(settings: Settings) -> None:
     rows, kinds = clustered(6000, seed=1)
     labels = [kind if number % 20 == 0 else None for number, kind in enumerate(kinds)]
@@ -181,6 +182,7 @@ def test_labels_are_looked_for_where_few_images_have_one(settings: Settings) -> 
     assert calibrate(index, draw(index).ids, threading.Event()) is not None
 
 
+@pytest.mark.slow
 def test_a_small_second_ingest_does_not_shift_confidences(settings: Settings) -> None:
     rows, kinds = clustered(1500, seed=1)
     index = fill(settings, "cosine", rows, list(kinds))

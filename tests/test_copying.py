@@ -95,6 +95,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=" to ".join)
 def test_an_index_comes_the_whole_way(
     index: VectorIndex, way: tuple[str, ...], tmp_path: Path
@@ -129,6 +130,7 @@ def test_an_index_comes_the_whole_way(
         assert (again.written, again.unchanged) == (0, COUNT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["backup.parquet", "other", "pinecone:images"])
 def test_a_copy_that_was_stopped_goes_on(index: VectorIndex, target: str, tmp_path: Path) -> None:
     to = parse_end(end(target, tmp_path))
@@ -154,6 +156,7 @@ def test_a_copy_that_was_stopped_goes_on(index: VectorIndex, target: str, tmp_pa
     assert copied.written == (COUNT if isinstance(to, Path) else 1)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_told(index: VectorIndex, tmp_path: Path) -> None:
     path = tmp_path / "backup.parquet"
     copy(parse_end("images"), path, STOP)
@@ -204,6 +207,7 @@ def test_nothing_is_mixed_or_lost(index: VectorIndex, tmp_path: Path) -> None:
         parse_end("Images")
 
 
+@pytest.mark.slow
 def test_the_command(index: VectorIndex, tmp_path: Path) -> None:
     file = str(tmp_path / "backup.parquet")
     code, out, _ = run("worker", "copy", "images", file)

@@ -74,6 +74,7 @@ def test_each_is_answered_within_its_budget(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.slow
 def test_every_way_of_sending_them_answers_alike(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_jpeg_that_is_not_reduced_is_costly_sooner() -> None:
     assert not is_plain(PLAIN["photo"], 3000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "QOI", "AVIF", "JPEG2000"])
 def test_a_process_makes_the_same_of_it(decoder: Decoder, kind: str) -> None:
     options = {"progressive": True} if kind == "JPEG" else {}
@@ -131,6 +132,7 @@ def test_a_process_makes_the_same_of_it(decoder: Decoder, kind: str) -> None:
     assert image.tobytes() == expected.tobytes()
 
 
+@pytest.mark.slow
 def test_errors_come_back(decoder: Decoder) -> None:
     whole = encode(PHOTO, "PNG")
     with pytest.raises(NotAnImageError, match="damaged"):
@@ -152,6 +154,7 @@ def test_a_picture_of_108_megapixels_is_read(decoder: Decoder) -> None:
 # --- limits ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -169,6 +172,7 @@ def test_time_is_limited(tight: Decoder, content: Any) -> None:
     assert sum(psutil.Process().cpu_times()[:4]) - before < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -210,6 +214,7 @@ def peak(process: psutil.Process) -> int:
     return 1024 * int(kib)
 
 
+@pytest.mark.slow
 def test_64_megapixels_with_alpha_cost_one_copy(decoder: Decoder) -> None:
     content = png(8000, 8000, (b"eXIf", turned()[6:]))
     image = decoder.decode(content, min_side=SIDE)
@@ -217,6 +222,7 @@ def test_64_megapixels_with_alpha_cost_one_copy(decoder: Decoder) -> None:
     assert all(peak(process) <= 400 * MIB for process in psutil.Process().children())
 
 
+@pytest.mark.slow
 def test_limits_are_for_each_image(tight: Decoder) -> None:
     content = qoi(400)
     for _ in range(12):
@@ -226,6 +232,7 @@ def test_limits_are_for_each_image(tight: Decoder) -> None:
 # --- processes ---
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_is_replaced() -> None:
     with Decoder(MANY, processes=1, limits=TIGHT) as decoder:
         for signal_, error, message in (
@@ -253,6 +260,7 @@ def kill_again_and_again(number: int, stop: threading.Event) -> None:
                 process.send_signal(number)
 
 
+@pytest.mark.slow
 def test_a_process_that_ended_idle_costs_no_image() -> None:
     with Decoder(MANY, processes=1) as decoder:
         decoder.decode(encode(SMALL, "QOI"), min_side=SIDE)
@@ -263,6 +271,7 @@ def test_a_process_that_ended_idle_costs_no_image() -> None:
         assert process not in children()
 
 
+@pytest.mark.slow
 def test_waiting_is_limited_by_the_clock() -> None:
     limits = Limits(cpu_seconds=60, wall_seconds=1)
     late = pytest.raises(ImageTooCostlyError, match="more than 1 s to decode")
@@ -294,6 +303,7 @@ def test_closing_ends_a_decoding_at_once() -> None:
         decoder.decode(content, min_side=SIDE)
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_program_that_started_it() -> None:
     code = (
         "import sys; from image_search.decoding import Decoder\n"

@@ -106,6 +106,7 @@ def test_every_route_is_named() -> None:
         assert path in PAGES[ROOT / "docs" / "api.md"]
 
 
+@pytest.mark.slow
 def test_the_programs_in_the_docs_run(service_url: str) -> None:
     [short], [long] = (
         re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -148,6 +149,7 @@ def test_the_command_in_the_docs_prints_such_a_table(service_url: str, page: str
     assert [row.split()[0] for row in shown] == [row.split()[0] for row in expected]
 
 
+@pytest.mark.slow
 def test_the_curl_commands_in_the_docs_answer_so(service_url: str) -> None:
     pattern = r"^\$ (curl (?:.+\n)*?.*[^|\\\n])\n((?:[^\n]+\n)+?)```$"
     examples = [

@@ -61,6 +61,7 @@ def test_before_the_first_ingest_it_says_what_to_do(settings: Settings) -> None:
     assert "python -m worker ingest" in found["index"].text
 
 
+@pytest.mark.slow
 def test_the_scratch_record_goes_from_pinecone(
     emulator: PineconeEmulator, fake_embedder: FakeEmbedder
 ) -> None:
@@ -80,6 +81,7 @@ def test_the_scratch_record_goes_from_pinecone(
     assert emulator.count("scratch") == 0
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_with_what_to_do(
     emulator: PineconeEmulator, fake_embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,7 @@ def test_broken_download_goes_on_where_it_stopped(server: Server, path: Path) ->
     assert server.sent == [CUT, 1, len(CONTENT) - CUT - 1]
 
 
+@pytest.mark.slow
 def test_broken_download_goes_on_in_a_later_call(server: Server, path: Path) -> None:
     server.cuts = [CUT, *[0] * 20]
     with pytest.raises(DownloadError, match="could not be downloaded") as caught:
@@ -197,6 +198,7 @@ def test_status_is_named_and_a_part_kept(server: Server, path: Path, status: int
     assert part_of(path).read_bytes() == CONTENT[:CUT]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("have", [b"", CONTENT[:CUT]], ids=["nothing", "a part"])
 def test_nobody_listens(
     path: Path, free_port: int, caplog: pytest.LogCaptureFixture, have: bytes

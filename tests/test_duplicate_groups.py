@@ -86,6 +86,7 @@ def assert_same(found: Duplicates, expected: list[tuple[list[str], list[float]]]
     assert found.grouped == sum(len(ids) for ids, _ in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("threshold", [0.5, 0.97, 0.9978])
 def test_groups_are_those_of_all_pairs(store: str, metric: Metric, threshold: float) -> None:
@@ -99,6 +100,7 @@ def test_groups_are_those_of_all_pairs(store: str, metric: Metric, threshold: fl
     assert (found.images, found.crowded) == (244, 0)
 
 
+@pytest.mark.slow
 def test_more_copies_than_are_asked_for_at_first_are_one_group() -> None:
     embeddings = planted(2, 100, [250])
     with index_of(embeddings) as index:

@@ -184,6 +184,7 @@ def test_lancedb_comes_without_its_client_of_remote_catalogues() -> None:
     assert done.stdout == b"True False\nTableApi\n"
 
 
+@pytest.mark.slow
 def test_words_of_a_table_of_an_earlier_version_are_added_by_the_worker(settings: Settings) -> None:
     index = create(settings)
     rng = np.random.default_rng(0)

@@ -101,6 +101,7 @@ def test_other_sizes_are_resized_with_antialiasing(
     assert np.abs(pixels - np.asarray(expected)).mean() < 1
 
 
+@pytest.mark.slow
 def test_an_embedding_does_not_depend_on_its_batch(embedder: Embedder) -> None:
     images = pictures(70)
     together = embedder.embed(images)
@@ -120,7 +121,7 @@ def test_similar_pictures_have_similar_embeddings(embedder: Embedder) -> None:
     assert cosines(first[None], second[None]) > cosines(first[None], third[None])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_original
 @pytest.mark.parametrize(("size", "count"), [(32, 200), (96, 24)])
 def test_bundled_weights_embed_as_their_original(real_images: Any, size: int, count: int) -> None:
@@ -300,6 +301,7 @@ def test_means_in_float16_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> No
     assert cosines(found, expected).min() > 0.9999
 
 
+@pytest.mark.slow
 def test_what_a_recipe_was_fitted_to_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(12)
     network = Network("bundled", 32)
@@ -322,6 +324,7 @@ def test_what_a_recipe_was_fitted_to_is_not_computed_again(monkeypatch: pytest.M
     assert [len(rows) for rows in network.outputs([])] == [0, 0]
 
 
+@pytest.mark.slow
 def test_activation_maxima_are_those_of_keras() -> None:
     images = pictures(40)
     keras = import_keras()
@@ -346,6 +349,7 @@ def real_images(cifar10_archive: Path) -> Any:
     return images
 
 
+@pytest.mark.slow
 @saves_with_keras
 def test_a_file_of_keras_weights_can_be_used(embedder: Embedder, tmp_path: Path) -> None:
     path = tmp_path / "mine.weights.h5"
@@ -403,6 +407,7 @@ def test_an_index_of_other_bundled_weights_says_how_to_build_it_again(embedder: 
     assert embedder.model.fingerprint in str(caught.value)
 
 
+@pytest.mark.slow
 @needs_original
 def test_imagenet_is_the_file_that_keras_caches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

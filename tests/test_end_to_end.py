@@ -142,6 +142,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_explained_and_what_was_acknowledged_is_kept(tmp_path: Path) -> None:
     data = tmp_path / "small"
     command = ("worker", "ingest", "sample")
@@ -186,6 +187,7 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
     assert (code, str(file) in err) == (1, True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_worker_in_order(settings: Settings, number: signal.Signals) -> None:
     process = start("worker", "ingest", "sample", IMAGE_SEARCH_RECIPE="none")
@@ -226,6 +228,7 @@ __main__.main()
 """
 
 
+@pytest.mark.long
 def test_kill_9_of_the_worker_loses_and_breaks_nothing(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +265,7 @@ def test_kill_9_of_the_worker_loses_and_breaks_nothing(
     assert_same_records(open_index(undisturbed), open_index(settings))
 
 
+@pytest.mark.long
 def test_kill_9_of_a_service_during_queries_breaks_nothing(
     settings: Settings, free_port: int
 ) -> None:
@@ -290,6 +294,7 @@ def test_kill_9_of_a_service_during_queries_breaks_nothing(
 # --- the service's process ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_two_services_see_a_running_ingest_and_end_in_order() -> None:
     with service(find_free_port()) as first, service(find_free_port()) as second:
         services = (first, second)
@@ -323,6 +328,7 @@ def test_two_services_see_a_running_ingest_and_end_in_order() -> None:
             assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_a_worker_and_a_service_write_at_once(settings: Settings, free_port: int) -> None:
     assert run("worker", "ingest", "sample", "--limit", "20")[0] == 0
     key = "a secret of the tests"

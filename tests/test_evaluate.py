@@ -275,6 +275,7 @@ class _Confident(_Wrapped):
     calibration = Calibration(scores=(0.74, 0.76), confidences=(0.0, 0.9))
 
 
+@pytest.mark.slow
 def test_confidence_is_compared_with_precision(index_of: IndexOf, tmp_path: Path) -> None:
     index = index_of(noise_images("indexed", 60))
     asked = noise_images("asked", 20, first=1000)
@@ -352,6 +353,7 @@ def test_one_image_is_enough(index_of: IndexOf) -> None:
     assert evaluation.embedding_map is None
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_listed(index_of: IndexOf) -> None:
     def items() -> Iterator[Item]:
         yield Item("good", "cat", noise(1), {})
@@ -439,6 +441,7 @@ def test_the_report_of_an_index_without_labels(index_of: IndexOf, tmp_path: Path
     assert "neighbours that stay" in text
 
 
+@pytest.mark.slow
 def test_many_labels_make_no_matrix(index_of: IndexOf, tmp_path: Path) -> None:
     pictures = [noise(number) for number in range(120)]
     index = index_of(images("indexed", pictures, lambda number: f"label {number % 40}"))

@@ -49,6 +49,7 @@ def test_a_small_sample_holds_everything() -> None:
         np.testing.assert_array_equal(row, rows[IDS.index(id_)])
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_however_images_came() -> None:
     rows = textures(9000, 1)
     at_once = sample_of(rows)
@@ -166,6 +167,7 @@ def confidences(answer: Any) -> list[float | None]:
     return [match["confidence"] for match in answer["matches"]]
 
 
+@pytest.mark.slow
 def test_a_picture_like_those_of_the_index_is_familiar(client: TestClient) -> None:
     answers = [upload(client, encode(draw(kind, 900))).json() for kind in KINDS]
     assert sum(answer["familiar"] for answer in answers) >= len(KINDS) - 1

@@ -188,6 +188,7 @@ def test_a_proxy_of_the_environment_is_not_asked(
     assert fetch(f"{server.url}/picture") == PICTURE
 
 
+@pytest.mark.slow
 def test_queries_take_urls_when_the_operator_allows_it(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

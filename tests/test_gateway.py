@@ -31,6 +31,7 @@ def service(settings: Settings) -> Iterator[ServiceThread]:
         yield service
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [HEAD, BODY], ids=["heads", "bodies"])
 def test_slow_clients_are_closed_however_often_a_byte_comes(
     service: ServiceThread, tmp_path: Path, start: bytes
@@ -64,6 +65,7 @@ def test_slow_clients_are_closed_however_often_a_byte_comes(
         assert httpx2.get(url, trust_env=False).is_success
 
 
+@pytest.mark.slow
 def test_more_slow_clients_than_the_service_has_connections(
     service: ServiceThread, tmp_path: Path
 ) -> None:

@@ -259,6 +259,7 @@ def test_a_large_jpeg_2000_is_decoded_without_its_finest_levels(
     np.testing.assert_allclose(np.asarray(decoded).astype(int), whole, atol=6)
 
 
+@pytest.mark.slow
 def test_a_very_long_picture_comes_back_bounded() -> None:
     small = decode(encode(Image.new("RGB", (100_000, 300), "teal"), "PNG"), min_side=256)
     np.testing.assert_array_equal(small, np.full((300, 14286, 3), (0, 128, 128)))

@@ -104,6 +104,7 @@ def test_unreadable_images_are_listed_and_do_not_stop_the_rest(
     assert "pixels" in reasons["huge.png"]
 
 
+@pytest.mark.slow
 def test_images_that_cost_much_are_listed(
     index: VectorIndex,
     fake_embedder: FakeEmbedder,
@@ -154,6 +155,7 @@ def test_what_the_source_cannot_read_is_listed(
     assert index.list_ids().ids == ["there"]
 
 
+@pytest.mark.slow
 def test_stopping_commits_what_was_embedded_and_a_later_run_completes_it(
     index: VectorIndex, fake_embedder: FakeEmbedder
 ) -> None:
@@ -189,6 +191,7 @@ def test_an_error_of_the_source_is_raised_and_what_came_before_is_kept(
     assert index.count() == fake_embedder.embedded == 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["upsert", "fetch"])
 def test_an_error_of_the_store_is_raised(
     index: VectorIndex,

@@ -22,6 +22,7 @@ from worker.sources import Item, open_source
 TIME = datetime(2026, 3, 1, 12, 5, tzinfo=UTC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["embedded", "pinecone"])
 def test_images_are_counted_by_source(
     store: str, monkeypatch: pytest.MonkeyPatch, fake_embedder: FakeEmbedder, tmp_path: Path
@@ -68,6 +69,7 @@ def test_what_an_earlier_version_kept_is_read(
         assert set(index.load_sources()) == {"pics", "other"}
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     code, _, err = run("worker", "sources")
     assert code == 1

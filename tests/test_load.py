@@ -224,6 +224,7 @@ def block_engine(server: Server) -> "Future[Any]":
 # --- batches -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_waits_shares_a_batch_and_each_gets_its_own_answer(server: Server) -> None:
     answers = [block_engine(server), *(server.begin(number) for number in range(1, 11))]
     server.until_queued(10)
@@ -232,6 +233,7 @@ def test_what_waits_shares_a_batch_and_each_gets_its_own_answer(server: Server) 
     assert server.gates["embed"].entered == [1, 10]
 
 
+@pytest.mark.slow
 def test_a_search_that_comes_alone_waits_for_no_other(server: Server) -> None:
     server.gates["embed"].entered.clear()
     for number in range(3):
@@ -239,6 +241,7 @@ def test_a_search_that_comes_alone_waits_for_no_other(server: Server) -> None:
     assert server.gates["embed"].entered == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_batches_are_bounded(server: Server) -> None:
     answers = [block_engine(server), *(server.begin(number) for number in range(1, 43))]
     server.until_queued(42)
@@ -265,6 +268,7 @@ def test_the_real_network_answers_each_its_own(
         server.close()
 
 
+@pytest.mark.slow
 def test_queries_that_ask_alike_share_a_call(server: Server, fake_settings: Settings) -> None:
     asked: list[tuple[int, dict[str, Any]]] = [
         (1, {"top_k": 3}),
@@ -299,6 +303,7 @@ def test_queries_that_ask_alike_share_a_call(server: Server, fake_settings: Sett
         assert [match["id"] for match in matches] == [match.id for match in expected]
 
 
+@pytest.mark.slow
 def test_one_bad_image_fails_alone(server: Server) -> None:
     [embedder] = server.embedders
     embedder.zeros = embedder.pixels(IMAGES[5][1])
@@ -312,6 +317,7 @@ def test_one_bad_image_fails_alone(server: Server) -> None:
     assert all(response.status_code == 200 for response in responses)
 
 
+@pytest.mark.slow
 def test_the_time_in_the_queue_is_told(server: Server) -> None:
     blocker, answer = block_engine(server), server.begin(1)
     server.until_queued(1)
@@ -328,6 +334,7 @@ def test_the_time_in_the_queue_is_told(server: Server) -> None:
 # --- too much ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_beyond_the_bound_searches_are_refused_at_once_and_the_rest_succeed(server: Server) -> None:
     block = block_engine(server)
     answers = [block, *(server.begin(n % len(FILES)) for n in range(1, MAX_REQUESTS))]
@@ -386,6 +393,7 @@ def puts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_client_that_has_gone_costs_nothing_more(
     server: Server, stage: str, puts: list[int]
@@ -399,6 +407,7 @@ def test_a_client_that_has_gone_costs_nothing_more(
     assert server.metrics()["image_search_requests_total /search 499"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_waits_too_long_is_answered_and_costs_nothing_more(
     server: Server, stage: str, monkeypatch: pytest.MonkeyPatch
@@ -412,6 +421,7 @@ def test_what_waits_too_long_is_answered_and_costs_nothing_more(
     assert server.metrics()["image_search_rejections_total deadline_exceeded"] == 1
 
 
+@pytest.mark.slow
 def test_uploads_that_do_not_end_give_their_place_back(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +441,7 @@ def test_uploads_that_do_not_end_give_their_place_back(
     assert best(server.search(0)) == IMAGES[0][0]
 
 
+@pytest.mark.slow
 def test_a_slow_body_gives_its_place_to_one_that_comes(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +470,7 @@ def test_a_slow_body_gives_its_place_to_one_that_comes(
         assert silent >= MAX_REQUESTS - 2
 
 
+@pytest.mark.slow
 def test_bodies_that_are_being_read_take_no_place_of_searches(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -478,6 +490,7 @@ def best_of(server: Server) -> str | None:
     return best(response) if response.status_code == 200 else None
 
 
+@pytest.mark.slow
 def test_large_bodies_have_a_budget_and_small_ones_go_on(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,6 +523,7 @@ def test_large_bodies_have_a_budget_and_small_ones_go_on(
     assert best(response) == IMAGES[0][0]
 
 
+@pytest.mark.slow
 def test_large_json_is_parsed_one_after_another(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -538,6 +552,7 @@ def overloaded(server: Server) -> float:
     return server.metrics()["image_search_rejections_total overloaded"]
 
 
+@pytest.mark.slow
 def test_what_is_in_flight_is_finished_when_the_service_stops(server: Server) -> None:
     answers = [block_engine(server), server.begin(1)]
     server.until_queued(1)
@@ -572,7 +587,7 @@ def post(server: Server, content: bytes) -> Any:
     return server.client.post("/search", files={"image": content})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_searches_go_on_beside_images_that_cost_much(tight_server: Server) -> None:
     with ThreadPoolExecutor(6) as pool:
         costly = [pool.submit(post, tight_server, qoi(2000)) for _ in range(6)]
@@ -586,6 +601,7 @@ def test_searches_go_on_beside_images_that_cost_much(tight_server: Server) -> No
     assert done > 6
 
 
+@pytest.mark.slow
 def test_an_image_that_costs_much_does_not_keep_the_service_from_stopping(
     fake_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -654,6 +670,7 @@ def test_health_sees_a_thread_that_has_ended_without_a_word(
         assert best(server.search(0)) == IMAGES[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["decode", "embed", "query"])
 def test_health_sees_a_stage_that_no_search_gets_through(
     server: Server, stage: str, monkeypatch: pytest.MonkeyPatch
@@ -667,6 +684,7 @@ def test_health_sees_a_stage_that_no_search_gets_through(
     wait_until(lambda: server.health() == (200, None))
 
 
+@pytest.mark.slow
 def test_health_does_not_wait_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "_SECONDS_TO_ANSWER", 0.2)
     monkeypatch.setattr(health, "_SECONDS_OF_CACHE", {"embedded": -1.0})
@@ -737,6 +755,7 @@ def test_a_stage_goes_on_after_an_error_and_can_be_started_again_after_an_end() 
 # --- metrics -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_metrics_count_what_was_done(server: Server) -> None:
     for number in range(3):
         assert server.search(number).status_code == 200
@@ -765,6 +784,7 @@ def test_metrics_count_what_was_done(server: Server) -> None:
         assert metrics["process_resident_memory_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_applications_do_not_share_their_numbers(server: Server, tmp_path: Path) -> None:
     server.search(0)
     other = Server(load_settings(data_dir=tmp_path))
@@ -783,6 +803,7 @@ def test_applications_do_not_share_their_numbers(server: Server, tmp_path: Path)
     assert server.metrics()["image_search_requests_total /search 200"] == 1
 
 
+@pytest.mark.slow
 def test_metrics_are_documented_as_text(server: Server) -> None:
     paths = server.client.get("/openapi.json").json()["paths"]
     assert list(paths["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]

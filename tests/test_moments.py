@@ -113,6 +113,7 @@ QUERIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [1, 4, 15, 100])
 @pytest.mark.parametrize("query", QUERIES)
 def test_the_best_frame_of_each_video_is_found_with_its_next_best(
@@ -215,6 +216,7 @@ def test_uploads_are_searched_with_by_video_too(client: TestClient) -> None:
         assert_problem(response, 422, "invalid_parameters")
 
 
+@pytest.mark.slow
 def test_videos_cost_as_much_at_pinecone_as_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     with PineconeEmulator() as emulator:
         monkeypatch.setenv("PINECONE_API_KEY", API_KEY)
@@ -332,6 +334,7 @@ def embedded(clip: bytes) -> Any:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @ONE_STORE
 def test_a_clip_is_searched_with_by_the_mean_of_its_frames(client: TestClient, clip: bytes) -> None:
     rows = embedded(clip)
@@ -363,6 +366,7 @@ def test_a_clip_is_searched_with_by_the_mean_of_its_frames(client: TestClient, c
     )
 
 
+@pytest.mark.slow
 @ONE_STORE
 def test_a_still_clip_is_as_its_picture(client: TestClient, tmp_path: Path) -> None:
     clip = write_video(tmp_path / "still.mp4", [scene(1)] * 30).read_bytes()
@@ -384,6 +388,7 @@ def sound(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 @ONE_STORE
 def test_what_is_wrong_with_a_clip_is_told(
     client: TestClient, clip: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -414,6 +419,7 @@ def test_what_is_wrong_with_a_clip_is_told(
 # --- the client ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @ONE_STORE
 def test_the_client_and_its_command_show_moments(
     settings: Settings, clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -54,6 +54,7 @@ def delete(index: VectorIndex, *ids: str) -> None:
     index.delete(ids)
 
 
+@pytest.mark.slow
 def test_a_renamed_folder_is_moved_without_embedding(
     sync: Sync, index: VectorIndex, fake_embedder: FakeEmbedder, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_renamed_folder_is_moved_without_embedding(
     assert sync(folder).unchanged == 120
 
 
+@pytest.mark.slow
 def test_without_prune_both_names_stay(
     sync: Sync, index: VectorIndex, fake_embedder: FakeEmbedder, tmp_path: Path
 ) -> None:
@@ -95,6 +97,7 @@ def test_without_prune_both_names_stay(
     assert index.count() == 4
 
 
+@pytest.mark.slow
 def test_what_was_deleted_stays_deleted_until_restored(
     sync: Sync, index: VectorIndex, tmp_path: Path
 ) -> None:
@@ -118,6 +121,7 @@ def test_what_was_deleted_stays_deleted_until_restored(
     assert sync(folder).deleted == 0
 
 
+@pytest.mark.slow
 def test_one_of_two_copies_may_be_deleted_and_the_other_moved(
     sync: Sync, index: VectorIndex, tmp_path: Path
 ) -> None:
@@ -133,6 +137,7 @@ def test_one_of_two_copies_may_be_deleted_and_the_other_moved(
     assert kept == {"pics/label0/moved.png", "pics/label0/0003.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_random_renames_and_deletions(
     sync: Sync, index: VectorIndex, fake_embedder: FakeEmbedder, tmp_path: Path, seed: int
@@ -160,6 +165,7 @@ def test_random_renames_and_deletions(
     assert fake_embedder.embedded == 20
 
 
+@pytest.mark.slow
 def test_the_service_remembers_what_it_deletes(
     monkeypatch: pytest.MonkeyPatch, fake_embedder: FakeEmbedder, settings: Settings, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ METHODS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("store", "phases"),
     [("embedded", "examples,coverage,fuzzing"), ("pinecone", "examples,fuzzing,stateful")],
@@ -147,6 +147,7 @@ def test_writing_needs_a_key_and_reading_can(document: dict[str, Any]) -> None:
     assert protected(closed) == METHODS - {"health", "metrics"}
 
 
+@pytest.mark.slow
 def test_examples_name_an_image_of_the_index(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

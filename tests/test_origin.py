@@ -57,6 +57,7 @@ def album(path: Path, *seeds: int, start: int = 0) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_folders_of_one_name_do_not_overwrite_each_other(run: Run, tmp_path: Path) -> None:
     first = album(tmp_path / "2023" / "holiday", 1, 2, 3)
     second = album(tmp_path / "2024" / "holiday", 4, 5, 6)

@@ -197,6 +197,7 @@ def test_a_link_that_is_put_after_the_check_is_not_followed(
     assert_problem(response, 404, "original_not_found")
 
 
+@pytest.mark.slow
 def test_files_are_closed_again(client: httpx2.Client) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
@@ -206,6 +207,7 @@ def test_files_are_closed_again(client: httpx2.Client) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
+@pytest.mark.slow
 def test_without_a_folder_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve_fakes(monkeypatch)
     settings = load_settings()

@@ -86,7 +86,7 @@ def search(index: VectorIndex, *, thumbnails: bool) -> None:
         index.query(rng.random(DIMENSION, np.float32), 10, thumbnails=thumbnails)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_million_images_and_searches_cost(emulator: PineconeEmulator) -> None:
     settings, embedder = load_settings(), FakeEmbedder()
     source = source_of(lambda: iter(pictures()), IMAGES)

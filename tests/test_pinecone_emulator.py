@@ -482,6 +482,7 @@ def test_batches_fail_apart(emulator: PineconeEmulator, index: Index) -> None:
     assert len(emulator.records("images")) == 40
 
 
+@pytest.mark.slow
 def test_slow_answers_time_out(emulator: PineconeEmulator, client: Pinecone, index: Index) -> None:
     emulator.fail(Fault(delay=60), times=4, route="/query")
     with pytest.raises(errors.PineconeTimeoutError):

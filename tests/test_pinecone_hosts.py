@@ -131,6 +131,7 @@ def test_no_proxy_leads_past_the_proxy(
     assert tunnel.seen == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("encrypted", "tunnel")
 def test_a_certificate_that_nobody_trusts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")

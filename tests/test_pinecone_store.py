@@ -113,6 +113,7 @@ def assert_stored(emulator: PineconeEmulator, expected: list[Record]) -> None:
 # --- index and manifest -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_index_is_created_serverless_with_the_settings(
     emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +134,7 @@ def test_creation_waits_until_the_index_is_ready(emulator: PineconeEmulator) -> 
     index.close()
 
 
+@pytest.mark.slow
 def test_an_index_made_by_hand_is_adopted_by_the_first_ingest(emulator: PineconeEmulator) -> None:
     emulator.put_index("images")
     with pytest.raises(IndexNotFoundError, match="no manifest"):
@@ -145,6 +147,7 @@ def test_an_index_made_by_hand_is_adopted_by_the_first_ingest(emulator: Pinecone
     opened.close()
 
 
+@pytest.mark.slow
 def test_a_damaged_calibration_is_told_and_replaced_by_the_next(
     emulator: PineconeEmulator, index: VectorIndex, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,6 +167,7 @@ def test_a_damaged_calibration_is_told_and_replaced_by_the_next(
         stored = emulator.records("images", "__manifest__")["__default__/calibration"]
 
 
+@pytest.mark.slow
 def test_an_index_that_does_not_fit_is_refused_with_both_sides_named(
     emulator: PineconeEmulator,
 ) -> None:
@@ -176,6 +180,7 @@ def test_an_index_that_does_not_fit_is_refused_with_both_sides_named(
         create()
 
 
+@pytest.mark.slow
 def test_a_missing_key_is_explained(
     emulator: PineconeEmulator,  # noqa: ARG001
     monkeypatch: pytest.MonkeyPatch,
@@ -204,6 +209,7 @@ def test_nothing_is_lost_while_one_request_in_ten_fails_in_any_way(
     assert index.retries > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_each_fault_is_survived(
     emulator: PineconeEmulator, index: VectorIndex, fault: Fault
@@ -233,6 +239,7 @@ def test_a_permanent_outage_is_an_error_and_the_next_run_goes_on(
     index.close()
 
 
+@pytest.mark.slow
 def test_requests_stay_below_the_limits(emulator: PineconeEmulator, index: VectorIndex) -> None:
     thumbnail = os.urandom(20_000)
     index.upsert(records(300, thumbnail))
@@ -247,6 +254,7 @@ def test_requests_stay_below_the_limits(emulator: PineconeEmulator, index: Vecto
     assert all(match.thumbnail == thumbnail for match in matches)
 
 
+@pytest.mark.slow
 def test_a_thumbnail_that_is_too_large_is_made_smaller(index: VectorIndex) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)
     out = io.BytesIO()
@@ -257,6 +265,7 @@ def test_a_thumbnail_that_is_too_large_is_made_smaller(index: VectorIndex) -> No
     assert Image.open(io.BytesIO(record.thumbnail)).size == (200, 200)
 
 
+@pytest.mark.slow
 def test_metadata_that_is_too_large_is_refused_before_anything_is_sent(
     emulator: PineconeEmulator, index: VectorIndex
 ) -> None:
@@ -267,6 +276,7 @@ def test_metadata_that_is_too_large_is_refused_before_anything_is_sent(
     assert emulator.records("images", "__default__") == {}
 
 
+@pytest.mark.slow
 def test_flush_waits_until_queries_show_what_was_upserted(
     emulator: PineconeEmulator, index: VectorIndex, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -277,6 +287,7 @@ def test_flush_waits_until_queries_show_what_was_upserted(
     assert caplog.messages == []
 
 
+@pytest.mark.slow
 def test_flush_of_an_empty_index_waits_for_nothing(
     emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -303,7 +314,7 @@ def test_flush_says_so_when_the_index_stays_behind(
     index.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_flush_waits_for_the_newest_write_where_an_older_one_is_answered_last(
     unchecked: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -321,7 +332,7 @@ def test_flush_waits_for_the_newest_write_where_an_older_one_is_answered_last(
     index.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_worker_ingests_while_requests_fail_and_tells_the_retries(
     unchecked: PineconeEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +430,7 @@ def test_the_service_answers_503_in_time_and_recovers(
     assert upload(client, encode(QUERY)).status_code == 200
 
 
+@pytest.mark.slow
 def test_the_key_is_never_shown(
     client: TestClient,
     emulator: PineconeEmulator,
@@ -441,6 +453,7 @@ def test_the_key_is_never_shown(
 # --- what was wrong at Pinecone itself ----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_images_in_a_folder_with_a_space_are_found_and_not_embedded_again(
     emulator: PineconeEmulator, index: VectorIndex, fake_embedder: FakeEmbedder
 ) -> None:
@@ -456,6 +469,7 @@ def test_images_in_a_folder_with_a_space_are_found_and_not_embedded_again(
     assert ingest(source, index, fake_embedder, load_settings()).unchanged == 8
 
 
+@pytest.mark.slow
 def test_a_403_is_the_keys_only_where_pinecone_says_so(
     emulator: PineconeEmulator, index: VectorIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +488,7 @@ def test_a_403_is_the_keys_only_where_pinecone_says_so(
         open_index(load_settings())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -491,6 +506,7 @@ def test_an_index_for_documents_is_not_adopted(
             call()
 
 
+@pytest.mark.slow
 def test_a_key_for_data_alone_needs_the_host_of_the_index(
     emulator: PineconeEmulator, index: VectorIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -512,6 +528,7 @@ def test_a_key_for_data_alone_needs_the_host_of_the_index(
         open_index(load_settings())
 
 
+@pytest.mark.slow
 def test_creation_ends_in_time(emulator: PineconeEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("image_search.stores.pinecone.connection._CREATION_SECONDS", 1)
     emulator.describes_until_ready = 1000
@@ -519,6 +536,7 @@ def test_creation_ends_in_time(emulator: PineconeEmulator, monkeypatch: pytest.M
         create()
 
 
+@pytest.mark.slow
 def test_ids_are_fetched_as_many_at_once_as_fit(
     emulator: PineconeEmulator, index: VectorIndex
 ) -> None:
@@ -531,6 +549,7 @@ def test_ids_are_fetched_as_many_at_once_as_fit(
     assert max(request.url_bytes for request in emulator.requests) < 8_000
 
 
+@pytest.mark.slow
 def test_a_search_survives_a_refusal_after_a_storm(
     emulator: PineconeEmulator, index: VectorIndex
 ) -> None:
@@ -546,6 +565,7 @@ def test_a_search_survives_a_refusal_after_a_storm(
         assert len(index.query(records(1)[0].embedding, 3)) == 3
 
 
+@pytest.mark.slow
 def test_a_time_to_come_again_is_kept(emulator: PineconeEmulator, index: VectorIndex) -> None:
     emulator.clock = time.time
     for as_time in (False, True):
@@ -560,6 +580,7 @@ def test_a_time_to_come_again_is_kept(emulator: PineconeEmulator, index: VectorI
         assert times[1] > due - 0.05
 
 
+@pytest.mark.slow
 def test_each_request_is_sent_once_by_the_sdk(
     emulator: PineconeEmulator, index: VectorIndex
 ) -> None:
@@ -570,7 +591,7 @@ def test_each_request_is_sent_once_by_the_sdk(
     assert index.retries - before == emulator.count("/vectors/fetch", 503) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("limit", "count"), [(100, 1_000), (30, 250)])
 def test_calibration_keeps_to_the_limits(
     unchecked: PineconeEmulator, index: VectorIndex, limit: int, count: int
@@ -608,6 +629,7 @@ def test_more_queries_at_once_than_the_limits_allow_in_time_are_answered(
     assert emulator.count("", 429) == 0
 
 
+@pytest.mark.slow
 def test_requests_of_each_kind_are_spread_below_the_limits(
     emulator: PineconeEmulator, index: VectorIndex
 ) -> None:

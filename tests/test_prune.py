@@ -107,6 +107,7 @@ def test_nothing_is_taken_out_where_the_source_was_not_read_whole(
     assert "pics/kind1/1.png" in records(index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_random_changes_between_runs(
     sync: Sync, index: VectorIndex, tmp_path: Path, seed: int
@@ -135,6 +136,7 @@ def test_a_data_set_does_not_change() -> None:
         check_prune(open_source("sample", data_dir=Path()))
 
 
+@pytest.mark.slow
 def test_prune_as_users_run_it(tmp_path: Path) -> None:
     folder = album(tmp_path / "pics", 8)
     assert run("worker", "ingest", str(folder), "--prune")[0] == 0

@@ -116,6 +116,7 @@ def test_components_are_those_of_scikit_learn(form: Form, weights: tuple[float, 
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_directions_of_neighbours_solve_the_generalised_problem_of_scipy() -> None:
     features, _ = labelled_features(600, 30)
     form = FORMS[0]
@@ -139,6 +140,7 @@ def test_directions_of_neighbours_solve_the_generalised_problem_of_scipy() -> No
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_neighbours_are_found_better_than_by_components() -> None:
     features, labels = labelled_features(1200, 30)
     known, held_out = features[:600], features[600:]
@@ -149,6 +151,7 @@ def test_neighbours_are_found_better_than_by_components() -> None:
     assert by_neighbours > by_components
 
 
+@pytest.mark.slow
 def test_a_folder_of_copies_can_be_fitted() -> None:
     features = np.repeat(random_features(15), 12, axis=0)
     embeddings = fit_neighbours(features, FORMS[0]).apply(features)

@@ -98,6 +98,7 @@ def nearest(index: VectorIndex, query: Any, count: int) -> list[str]:
 # --- ways of asking ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_picture_is_found_alike_by_every_way_of_asking(
     client: TestClient, index: VectorIndex
 ) -> None:
@@ -357,6 +358,7 @@ def test_scores_and_confidence_can_be_bounded(client: TestClient) -> None:
         assert all(match["thumbnail"] is None for match in response.json()["matches"])
 
 
+@pytest.mark.slow
 def test_confidence_follows_the_calibration_of_the_index_without_a_restart(
     store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +390,7 @@ def test_confidence_follows_the_calibration_of_the_index_without_a_restart(
     index.close()
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_left_out_and_others_take_their_place(
     client: TestClient, index: VectorIndex
 ) -> None:
@@ -452,6 +455,7 @@ def test_two_pictures_are_compared_however_they_are_named(
     assert same["score"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_comparison_tells_what_its_score_means_in_the_index(store: dict[str, Any]) -> None:
     settings = load_settings(**store, namespace="compared")
     index = fill(settings, FakeEmbedder())
@@ -759,12 +763,14 @@ def test_no_write_waits_for_upkeep(
     over.set()
 
 
+@pytest.mark.slow
 def test_writing_is_off_without_keys(store: dict[str, Any]) -> None:
     with serve(load_settings(**{**store, "api_keys": ""})) as client:
         for method, path in WRITING:
             assert_problem(client.request(method, path, headers=HEADERS), 403, "writing_disabled")
 
 
+@pytest.mark.slow
 def test_reading_can_need_a_key(store: dict[str, Any]) -> None:
     with serve(load_settings(**store, read_needs_key=True)) as client:
         wait_for(client, 200)

@@ -49,6 +49,7 @@ def new_client(settings: Settings) -> Iterator[TestClient]:
 # --- answers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_search_answers_as_the_index_does(
     client: TestClient, module_settings: Settings, embedder: Embedder
 ) -> None:
@@ -278,6 +279,7 @@ def test_unknown_routes_and_methods_are_problems(client: TestClient) -> None:
 # --- not ready, and ready by itself ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_service_becomes_ready_by_itself(
     new_client: TestClient, settings: Settings, embedder: Embedder
 ) -> None:
@@ -291,6 +293,7 @@ def test_the_service_becomes_ready_by_itself(
     assert upload(new_client, encode(QUERY)).status_code == 200
 
 
+@pytest.mark.slow
 def test_an_index_of_a_model_that_is_not_at_hand_is_refused(
     new_client: TestClient, settings: Settings, embedder: Embedder
 ) -> None:
@@ -301,6 +304,7 @@ def test_an_index_of_a_model_that_is_not_at_hand_is_refused(
     assert embedder.model.fingerprint in detail
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_had_are_reported(
     new_client: TestClient, settings: Settings, embedder: Embedder
 ) -> None:
@@ -332,6 +336,7 @@ def test_a_broken_store_is_reported_and_recovers(
     assert str(tmp_path) in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_health_fails_as_searches_do_when_a_file_of_the_index_is_damaged(
     new_client: TestClient, settings: Settings, embedder: Embedder, damage: str

@@ -520,6 +520,7 @@ def test_encrypted_zip(big: Path) -> None:
         opened(archive)
 
 
+@pytest.mark.slow
 def test_file_that_vanishes_or_is_huge(tmp_path: Path) -> None:
     folder = write(tmp_path / "pics", "a.png", "b.png", "c.png", "d.png")
     source = opened(folder)
@@ -595,6 +596,7 @@ def test_the_samples_test_images_are_others(monkeypatch: pytest.MonkeyPatch) -> 
     assert not contents & {np.asarray(item.content).tobytes() for item in test}
 
 
+@pytest.mark.slow
 def test_sample_is_the_same_in_every_process() -> None:
     digest = hashlib.sha256(b"".join(sample.draw(kind, 7).tobytes() for kind in sample.KINDS))
     program = (

@@ -139,6 +139,7 @@ def test_query_agrees_with_numpy(create: Indexes, metric: Metric, top_k: int) ->
         assert len(set(ids(matches))) == min(top_k, 200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("count", [0, 1, 2, 40])
 def test_many_queries_find_what_each_finds_alone(
@@ -484,6 +485,7 @@ def generated_ids(count: int) -> list[str]:
     return sorted(ids)
 
 
+@pytest.mark.slow
 def test_ids_of_any_spelling_work_everywhere(create: Indexes) -> None:
     ids_ = generated_ids(150)
     rows = vectors(len(ids_))
@@ -602,6 +604,7 @@ def photos(count: int = 60) -> list[Record]:
     ]
 
 
+@pytest.mark.slow
 def test_all_images_are_listed_in_the_order_of_their_ids(create: Indexes) -> None:
     index = create()
     assert index.list_images(Listing()) == Page([], "")
@@ -637,6 +640,7 @@ def test_a_filter_lists_what_a_search_with_it_finds(create: Indexes) -> None:
             assert image == Listed(one.id, one.label, one.metadata, one.thumbnail)
 
 
+@pytest.mark.slow
 def test_a_prefix_and_a_filter_go_together(create: Indexes) -> None:
     index = create()
     index.upsert(photos())
@@ -696,6 +700,7 @@ def place(value: Any) -> Any:
     return 0, float(value), ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("descending", [False, True])
 @pytest.mark.parametrize("field", ["f", "label", "with \"quote'"])
 def test_images_are_sorted_by_a_field_of_any_type(
@@ -904,6 +909,7 @@ def test_open_indexes_see_what_others_commit(create: Indexes) -> None:
     assert reader.count() == 0
 
 
+@pytest.mark.slow
 def test_a_sample_is_seen_by_who_opens_the_index_next(create: Indexes) -> None:
     index = create()
     assert index.load_sample().ids == ()
@@ -933,6 +939,7 @@ def test_all_ids_are_given(create: Indexes) -> None:
     assert sorted(index.ids("b/")) == sorted(ids[130:])
 
 
+@pytest.mark.slow
 def test_an_index_keeps_where_its_sources_are(create: Indexes) -> None:
     index = create()
     assert index.load_sources() == {}
@@ -951,6 +958,7 @@ def test_an_index_keeps_where_its_sources_are(create: Indexes) -> None:
     assert index.list_ids().ids == []
 
 
+@pytest.mark.slow
 def test_an_index_keeps_what_was_deleted_for_good(create: Indexes) -> None:
     index = create()
     assert index.load_deletions() == {}
@@ -984,6 +992,7 @@ def test_images_are_found_by_digest(create: Indexes) -> None:
     assert sorted(found[f"{7:064x}"]) == ["14/'14", "15/'15"]
 
 
+@pytest.mark.slow
 def test_sources_that_are_saved_at_once_are_all_kept(create: Indexes) -> None:
     index = create()
     sources = {f"album{n}": KnownSource(place=f"/{n}") for n in range(24)}

@@ -154,6 +154,7 @@ def test_rows_without_an_image(tmp_path: Path, suffix: str) -> None:
     assert "row 2" in "".join(source.skipped.lines())
 
 
+@pytest.mark.slow
 def test_splits_labels_and_picking(tmp_path: Path) -> None:
     rows = [
         {"path": f"{kind}/old/{n}.jpg", "label": f"{kind}s", "split": split}
@@ -244,6 +245,7 @@ def server() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_addresses_are_fetched(
     tmp_path: Path, server: str, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +272,7 @@ def test_addresses_are_fetched(
     assert Handler.asked["/missing.jpg"] == 1
 
 
+@pytest.mark.slow
 def test_an_address_that_gives_too_much(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +282,7 @@ def test_an_address_that_gives_too_much(
     assert "more than 10 bytes" in str(item.content)
 
 
+@pytest.mark.slow
 def test_ids_of_addresses_are_stable(tmp_path: Path, server: str) -> None:
     path = write(tmp_path / "t.csv", [{"path": f"{server}/a b.jpg"}])
     [first], [second] = opened(path).items(), opened(path).items()

@@ -79,6 +79,7 @@ def shift_files(settings: Settings, days: float) -> None:
 # --- what is due is seen in the table -------------------------------------------------
 
 
+@pytest.mark.slow
 def test_commits_of_many_short_processes_are_compacted(settings: Settings) -> None:
     create(settings)
     for start in range(0, 60, 6):
@@ -100,6 +101,7 @@ def test_deletes_are_compacted(settings: Settings) -> None:
     assert_holds(settings, records(300, 300))
 
 
+@pytest.mark.slow
 def test_flush_mends_what_others_left(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, create(settings) as index:
         patch.setattr(upkeep, "_MAX_SMALL_FRAGMENTS", 1_000)
@@ -123,6 +125,7 @@ def test_old_versions_are_removed_by_whoever_comes_next(
     assert len(table(settings).list_versions()) <= 53
 
 
+@pytest.mark.slow
 def test_compaction_keeps_the_partitions_of_the_vector_index(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +150,7 @@ def partitions(settings: Settings) -> int:
     return int(plan.split("partitions_searched=")[1].split(",")[0])
 
 
+@pytest.mark.slow
 def test_the_vector_index_has_few_segments(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +226,7 @@ def test_every_write_holds_off_the_removal_of_files(
     assert table(settings).version > version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("days", [0, 10, -10])
 def test_writes_wait_for_a_compaction_only_where_the_clock_is_wrong(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, days: int
@@ -250,6 +255,7 @@ def test_writes_wait_for_a_compaction_only_where_the_clock_is_wrong(
     assert_holds(settings, records(0, 11))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("days", [10, -10])
 def test_a_clock_step_loses_nothing(settings: Settings, days: int) -> None:
     index = create(settings)
@@ -266,6 +272,7 @@ def test_a_clock_step_loses_nothing(settings: Settings, days: int) -> None:
     assert fragments(settings) == 1
 
 
+@pytest.mark.slow
 def test_reading_goes_on_while_all_old_versions_are_removed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +363,7 @@ for batch in batches:
 """
 
 
+@pytest.mark.slow
 def test_kills_within_commits_lose_and_double_nothing(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def following(folder: Path) -> Iterator[Changes]:
     following.end()
 
 
+@pytest.mark.slow
 def test_what_changes_is_told_once_it_is_at_rest(folder: Path, following: Changes) -> None:
     (folder / "data").mkdir()
     (folder / "data" / "index.png").write_bytes(b"")
@@ -78,6 +79,7 @@ def test_what_changes_is_told_once_it_is_at_rest(folder: Path, following: Change
     wait_until(lambda: "slow.png" in following.names())
 
 
+@pytest.mark.slow
 def test_a_folder_may_be_gone_for_a_while(folder: Path, following: Changes, tmp_path: Path) -> None:
     folder.rename(tmp_path / "away")
     threading.Event().wait(1)
@@ -161,6 +163,7 @@ def test_the_index_follows_a_folder(
         assert "moved" in out
 
 
+@pytest.mark.slow
 def test_what_cannot_be_followed_is_told(folder: Path) -> None:
     for extra in (["--limit", "3"], ["--split", "train"]):
         worker = start("worker", "ingest", str(folder), "--watch", *extra)
