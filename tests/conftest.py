@@ -26,6 +26,14 @@ from worker.sources import Item, sample
 UNREACHABLE_PROXY = "http://127.0.0.1:9"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The real network takes seconds to load, in whichever test is the first to ask for it.
+    for item in items:
+        if "embedder" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def _no_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
