@@ -27,7 +27,7 @@ exit codes:
   1  could not start, as when the port is in use
   2  bad setting
 
-Settings are environment variables, IMAGE_SEARCH_*; docs/settings.md lists them.
+Settings are environment variables, IMAGE_SEARCH_*; docs/reference/settings.md lists them.
 """
 
 

@@ -1,4 +1,4 @@
-"""What ingests and searches cost at Pinecone: the counts that docs/pinecone.md extrapolates."""
+"""What ingests and searches cost at Pinecone: what docs/how-to/pinecone.md extrapolates."""
 
 import functools
 import threading

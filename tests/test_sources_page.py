@@ -1,4 +1,4 @@
-"""docs/sources.md against the code: each source of its table is made, and opened."""
+"""docs/reference/sources.md against the code: each source of its table is made, and opened."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from worker.sources import Source, open_source
 from worker.sources.sample import KINDS
 
 CLASSES: Final = ("cat", "dog")
-PAGE: Final = (ROOT / "docs" / "sources.md").read_text()
+PAGE: Final = (ROOT / "docs" / "reference" / "sources.md").read_text()
 # The columns of tables that are made here.
 COLUMNS: Final = {"price"}
 

@@ -401,7 +401,7 @@ def test_of_each_video_one_frame_is_sampled_and_compared(
 
 
 def test_the_page_on_videos_is_what_the_worker_does() -> None:
-    page = (ROOT / "docs" / "video.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "video.md").read_text()
     section = page.partition("## What is read")[2].partition("\n- ")[0]
     assert set(re.findall(r"`(\.\w+)`", section)) == videos.file_suffixes() | {".ts"}
     help_ = run("worker", "ingest", "--help")[1]

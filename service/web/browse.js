@@ -152,7 +152,7 @@ export function installBrowse() {
   browsing.listen(showBrowse);
   labels.listen(() => { if (browsing.value) showChoice(); });
   health.listen((now) => {
-    // Pinecone has neither; see docs/metadata.md.
+    // Pinecone has neither; see docs/reference/metadata.md.
     get("words-option").hidden = get("sort-option").hidden = now?.store === "pinecone";
   });
   for (const id of ["browse-link", "browse-start"]) {

@@ -45,7 +45,7 @@ export function nameOf({ id, label }) {
 }
 
 /**
- * A line for each field of the metadata; times are dates, as docs/metadata.md lists them.
+ * A line for each field of the metadata; times are dates, as docs/reference/metadata.md lists them.
  *
  * @param {Record<string, unknown>} [metadata]
  */

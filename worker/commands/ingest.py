@@ -46,7 +46,7 @@ exit codes:
   130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM: the batch in flight was finished;
        start again to go on
 
-Settings are environment variables, IMAGE_SEARCH_*; docs/settings.md lists them.
+Settings are environment variables, IMAGE_SEARCH_*; docs/reference/settings.md lists them.
 """
 
 _MOST_PRUNED_PERCENT: Final = 25
@@ -72,7 +72,7 @@ def add(commands: Commands) -> None:
         help="a folder, zip or tar of images and videos, flat or with one sub-folder a label; an "
         "image or video, a table, a list, parquet files, WebDataset; a bucket (s3://, gs://) or an "
         "https:// address; cifar10 (downloaded), sample (drawn); auto, the default, is cifar10 "
-        "where it is available and sample otherwise; docs/sources.md lists all",
+        "where it is available and sample otherwise; docs/reference/sources.md lists all",
     )
     add_source_options(
         parser, "default: train of CIFAR-10 and the sample, all of a folder or archive"

@@ -93,5 +93,5 @@ def _open_path(path: Path, choice: Choice, dataset_split: Split, address: str = 
             return open_image_file(path, choice)
     raise SourceError(
         f"{printable(address or str(path))} is neither a folder nor an archive or table, and no "
-        "image: docs/sources.md lists what can be ingested"
+        "image: docs/reference/sources.md lists what can be ingested"
     )
