@@ -86,13 +86,23 @@ class _Pace:
         self._most = self._rate = _SHARE * limit
         self._room = self._left = _BURST * limit
         self._seen = 0.0
+        self._turn = asyncio.Lock()
 
     async def wait(self) -> None:
+        # One after another: those that all slept until their own times would start at once after
+        # a moment in which this process did not run.
+        async with self._turn:
+            while not self._take():
+                await asyncio.sleep((1 - self._left) / self._rate)
+
+    def _take(self) -> bool:
         now = asyncio.get_running_loop().time()
-        self._left = min(self._room, self._left + (now - self._seen) * self._rate) - 1
+        self._left = min(self._room, self._left + (now - self._seen) * self._rate)
         self._seen = now
-        if self._left < 0:
-            await asyncio.sleep(-self._left / self._rate)
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
     def refused(self) -> None:
         self._rate = max(self._rate * _SLOWER, _SLOWEST)
