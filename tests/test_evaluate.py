@@ -16,21 +16,26 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import worker
 from image_search.calibration import Calibration
+from image_search.embedding import min_side
 from image_search.errors import ImageError, IndexNotFoundError, SourceError
 from image_search.index import Match, VectorIndex
 from image_search.manifest import Manifest
+from image_search.moments import item_of
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from image_search.values import Embeddings, Metric, Pixels
+from image_search.videos import Sampling, read_frames
 from tests.support.images import draw, folder_of
 from tests.support.indexes import FakeEmbedder, source_of, use_store
 from tests.support.processes import run
+from tests.support.videos import scene, write_video
 from worker import __main__ as command_line
 from worker import report
 from worker.evaluate import CHANGES, evaluate
 from worker.figures import Evaluation, Figures
 from worker.ingest import ingest
-from worker.sources import Item, Source, sample
+from worker.sources import Item, Source, open_source, sample
+from worker.sources.source import Video
 
 IndexOf = Callable[..., VectorIndex]
 
@@ -227,6 +232,50 @@ def test_an_image_that_is_in_the_index_does_not_find_itself(index_of: IndexOf) -
         for row in range(40)
     ]
     assert means(evaluation.figures)["mAP"] == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_video_is_one_query_and_one_match(index_of: IndexOf, tmp_path: Path) -> None:
+    """Against scikit-learn: the frame in its middle asks, and its best frame is found."""
+    folder = tmp_path / "videos"
+    for number in range(6):
+        (folder / LABELS[number % 2]).mkdir(parents=True, exist_ok=True)
+        pictures = [scene(100 * number + frame // 2) for frame in range(2 * (number + 2))]
+        write_video(folder / LABELS[number % 2] / f"{number}.mp4", pictures, codec="mpeg4", rate=2)
+    source = open_source(str(folder), data_dir=tmp_path)
+    index = index_of(source)
+    assert index.count() == sum(number + 2 for number in range(6))
+    evaluation = evaluation_of(source, index)
+    protocol = evaluation.figures.protocol
+    assert (protocol.queries, protocol.images, protocol.left_out) == (6, 6, 6)
+    for strip in evaluation.strips["Drawn at random"]:
+        matches = [item_of(picture.id) for picture, _ in strip.matches]
+        assert len(matches) == len(set(matches)) == 5
+        assert strip.query.id not in matches
+
+    frames: dict[str, list[Embeddings]] = {}
+    for id_, record in index.fetch(index.list_ids().ids).items():
+        frames.setdefault(item_of(id_), []).append(record.embedding)
+    precisions = []
+    middle = Sampling(max_frames=1, distinct=False)
+    for item in source.items():
+        assert isinstance(item.content, Video)
+        side = min_side(FakeEmbedder().model.input_size)
+        with read_frames(item.content.file, middle, max_pixels=10**6, min_side=side) as found:
+            [frame] = found
+        embedder = FakeEmbedder()
+        query = embedder.embed([embedder.pixels(frame.image)])[0]
+        others = sorted(frames.keys() - {item.id})
+        scores = [max(cosine(query, one) for one in frames[other]) for other in others]
+        relevant = [other.split("/")[1] == item.label for other in others]
+        precisions.append(average_precision_score(relevant, scores))
+    assert means(evaluation.figures)["mAP"] == pytest.approx(np.mean(precisions), abs=1e-4)
+    assert evaluation.figures.retrieval is not None
+    assert evaluation.figures.retrieval.chance == pytest.approx(2 / 5)
+
+
+def cosine(one: Embeddings, other: Embeddings) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
 def test_another_image_with_an_id_of_the_index_is_no_such_image(index_of: IndexOf) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from image_search.errors import IndexNotFoundError, SourceError, StoreError
 from image_search.index import Record, VectorIndex
+from image_search.moments import item_of
 from image_search.settings import Settings, load_settings
 from image_search.stores import open_index, succession
 from image_search.stores.embedded.index import EmbeddedIndex
@@ -26,12 +27,14 @@ from tests.support.images import encode, folder_of, png
 from tests.support.indexes import records, use_store
 from tests.support.processes import run, service, start
 from tests.support.servers import find_free_port
+from tests.support.videos import scene, write_video
 from tests.support.waiting import wait_until
 from worker import ingest as ingestion
 from worker.confidence import recalibrate
 from worker.ingest import ingest
 from worker.model import create_index_for, load_embedder
 from worker.origin import named_in, remember
+from worker.recipes import LEAST_IMAGES
 from worker.refit import Refit, refit
 from worker.sources import Source, Split, open_source
 
@@ -181,6 +184,42 @@ def test_data_sets_are_read_with_all_their_splits(settings: Settings) -> None:
 
 
 # --- nothing is lost -----------------------------------------------------------------------------
+
+
+def test_the_frames_of_videos_are_embedded_again(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder_of(folder, 3)
+    write_video(folder / "a.mp4", seconds=4, codec="mpeg4")
+    # Of one video there are more frames than images that a recipe is fitted to; it counts as one.
+    pictures = [scene(number) for number in range(LEAST_IMAGES + 10)]
+    write_video(folder / "long.mp4", pictures, codec="mpeg4", rate=1)
+    take_in(settings, folder)
+    # A frame that somebody deleted does not come back.
+    with open_index(settings) as index:
+        index.delete(["mixed/a.mp4#t=2.000"])
+    before = held(settings)
+    assert len(before) == 3 + 3 + LEAST_IMAGES + 10
+    done = again(load_settings(input_size=48), folder)
+    assert done is not None
+    assert (done.images, done.embedded, done.dropped) == (len(before), len(before), 0)
+    assert (done.model.input_size, done.model.recipe) == (48, "none")
+    after = held(settings)
+    assert {id_: (one.label, one.metadata) for id_, one in after.items()} == {
+        id_: (one.label, one.metadata) for id_, one in before.items()
+    }
+    # As a new index of the same folder has them.
+    fresh = settings.model_copy(update={"data_dir": tmp_path / "fresh", "input_size": 48})
+    take_in(fresh, folder)
+    for id_, record in held(fresh).items():
+        if id_ != "mixed/a.mp4#t=2.000":
+            np.testing.assert_allclose(after[id_].embedding, record.embedding, atol=1e-5)
+    with open_index(settings) as index:
+        drawn = index.load_sample().ids
+    assert len(drawn) == len({item_of(id_) for id_ in drawn}) == 5
+    # A video that is gone cannot be embedded again.
+    (folder / "a.mp4").unlink()
+    with pytest.raises(SourceError, match=r"3 of the .* images of the index cannot be embedded"):
+        again(settings, folder)
 
 
 def by_hand(settings: Settings, id_: str = "by hand", label: str | None = None) -> None:
