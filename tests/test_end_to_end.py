@@ -22,6 +22,7 @@ from PIL import Image
 
 from image_search.embedding import Embedder
 from image_search.manifest import Manifest
+from image_search.moments import item_of
 from image_search.settings import Settings, load_settings
 from image_search.stores import create_index, open_index
 from tests.support import ROOT
@@ -29,6 +30,7 @@ from tests.support.images import folder_of
 from tests.support.indexes import FakeEmbedder, assert_same_records, count
 from tests.support.processes import forks, run, service, start
 from tests.support.servers import find_free_port
+from tests.support.videos import scene, write_video
 from tests.support.waiting import wait_until
 from worker.sources import Item, open_source
 
@@ -262,6 +264,45 @@ def test_kill_9_of_the_worker_loses_and_breaks_nothing(
     with create_index(undisturbed, manifest), forks(IMPORTS, INGEST) as start_worker:
         start_worker().wait()
     assert count(undisturbed) == KILLED_IMAGES
+    assert_same_records(open_index(undisturbed), open_index(settings))
+
+
+@pytest.mark.long
+def test_kill_9_in_the_middle_of_videos(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times inside a video, of which some frames are there and others are not."""
+    folder = folder_of(tmp_path / "films", 20)
+    frames = {f"films/{number}.mp4": 100 + number for number in range(5)}
+    for number, count_ in enumerate(frames.values()):
+        pictures = [scene(1000 * number + frame) for frame in range(count_)]
+        write_video(folder / f"{number}.mp4", pictures, codec="mpeg4", rate=1)
+    total = 20 + sum(frames.values())
+    monkeypatch.setenv("SOURCE", str(folder))
+    monkeypatch.setenv("SECONDS_PER_COMMIT", "0")
+    manifest = Manifest.new(FakeEmbedder().model, "cosine", settings.namespace)
+    moments = random.Random(9)
+    counts = [0]
+    inside = 0
+    with create_index(settings, manifest), forks(IMPORTS, INGEST) as start_worker:
+        while inside < KILLS // 2:
+            worker = start_worker()
+            wait_until(lambda: count(settings) > counts[-1] or not worker.is_running())  # noqa: B023
+            time.sleep(moments.uniform(0, 0.05))
+            worker.kill()
+            with open_index(settings) as index:
+                found = Counter(map(item_of, index.ids()))
+            inside += any(0 < found[video] < whole for video, whole in frames.items())
+            counts.append(found.total())
+            assert counts[-1] < total, "it came to its end before it was killed often enough"
+        start_worker().wait()
+    assert counts == sorted(counts), "an acknowledged batch was lost"
+    undisturbed = load_settings(data_dir=tmp_path / "undisturbed")
+    monkeypatch.setenv("SECONDS_PER_COMMIT", "60")
+    monkeypatch.setenv("IMAGE_SEARCH_DATA_DIR", str(undisturbed.data_dir))
+    with create_index(undisturbed, manifest), forks(IMPORTS, INGEST) as start_worker:
+        start_worker().wait()
+    assert count(undisturbed) == total
     assert_same_records(open_index(undisturbed), open_index(settings))
 
 
