@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import worker.videos
@@ -309,6 +311,27 @@ def test_videos_in_archives_and_tables(
         found = records(embedded)
         assert {id_.removeprefix(prefix) for id_ in found if id_.startswith(prefix)} == expected
         assert {found[f"{prefix}dogs/b.mp4#t=1.000"].label} == {"dogs"}
+
+
+@pytest.mark.parametrize("column", ["video", "of datasets"])
+def test_videos_in_parquet_files(
+    alone: Sync, embedded: VectorIndex, album: Path, tmp_path: Path, column: str
+) -> None:
+    names = ("cats/a.mp4", "dogs/b.mp4", "cats/p.png")
+    contents: list[Any] = [(album / name).read_bytes() for name in names]
+    if column == "of datasets":
+        contents = [{"bytes": one, "path": "a.mp4"} for one in contents[:2]]
+    labels = [name[:4] for name in names[: len(contents)]]
+    pq.write_table(pa.table({column: contents, "label": labels}), tmp_path / "rows.parquet")
+    summary = alone(tmp_path / "rows.parquet")
+    assert (summary.frames, summary.videos, summary.unreadable) == (7, 2, {})
+    found = records(embedded)
+    a, b = ids("rows/000000", 0, 1, 2, 3), ids("rows/000001", 0, 1, 2)
+    assert found.keys() == a | b | ({"rows/000002"} if column == "video" else set())
+    assert {found[id_].label for id_ in b} == {"dogs"}
+    assert found["rows/000001#t=2.000"].metadata["video"] == "rows/000001"
+    again = alone(tmp_path / "rows.parquet")
+    assert (again.embedded, again.videos, again.unchanged) == (0, 0, len(contents))
 
 
 def test_damaged_videos_give_what_they_have_and_are_told(

@@ -1,12 +1,14 @@
-"""Parquet files that hold images, as data sets at Hugging Face have them."""
+"""Parquet files that hold images or videos, as data sets at Hugging Face have them."""
 
+import io
 import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,23 +17,31 @@ import pyarrow.parquet as pq
 
 from image_search.errors import ImageError, SourceError
 from image_search.values import LABEL_FIELD, THUMBNAIL_FIELD, MetadataValue
-from worker.sources.files import Choice, describe, matching_split
+from image_search.videos import looks_like_video
+from worker.sources.files import START_BYTES, Choice, describe, is_video, matching_split, reading
 from worker.sources.labels import split_of_file
 from worker.sources.names import as_text, composed, file_bytes, id_of, printable
 from worker.sources.skipped import Skipped
 from worker.sources.source import Item, Origin, Source, positions_in
 
 PARQUET_SUFFIXES: Final = (".parquet",)
+# What the library `datasets` calls columns of files that can be read.
+_FEATURES: Final = ("Image", "Video")
 # Columns of bytes that are taken for images where nothing says which are.
-_IMAGE_COLUMNS: Final = ("image", "img", "jpg", "png", "picture", "photo", "bytes", "content")
+_IMAGE_COLUMNS: Final = (
+    *("image", "img", "jpg", "png", "picture", "photo"),
+    *("video", "mp4", "clip", "movie", "bytes", "content"),
+)
 _LABEL_COLUMNS: Final = (LABEL_FIELD, "labels", "fine_label", "class")
 _NO_METADATA: Final = {LABEL_FIELD, THUMBNAIL_FIELD, "source", "path", "split", "sha256", ""}
+# What is read at once: so many rows at most, and of large ones about so many bytes.
 _ROWS_AT_ONCE: Final = 256
+_BYTES_AT_ONCE: Final = 64 * 1024 * 1024
 _MAX_WHOLE: Final = 2**63
 
 
 def open_parquet(path: Path, names: Sequence[str], skipped: Skipped, choice: Choice) -> Source:
-    """The images in a parquet file, or in those with these names in a folder.
+    """The images and videos in a parquet file, or in those with these names in a folder.
 
     An id is that of the file and the number of the row. Raises SourceError where there is no column
     of images, or a file is damaged.
@@ -59,7 +69,8 @@ def open_parquet(path: Path, names: Sequence[str], skipped: Skipped, choice: Cho
             for file, wanted in positions_in(parts, positions):
                 with _damage_named(title):
                     for number, row in file.read_rows(wanted):
-                        yield _item(name, file, number, row, with_label=choice.label_from == "auto")
+                        with_label = choice.label_from == "auto"
+                        yield from _opened(_item(name, file, number, row, with_label=with_label))
 
         return Source(
             title,
@@ -137,12 +148,15 @@ class _File:
         with pq.ParquetFile(self.path) as file:
             first = 0
             for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
+                about = file.metadata.row_group(group)
+                count = about.num_rows
+                fitting = _BYTES_AT_ONCE * count // max(1, about.total_byte_size)
+                at_once = max(1, min(_ROWS_AT_ONCE, fitting))
                 inside = None
                 if wanted is not None:
                     inside = {number - first for number in wanted if 0 <= number - first < count}
                 if inside is None or inside:
-                    batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
+                    batches = file.iter_batches(at_once, row_groups=[group], columns=columns)
                     number = first
                     for batch in batches:
                         for row in range(batch.num_rows):
@@ -168,6 +182,17 @@ def _item(name: str, file: _File, number: int, row: dict[str, Any], *, with_labe
             metadata[column] = value
     label = file.label_of(row[file.label]) if file.label and with_label else None
     return Item(id_of(file_bytes(composed(f"{name}/{within}"))), label, content, metadata)
+
+
+def _opened(item: Item) -> Iterator[Item]:
+    """The item, as a video where it is one, which is open until the next is asked for."""
+    content = item.content
+    is_named = is_video(str(item.metadata.get("path", "")))
+    if isinstance(content, bytes) and (is_named or looks_like_video(content[:START_BYTES])):
+        with reading(partial(io.BytesIO, content), is_video=True) as video:
+            yield replace(item, content=video)
+    else:
+        yield item
 
 
 def _image(value: object) -> tuple[bytes | ImageError, str | None]:
@@ -209,7 +234,7 @@ def _features(schema: Any) -> dict[str, Any]:
 
 def _image_column(schema: Any, features: dict[str, Any]) -> str | None:
     candidates = [
-        *(name for name, kind in features.items() if kind.get("_type") == "Image"),
+        *(name for name, kind in features.items() if kind.get("_type") in _FEATURES),
         *(field.name for field in schema if _has_bytes(field.type)),
         *(name for name in _IMAGE_COLUMNS if name in schema.names and _is_bytes(schema, name)),
     ]
