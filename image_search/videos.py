@@ -51,7 +51,9 @@ _STARTS: Final = re.compile(
     rb"|FLV\x01"
     rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11"
     rb"|\.RMF"
-    rb"|DKIF",
+    rb"|DKIF"
+    # The first page of Ogg, with the header of a video codec, or of all streams.
+    rb"|OggS\0\x02.{20}\x01.(?:\x80theora|OVP80|BBCD\0|fishead\0)",
     re.DOTALL,
 )
 
@@ -118,7 +120,7 @@ def file_suffixes() -> frozenset[str]:
 
 
 def looks_like_video(start: bytes) -> bool:
-    """Whether a file with these first bytes, 16 or more, is a video of a kind that can be read."""
+    """Whether a file with these first bytes, 64 or more, is a video of a kind that can be read."""
     return _STARTS.match(start) is not None
 
 

@@ -423,3 +423,15 @@ def test_which_files_are_videos(tmp_path: Path, plain: Path) -> None:
         assert not looks_like_video(start)
     assert not looks_like_video(b"\0\0\0\x1cftypavif" + b"\0" * 50)
     assert looks_like_video(plain.read_bytes()[:16])
+
+
+def test_ogg_with_pictures_is_a_video_and_with_sound_alone_none(
+    tmp_path: Path, plain: Path
+) -> None:
+    ffmpeg("-i", plain, "-c:v", "libtheora", tmp_path / "theora.ogv")
+    write_video(tmp_path / "vp8.ogv", codec="libvpx", seconds=6)
+    for name in ("theora.ogv", "vp8.ogv"):
+        assert looks_like_video((tmp_path / name).read_bytes()[:64]), name
+        assert times(tmp_path / name) == [0, 1, 2, 3, 4, 5]
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=1", tmp_path / "sound.ogg")
+    assert not looks_like_video((tmp_path / "sound.ogg").read_bytes()[:64])
