@@ -14,6 +14,8 @@ TIME_FIELD: Final = "time"
 DURATION_FIELD: Final = "duration"
 # Of a video's first frame alone, which is written last: how its frames were taken.
 SAMPLING_FIELD: Final = "sampling"
+# Of that one, too: what there is to tell of a file that was not read whole.
+DAMAGE_FIELD: Final = "damage"
 
 # A video is searched with by so many of its frames.
 MOST_QUERY_FRAMES: Final = 32

@@ -19,6 +19,7 @@ from image_search import moments, videos
 from image_search.index import Match, Record, VectorIndex
 from image_search.manifest import Manifest
 from image_search.moments import (
+    DAMAGE_FIELD,
     DURATION_FIELD,
     SAMPLING_FIELD,
     TIME_FIELD,
@@ -357,6 +358,16 @@ def test_damaged_videos_give_what_they_have_and_are_told(
     assert "damaged/empty.mp4: the file is empty" in err
     found = {item_of(id_) for id_ in records(embedded)}
     assert found == {"damaged/cut.mkv", "damaged/good.mp4"}
+    [line] = [line for line in err.splitlines() if "cut.mkv" in line]
+    # It is told each time, also where the file is not decoded again, and under another name.
+    again = alone(folder)
+    assert (again.embedded, again.videos, again.damaged) == (0, 0, summary.damaged)
+    assert line in capsys.readouterr().err.splitlines()
+    (folder / "cut.mkv").rename(folder / "b.mkv")
+    moved = alone(folder)
+    assert (moved.embedded, moved.moved > 0) == (0, True)
+    assert moved.damaged == {"damaged/b.mkv": summary.damaged["damaged/cut.mkv"]}
+    assert alone(folder).damaged == moved.damaged
 
 
 def test_without_pyav_videos_are_left_out_and_it_is_told(
@@ -432,7 +443,7 @@ def test_the_page_on_videos_is_what_the_worker_does() -> None:
     assert len(options) == 3
     assert all(option in help_ for option in options)
     fields = re.findall(r"^\| `(\w+)` \| (?:string|number)", page, re.MULTILINE)
-    named = {VIDEO_FIELD, TIME_FIELD, DURATION_FIELD, SAMPLING_FIELD, DIGEST_FIELD}
+    named = {VIDEO_FIELD, TIME_FIELD, DURATION_FIELD, SAMPLING_FIELD, DAMAGE_FIELD, DIGEST_FIELD}
     assert set(fields) == named
 
 

@@ -29,7 +29,7 @@ from image_search.decoding import Decoder
 from image_search.embedding import Embedder, min_side
 from image_search.errors import ImageError, RecordError
 from image_search.index import Record, VectorIndex, check_embedding
-from image_search.moments import SAMPLING_FIELD, item_of
+from image_search.moments import DAMAGE_FIELD, SAMPLING_FIELD, item_of
 from image_search.progress import Progress
 from image_search.sample import ImageSample, rank
 from image_search.settings import Settings
@@ -285,7 +285,7 @@ class _Ingestion:
             [item.id for item in items if not isinstance(item.content, Video)]
         )
         known = [
-            self._is_known(item, videos.first_record(self._index, item.id), self._sampling_text)
+            self._is_known_video(item)
             if isinstance(item.content, Video)
             else self._is_known(item, records.get(item.id))
             for item in items
@@ -294,16 +294,20 @@ class _Ingestion:
         self._progress.update(sum(known))
         return known
 
-    def _is_known(self, item: Item, record: Record | None, sampling: str | None = None) -> bool:
-        if record is None or record.label != item.label:
+    def _is_known_video(self, item: Item) -> bool:
+        record = videos.first_record(self._index, item.id)
+        if record is None or record.metadata.get(SAMPLING_FIELD) != self._sampling_text:
             return False
-        if sampling is not None:
-            if record.metadata.get(SAMPLING_FIELD) != sampling:
-                return False
-            return all(record.metadata.get(name) == value for name, value in item.metadata.items())
-        if not file_metadata.is_complete(record.metadata, self._settings.metadata):
+        is_known = _is_described(item, record)
+        if is_known:
+            self._tell_damage(item, record.metadata)
+        return is_known
+
+    def _is_known(self, item: Item, record: Record | None) -> bool:
+        if record is None:
             return False
-        return all(record.metadata.get(name) == value for name, value in item.metadata.items())
+        is_complete = file_metadata.is_complete(record.metadata, self._settings.metadata)
+        return is_complete and _is_described(item, record)
 
     # --- videos ---
 
@@ -327,6 +331,7 @@ class _Ingestion:
             assert first is not None  # noqa: S101
             wanted = videos.recorded_item(item, first, self._settings)
             metadata = self._metadata(wanted, {}, wanted.sha256 or "")
+            self._tell_damage(item, first.metadata)
             if (first.label, dict(first.metadata)) == (item.label, metadata):
                 self._summary.unchanged += 1
                 self._progress.update(1)
@@ -336,6 +341,8 @@ class _Ingestion:
         if not restores:
             copies = videos.copies_of(self._index, item.id, sha256, self._sampling_text)
             if copies and all(self._can_move(id_, item.id) for id_ in copies):
+                for record in videos.fetch_all(self._index, copies[:1]):
+                    self._tell_damage(item, record.metadata)
                 yield from self._recorded(item, copies)
                 return
             is_deleted = self._deletions is not None and self._deletions.hold_frames(sha256)
@@ -366,14 +373,21 @@ class _Ingestion:
                     self._progress.note(f"{name} at {frame.time:,.0f} of {frames.duration:,.0f} s")
                     yield videos.frame_item(item, frame, frames, sha256, self._settings)
 
-            yield from self._closed(item, made(), before)
-            if frames.damage:
-                self._summary.damaged[item.id] = frames.damage
-                self._progress.message(f"{name}: {frames.damage}")
+            yield from self._closed(item, made(), before, lambda: frames.damage)
+            self._tell_damage(item, {DAMAGE_FIELD: frames.damage})
         self._progress.note("")
 
-    def _closed(self, item: Item, frames: Iterator[Item], before: list[str]) -> Iterator[Item]:
-        """The frames of a video, the first one last, with what says that all are there."""
+    def _closed(
+        self,
+        item: Item,
+        frames: Iterator[Item],
+        before: list[str],
+        damage: Callable[[], str] = str,
+    ) -> Iterator[Item]:
+        """The frames of a video, the first one last, with what says that all are there.
+
+        `damage` tells at the end what is to be told of the file.
+        """
         first: Item | None = None
         kept: set[str] = set()
         try:
@@ -401,7 +415,14 @@ class _Ingestion:
             self._progress.update(1)
             return
         self._closing[first.id] = videos.stale(before, kept)
-        yield videos.finished(first, self._sampling_text)
+        yield videos.finished(first, self._sampling_text, damage())
+
+    def _tell_damage(self, item: Item, metadata: Metadata) -> None:
+        """What the metadata of a video's first frame tells of its file, if it is not whole."""
+        damage = metadata.get(DAMAGE_FIELD)
+        if damage:
+            self._summary.damaged[item.id] = str(damage)
+            self._progress.message(f"{readable(item.id)}: {damage}")
 
     def _counts(self, id_: str) -> int:
         """How many items of the source are done with this record: a video is with its last one."""
@@ -697,6 +718,13 @@ def _in_slices(
 def ids_of(item: Item) -> list[str]:
     """What the item may be found under in the index."""
     return [id_ for id_ in (item.id, item.former_id) if id_ is not None]
+
+
+def _is_described(item: Item, record: Record) -> bool:
+    """Whether the record has the item's label and metadata."""
+    return record.label == item.label and all(
+        record.metadata.get(name) == value for name, value in item.metadata.items()
+    )
 
 
 def _size(content: bytes | Pixels | Video | ImageError) -> int:

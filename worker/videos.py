@@ -19,6 +19,7 @@ from image_search.embedding import min_side
 from image_search.errors import ImageError
 from image_search.index import Match, Record, VectorIndex
 from image_search.moments import (
+    DAMAGE_FIELD,
     DURATION_FIELD,
     SAMPLING_FIELD,
     TIME_FIELD,
@@ -124,9 +125,10 @@ def frame_item(
     )
 
 
-def finished(first: Item, sampling: str) -> Item:
+def finished(first: Item, sampling: str, damage: str) -> Item:
     """The first frame of a video of which all others are in the index."""
-    return replace(first, metadata={**first.metadata, SAMPLING_FIELD: sampling})
+    of_first = {SAMPLING_FIELD: sampling, **({DAMAGE_FIELD: damage} if damage else {})}
+    return replace(first, metadata={**first.metadata, **of_first})
 
 
 def recorded_item(video: Item, record: Record, settings: Settings) -> Item:
@@ -135,7 +137,9 @@ def recorded_item(video: Item, record: Record, settings: Settings) -> Item:
     duration = record.metadata.get(DURATION_FIELD, 0.0)
     fields = file_metadata.chosen(record.metadata, settings.metadata)
     of_first: dict[str, MetadataValue] = {
-        name: value for name, value in record.metadata.items() if name == SAMPLING_FIELD
+        name: value
+        for name, value in record.metadata.items()
+        if name in {SAMPLING_FIELD, DAMAGE_FIELD}
     }
     return Item(
         frame_id(video.id, time),
