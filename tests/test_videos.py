@@ -152,6 +152,49 @@ def test_what_is_far_apart_is_jumped_to(tmp_path: Path, name: str) -> None:
     assert times(path, Sampling(max_frames=4)) == [12.5, 37.5, 62.5, 87.5]
 
 
+GROUPS: Final = {
+    "at each time": ("libx264", "a.mp4", {"g": "5", "sc_threshold": "0"}),
+    "between times": ("libx264", "a.mkv", {"g": "7", "sc_threshold": "0"}),
+    "open": ("libx264", "a.ts", {"x264-params": "open-gop=1:keyint=8:min-keyint=8:scenecut=0"}),
+    "none, and it is said": (
+        "libx264",
+        "a.mkv",
+        {"x264-params": "intra-refresh=1:keyint=15:scenecut=0:ref=1"},
+    ),
+    "open in HEVC": (
+        "libx265",
+        "a.mp4",
+        {"x265-params": "log-level=none:open-gop=1:keyint=8:min-keyint=8:scenecut=0"},
+    ),
+    "of VP9": ("libvpx-vp9", "a.webm", {"g": "7", "deadline": "realtime"}),
+    "of MPEG-4": ("mpeg4", "a.mp4", {"g": "7", "bf": "2", "sc_threshold": "1000000000"}),
+    "each frame": ("mjpeg", "a.avi", {}),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_wherever_key_frames_are_the_same_frames_are_taken(tmp_path: Path, kind: str) -> None:
+    """What lies between two times is not decoded where a key frame allows it."""
+    codec, name, options = GROUPS[kind]
+    # A bar that moves, so that each frame is another; and times beside those of key frames.
+    pictures = [scene(frame // RATE) for frame in range(6 * RATE)]
+    for number, picture in enumerate(pictures):
+        picture[:, number % RATE * 6 : number % RATE * 6 + 6] = 255 * (number % 2)
+    pixel_format = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = write_video(
+        tmp_path / name, pictures, codec=codec, pixel_format=pixel_format, options=options
+    )
+    for rate in (1.0, 0.4, 3.0):
+        found, video = read(path, Sampling(frames_per_second=rate, distinct=False))
+        due = [number / rate for number in range(int(6 * rate - 1e-9) + 1)]
+        shown = [next(t / RATE for t in range(61) if t / RATE > one - 0.001) for one in due]
+        assert [frame.time for frame in found] == pytest.approx([t for t in shown if t < 5.95])
+        for frame in found:
+            assert difference(frame.image, pictures[round(frame.time * RATE)]) < CLOSE
+        assert video.damage == ""
+    assert difference(found[7].image, by_ffmpeg(path, found[7].time)) < CLOSE / 2
+
+
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_videos_of_phones_are_turned(tmp_path: Path, degrees: int) -> None:
     path = write_video(

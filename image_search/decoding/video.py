@@ -67,6 +67,8 @@ _DIGITS: Final = 3
 _EARLY: Final = 0.0005
 # To jump to a key frame takes less than to decode so many seconds.
 _JUMPED: Final = 10.0
+# What is read ahead to find a key frame before the next time: so many bytes at most.
+_MOST_AHEAD: Final = 64 * 1024 * 1024
 # Clocks that go back by more start anew, as where recordings were joined.
 _GOES_BACK: Final = 1.0
 # What may be missing at the end of a file that is whole: lengths are rounded, and of all streams.
@@ -260,32 +262,29 @@ class _Video:
         return reason
 
     def _frames(self, due: "_Due") -> Iterator[tuple[float, VideoFrame]]:
-        """The frames with their times, from the start; where nothing is due for long, it jumps."""
+        """The frames with their times, from the start, less what is far from all that is due."""
         clock = _Clock(self._start, self._stream)
         self._read_until = 0.0
         may_jump = True
-        # Where the last jump began, and what it was for, until a frame is seen.
+        self._may_hop = True
+        # Where the last jump or hop began, and what it was for, until a frame is seen.
         jump: tuple[float, float] | None = None
-        packets = self._container.demux()
+        self._hop: tuple[float, float] | None = None
+        packets = self._needed(due, clock)
         while not due.is_over:
             target = due.next
             if may_jump and target - self._position > _JUMPED:
                 may_jump = self._seek(target - self._seek_margin)
                 if may_jump:
-                    jump = self._position, target
+                    jump, self._hop = (self._position, target), None
                     clock.forget()
-                    packets = self._container.demux()
+                    packets = self._needed(due, clock)
             for packet in packets:
-                self._read_until = max(self._read_until, self._end_of(packet))
-                if packet.stream is not self._stream:
-                    continue
-                # VP9 does not skip by itself; the empty packet asks for what is left.
-                if self._sampling["key_frames"] and packet.size and not packet.is_keyframe:
-                    continue
                 if self._may_skip:
                     at_packet = clock.time_of_packet(packet)
                     is_early = at_packet is not None and at_packet < due.next - _EARLY
                     self._stream.codec_context.skip_frame = "NONREF" if is_early else "DEFAULT"
+                back_to: float | None = None
                 for frame in self._decoded(packet):
                     at = clock.time(frame)
                     if jump is not None:
@@ -295,15 +294,68 @@ class _Video:
                         # some formats find a later place than they are asked for.
                         may_jump = before < at <= wanted + _EARLY
                         if at > wanted + _EARLY and not self._sampling["key_frames"]:
-                            self._seek(before)
-                            clock.forget()
+                            back_to = before
+                            break
+                    if self._hop is not None:
+                        before, landing = self._hop
+                        if at < landing - _EARLY:  # made of what was left out, too
+                            continue
+                        self._hop = None
+                        if at > landing + _EARLY or not frame.key_frame:
+                            # The file calls a key frame what is none.
+                            self._may_hop = False
+                            back_to = before
                             break
                     yield at, frame
+                if back_to is not None:
+                    self._seek(back_to)
+                    clock.forget()
+                    packets = self._needed(due, clock)
+                    break
                 is_far = due.next - self._position > _JUMPED
                 if may_jump and jump is None and is_far:
                     break
             else:
                 return
+
+    def _needed(self, due: "_Due", clock: "_Clock") -> Iterator[Any]:
+        """The packets of the stream from here on, less those that nothing that is due is made of.
+
+        It reads ahead: what comes before a key frame is not needed, if that is shown before the
+        next time or at it.
+        """
+        held: list[Any] = []
+        size = 0
+        # The latest times of those that were decoded, and of all.
+        decoded = latest = float("-inf")
+        for packet in self._container.demux():
+            self._read_until = max(self._read_until, self._end_of(packet))
+            if packet.stream is not self._stream:
+                continue
+            # VP9 does not skip by itself; the empty packet asks for what is left.
+            if self._sampling["key_frames"] and packet.size and not packet.is_keyframe:
+                continue
+            at = clock.time_of_packet(packet)
+            if packet.size and (at is None or at < latest - _GOES_BACK):
+                self._may_hop = False
+            is_early = False
+            if self._may_hop and at is not None:
+                latest = max(latest, at)
+                is_early = at < due.next - _EARLY
+                is_start = packet.is_keyframe and (
+                    at <= due.next + _EARLY or self._sampling["key_frames"]
+                )
+                if held and is_start and decoded < due.next - _EARLY:
+                    held, size = [], 0
+                    self._stream.codec_context.flush_buffers()
+                    self._hop = self._position, at
+            held.append(packet)
+            size += packet.size
+            if is_early and size <= _MOST_AHEAD:
+                continue
+            decoded = max(decoded, latest)
+            yield from held
+            held, size = [], 0
 
     def _seek(self, target: float) -> bool:
         """Go to the key frame before a time; returns whether the format can do it."""
