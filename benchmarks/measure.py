@@ -26,7 +26,8 @@ from image_search.weights import choose_weights
 from worker.recipes import IMAGES, fit_neighbours, form_for
 from worker.sources import Split, open_source
 
-INPUT_SIZE = 96  # as the worker chooses for CIFAR-10's images
+# As the worker chooses for CIFAR-10's images, unless IMAGE_SEARCH_INPUT_SIZE says otherwise.
+INPUT_SIZE = 96 if load_settings().input_size == "auto" else int(load_settings().input_size)
 ACTIVATION_IMAGES = 256  # as many as the worker takes
 BATCH = 128
 MEBI = 1024 * 1024

@@ -242,7 +242,7 @@ def test_engines_agree_on_real_images(embedder: Embedder, real_images: Any) -> N
     assert cosines(embedder.embed(images), reference(images)).min() >= 0.9999
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_engines_agree_on_the_features_of_recipes(real_images: Any, pooling: Pooling) -> None:
     enlarged = real_images[:60].repeat(2, axis=1).repeat(2, axis=2)

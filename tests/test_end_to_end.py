@@ -162,6 +162,7 @@ def test_a_full_disk_is_explained_and_what_was_acknowledged_is_kept(tmp_path: Pa
         assert f"{1000 - kept} images embedded, {kept} unchanged" in out
 
 
+@pytest.mark.long
 def test_a_write_that_fails_is_explained(settings: Settings) -> None:
     """The same where nothing can be mounted: no file may grow beyond a megabyte."""
     process = subprocess.run(

@@ -145,7 +145,7 @@ def check(make: Callable[[State], str], seed: int) -> None:
         assert_same_records(index, once)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_the_index_is_what_one_run_gives(
     kind: Callable[[State, Path], str], tmp_path: Path
@@ -153,7 +153,7 @@ def test_the_index_is_what_one_run_gives(
     check(lambda state: kind(state, tmp_path), seed=len(kind.__name__))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_index_is_what_one_run_gives_of_a_bucket(
     s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

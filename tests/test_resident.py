@@ -287,7 +287,7 @@ def change(index: VectorIndex, seed: int) -> None:
             index.upsert([record for n in numbers for record in records(n, seed=seed)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_readers_see_what_the_table_has_whatever_a_writer_does_and_is_killed_at(
     settings: Settings,
 ) -> None:

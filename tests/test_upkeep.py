@@ -272,7 +272,7 @@ def test_a_clock_step_loses_nothing(settings: Settings, days: int) -> None:
     assert fragments(settings) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_reading_goes_on_while_all_old_versions_are_removed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,7 +363,7 @@ for batch in batches:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kills_within_commits_lose_and_double_nothing(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

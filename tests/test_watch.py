@@ -130,7 +130,7 @@ def in_folder(folder: Path) -> set[str]:
     return {f"pics/{file.relative_to(folder)}" for file in folder.rglob("*.png")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_index_follows_a_folder(
     folder: Path, settings: Settings, tmp_path: Path, number: signal.Signals
