@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCE ?= auto
 # More threads in each process would wait for each other.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
-# One more than processors, as tests wait a third of their time; one that has TensorFlow takes a gigabyte.
-PROCESSES = $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 4))')
+# Two more than processors, as tests wait a third of their time; one that has TensorFlow takes a gigabyte.
+PROCESSES = $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 2, 4))')
 PYTEST = $(ONE_THREAD) $(BIN)/python -m pytest --dist=worksteal --numprocesses=$(PROCESSES)
 TSC := npx --yes --package typescript@5.9.3 tsc
 

@@ -123,6 +123,7 @@ def test_what_has_not_changed_is_not_read_again(
     assert records(index).keys() == {f"pics/{name}.png" for name in names}
 
 
+@pytest.mark.slow
 def test_what_is_gone_is_told(bucket: Bucket, tmp_path: Path) -> None:
     for number in range(3):
         bucket.put(f"pics/{number}.png", png(number))

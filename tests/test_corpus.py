@@ -102,6 +102,7 @@ def test_every_way_of_sending_them_answers_alike(
     assert not [record for record in caplog.records if record.exc_info]
 
 
+@pytest.mark.slow
 def test_files_of_others_are_answered(client: TestClient) -> None:
     folder = SHARED / "data" / "files"
     if not folder.exists():

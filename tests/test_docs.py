@@ -185,6 +185,7 @@ def shape(answer: Any) -> Any:
     return answer if isinstance(answer, bool | None) else type(answer)
 
 
+@pytest.mark.slow
 def test_every_file_and_command_that_is_named_exists() -> None:
     for page, text in PAGES.items():
         for path in re.findall(

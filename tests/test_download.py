@@ -123,6 +123,7 @@ def test_wrong_file_that_is_there_is_reported_and_kept(server: Server, path: Pat
     assert (path.read_bytes(), server.ranges) == (b"mine", [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [b"", b"something else", CONTENT[:-1], CONTENT + b"x", CONTENT[:-1] + b"x"]
 )

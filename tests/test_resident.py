@@ -128,6 +128,7 @@ def remove(name: str) -> Callable[[Path], object]:
     return lambda place: (place / name).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -625,6 +625,7 @@ def test_an_image_is_put_looked_at_replaced_found_and_deleted(
     assert index.count() == len(KINDS) * PER_KIND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id_", ["a b", "50%", "a/b//c", "q?x#", "'", '"', "&=+;:@", "~" * 512])
 def test_ids_of_any_characters_work_in_addresses(
     client: TestClient, index: VectorIndex, id_: str

@@ -62,6 +62,7 @@ def test_make_run_looks_at_the_port_before_it_ingests(programs: Path) -> None:
     assert calls == ["-m|service|--check"]
 
 
+@pytest.mark.slow
 def test_the_service_says_whether_its_port_is_free(free_port: int) -> None:
     assert run("service", "--check", IMAGE_SEARCH_PORT=str(free_port))[0] == 0
     with socket.socket() as taken:

@@ -120,6 +120,7 @@ def ids(matches: list[Match]) -> list[str]:
 # --- queries -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("top_k", [0, 1, 10, 200, 1000])
 def test_query_agrees_with_numpy(create: Indexes, metric: Metric, top_k: int) -> None:
@@ -505,6 +506,7 @@ def test_ids_of_any_spelling_work_everywhere(create: Indexes) -> None:
     assert index.list_ids(limit=1000).ids == ids_[1::2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id_", ["it's", 'a "b"', "a/b c%20;--", "x" * 512, "%_*", "a\\b"])
 def test_unusual_ids_work(create: Indexes, id_: str) -> None:
     index = create()
@@ -755,6 +757,7 @@ NAMED: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -799,6 +802,7 @@ def test_words_are_found_in_names_labels_and_texts(
     assert ("new" in ids_of(listed(index, Listing(words=tuple(words_of(words)))))) == (not words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["", "ünï😀", "it's", "a/b", "x" * 2000])
 def test_labels_are_told_in_order_and_counted_where_the_store_can(
     create: Indexes, store: str, label: str
