@@ -13,7 +13,7 @@ PROCESSES = $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 2, 4))')
 PYTEST = $(ONE_THREAD) $(BIN)/python -m pytest --dist=worksteal --numprocesses=$(PROCESSES)
 TSC := npx --yes --package typescript@5.9.3 tsc
 
-.PHONY: run test test-long quick matrix lock test-docker check bench setup clean
+.PHONY: run test test-long quick matrix lock test-docker check docs bench setup clean
 
 # The shell takes the name from here as it is, with spaces, quotes and all.
 run: export WORKER_SOURCE := $(value SOURCE)
@@ -54,7 +54,10 @@ lock:  ## write the lock files anew: what pyproject.toml asks for, in the versio
 test-docker: setup  ## build the images and test them on a Docker engine
 	$(BIN)/python -m pytest -m docker
 
-check: setup  ## linter, formatter, strict types, import rules
+docs: setup  ## build the documentation into build/docs, with every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+check: setup docs  ## linter, formatter, strict types, import rules, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -33,16 +33,7 @@ Settings are environment variables, IMAGE_SEARCH_*; docs/reference/settings.md l
 
 def main() -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m service",
-        description="Answer image searches over HTTP.",
-        epilog=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="only see whether the settings and the port are usable"
-    )
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         settings = load_settings()
@@ -64,6 +55,20 @@ def main() -> int:
     with listener:
         LimitedServer(app, seconds_to_finish=_SECONDS_TO_FINISH).run(sockets=[listener])
     return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Answer image searches over HTTP.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only see whether the settings and the port are usable"
+    )
+    return parser
 
 
 def give_memory_back() -> None:

@@ -19,7 +19,7 @@ def main() -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name must not end what a terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    arguments = _parser().parse_args()
+    arguments = make_parser().parse_args()
     overrides = {
         name: value
         for name in ("batch_size", "metric", "index", "namespace")
@@ -45,7 +45,8 @@ def main() -> int:
         return _fail(f"unexpected, please report it: {exc!r} at {where}", EXIT_FAILED)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m worker",
         description="Embed images with VGG16 and upsert them into the vector index.",
