@@ -16,6 +16,7 @@ ImageSearchError
     ├── IndexNotFoundError   there is no such index yet
     ├── IndexMismatchError   the index was built with something else (model, metric, dimension)
     ├── StoreError           the store failed: disk full, read-only, unreachable, damaged
+    │   └── IndexReplacedError   another index took the place of the one that is open
     └── UnsupportedError     the store cannot do what was asked for
 """
 
@@ -95,6 +96,10 @@ class IndexMismatchError(VectorIndexError):
 
 class StoreError(VectorIndexError):
     """The store failed: disk full, read-only, unreachable or damaged."""
+
+
+class IndexReplacedError(StoreError):
+    """Another index took the place of the one that is open; who opens it again has that one."""
 
 
 class UnsupportedError(VectorIndexError):

@@ -123,8 +123,9 @@ class IdPage:
 class VectorIndex(ABC):
     """One namespace of an index, and a context manager that closes it.
 
-    Safe to use from several threads. All methods raise StoreError when the store fails. What every
-    store has to check is checked here, and stores implement what begins with an underscore.
+    Safe to use from several threads. All methods raise StoreError when the store fails, and those
+    that write IndexReplacedError, if another index took its place. What every store has to check is
+    checked here, and stores implement what begins with an underscore.
     """
 
     def __init__(self, manifest: Manifest, calibration: Calibration | None) -> None:
@@ -344,6 +345,9 @@ class VectorIndex(ABC):
 
         A store that cannot count may also name labels that no record has any more.
         """
+
+    def check_in_use(self) -> None:  # noqa: B027
+        """Raise IndexReplacedError if another index took the place of this one, as `refit` does."""
 
     @abstractmethod
     def count(self) -> int:

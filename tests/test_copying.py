@@ -2,11 +2,12 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from image_search.provenance import KnownSource
 from image_search.recipe import FIRST_FORM, Recipe
 from image_search.sample import TEXTURES, ImageSample
 from image_search.settings import load_settings
-from image_search.stores import create_index, open_index
+from image_search.stores import create_index, open_index, succession
 from image_search.values import DIMENSION
 from tests.support.indexes import MODEL, assert_same_records, records, use_store
 from tests.support.processes import run
@@ -154,6 +155,79 @@ def test_a_copy_that_was_stopped_goes_on(index: VectorIndex, target: str, tmp_pa
     index.upsert([replace(record, label="changed")])
     copied = copy(parse_end("images"), to, STOP)
     assert copied.written == (COUNT if isinstance(to, Path) else 1)
+
+
+def replace_index(name: str) -> None:
+    """What `refit` does: another index takes the place of one, here with one picture more."""
+    model = MODEL.model_copy(update={"fingerprint": "1" * 16})
+    [one] = some_records()[:1]
+    with succession(load_settings(index=name)) as place:
+        with place.create(Manifest.new(model, "cosine", "__default__"), None) as successor:
+            successor.upsert([*some_records(), replace(one, id="pics/1")])
+        with place.writers_waiting():
+            place.put_in_use()
+
+
+def in_the_middle(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Do something after some records were compared."""
+    are_same = copying._are_same
+    calls = 0
+
+    def patched(*arguments: Any, **keywords: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == COUNT // 2:
+            do()
+        return are_same(*arguments, **keywords)
+
+    monkeypatch.setattr(copying, "_are_same", patched)
+
+
+def test_what_is_replaced_while_it_is_copied_is_copied_as_it_was(
+    index: VectorIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_the_middle(monkeypatch, lambda: replace_index("images"))
+    assert copy(parse_end("images"), parse_end("other"), STOP).written == COUNT
+    assert "FROM was replaced meanwhile" in caplog.text
+    with open_index(load_settings(index="other")) as other:
+        assert_same_records(index, other)
+        assert other.manifest.model == index.manifest.model
+    # What there is now is not mixed with that.
+    with pytest.raises(IndexMismatchError, match="was built with"):
+        copy(parse_end("images"), parse_end("other"), STOP)
+
+
+def test_a_target_that_is_replaced_meanwhile_is_told(
+    index: VectorIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    assert copy(parse_end("images"), parse_end("other"), stopped).interrupted
+    in_the_middle(monkeypatch, lambda: replace_index("other"))
+    for match in ("was replaced meanwhile", "was built with"):
+        with pytest.raises(IndexMismatchError, match=match):
+            copy(parse_end("images"), parse_end("other"), STOP)
+    assert index.count() == COUNT
+
+
+def test_a_file_is_begun_anew_where_the_index_was_replaced(
+    index: VectorIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "backup.parquet"
+    stopped = threading.Event()
+    stopped.set()
+    assert copy(parse_end("images"), path, stopped).interrupted
+    index.delete(list(index.ids()))
+    replace_index("images")
+    copied = copy(parse_end("images"), path, STOP)
+    assert (copied.written, copied.unchanged) == (COUNT + 1, 0)
+    assert "begins anew" in caplog.text
+    copy(path, parse_end("restored"), STOP)
+    with (
+        open_index(load_settings()) as new,
+        open_index(load_settings(index="restored")) as restored,
+    ):
+        assert_same_records(new, restored)
 
 
 @pytest.mark.slow

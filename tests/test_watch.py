@@ -14,7 +14,7 @@ from image_search.settings import Settings
 from image_search.stores import open_index
 from tests.support.images import folder_of, png
 from tests.support.indexes import records
-from tests.support.processes import start
+from tests.support.processes import run, start
 from tests.support.waiting import wait_until
 from worker.sources import open_source
 from worker.watch import changed_part, changes, check_watch
@@ -32,7 +32,8 @@ class Changes:
 
     def _run(self) -> None:
         for changed in changes(self._folder, self._without, self.stop):
-            self.found.append(changed)
+            if changed is None or changed:
+                self.found.append(changed)
 
     def names(self) -> set[str]:
         return set().union(*(changed for changed in self.found if changed))
@@ -161,6 +162,30 @@ def test_the_index_follows_a_folder(
     if number == signal.SIGTERM:
         assert "is gone" in err
         assert "moved" in out
+
+
+@pytest.mark.slow
+def test_following_goes_on_with_an_index_that_was_fitted_again(
+    folder: Path, settings: Settings
+) -> None:
+    worker = start("worker", "ingest", str(folder), "--watch")
+    try:
+        wait_until(lambda: ids(settings) == in_folder(folder))
+        code, out, err = run("worker", "refit", str(folder))
+        assert code == 0, err
+        assert "still in use" not in out + err
+        (folder / "label0" / "0000.png").unlink()
+        (folder / "label0" / "new.png").write_bytes(png(70))
+        wait_until(lambda: ids(settings) == in_folder(folder))
+        worker.send_signal(signal.SIGTERM)
+        out, err = worker.communicate(timeout=60)
+    except BaseException:
+        worker.kill()
+        print(worker.communicate())
+        raise
+    assert worker.returncode == 128 + signal.SIGTERM
+    assert err.count("the index was replaced, as refit does: going on with the new one") == 1
+    assert "1 images embedded" in out
 
 
 @pytest.mark.slow

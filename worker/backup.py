@@ -30,6 +30,8 @@ from image_search.values import DIMENSION
 
 _KEY: Final = b"image-search"
 _CHECKSUM: Final = b"image-search-sha256"
+# In a part: what the index that it is of was built with.
+_MANIFEST: Final = b"image-search-manifest"
 _ROWS_AT_ONCE: Final = 1024
 _SCHEMA: Final = pa.schema(
     [
@@ -125,23 +127,29 @@ class BackupFile:
 
     # --- writing ---
 
-    def written_ids(self) -> list[str]:
-        """The ids that an earlier run has written, in order; it goes on after them."""
+    def written_ids(self, manifest: Manifest) -> list[str] | None:
+        """The ids that an earlier run has written, in order; it goes on after them.
+
+        None where they are of an index with another manifest.
+        """
+        ids: list[str] = []
+        with _errors(self._parts):
+            for part in self._written():
+                table = pq.read_table(part, columns=["id"])
+                if table.schema.metadata != {_MANIFEST: _as_bytes(manifest)}:
+                    return None
+                ids += table["id"].to_pylist()
+        return ids
+
+    def write_part(self, records: Sequence[Record], manifest: Manifest) -> None:
+        """Add records whose ids follow those that were written, of the same index."""
         with _errors(self._parts):
             self._parts.mkdir(parents=True, exist_ok=True)
-            return [
-                id_
-                for part in self._written()
-                for id_ in pq.read_table(part, columns=["id"])["id"].to_pylist()
-            ]
-
-    def write_part(self, records: Sequence[Record]) -> None:
-        """Add records whose ids follow those that were written."""
-        with _errors(self._parts):
             number = len(self._written())
             whole = self._parts / f"{number:08d}.parquet"
             temporary = whole.with_suffix(".unfinished")
-            pq.write_table(_rows_of(records), temporary, write_page_checksum=True)
+            rows = _rows_of(records).replace_schema_metadata({_MANIFEST: _as_bytes(manifest)})
+            pq.write_table(rows, temporary, write_page_checksum=True)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(whole)
@@ -168,6 +176,10 @@ class BackupFile:
 
     def _written(self) -> list[Path]:
         return sorted(self._parts.glob("*.parquet"))
+
+
+def _as_bytes(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json().encode()
 
 
 def _rows_of(records: Sequence[Record]) -> pa.Table:

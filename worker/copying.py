@@ -12,7 +12,13 @@ from typing import Final, get_args
 
 import numpy as np
 
-from image_search.errors import IndexMismatchError, IndexNotFoundError, SettingsError, StoreError
+from image_search.errors import (
+    IndexMismatchError,
+    IndexNotFoundError,
+    IndexReplacedError,
+    SettingsError,
+    StoreError,
+)
 from image_search.index import Record, VectorIndex
 from image_search.progress import Progress
 from image_search.settings import Settings, load_settings
@@ -62,16 +68,30 @@ def copy(source: Settings | Path, target: Settings | Path, stop: threading.Event
     """Copy all of `source` to `target`, and compare the two afterwards.
 
     Goes on where another copy stopped. Raises SettingsError where both are the same,
-    IndexNotFoundError, IndexMismatchError where `target` was built with something else, and
-    StoreError where it holds other images, or is not the same in the end.
+    IndexNotFoundError, IndexMismatchError where `target` was built with something else, or becomes
+    that meanwhile, and StoreError where it holds other images, or is not the same in the end.
     """
     if _identity(source) == _identity(target):
         raise SettingsError("FROM and TO are the same")
     with ExitStack() as opened:
         reader = _reader(source, opened)
         if isinstance(target, Path):
-            return _to_file(reader, BackupFile(target), stop)
-        return _to_index(reader, target, opened, stop)
+            copied = _to_file(reader, BackupFile(target), stop)
+        else:
+            try:
+                copied = _to_index(reader, target, opened, stop)
+            except IndexReplacedError as exc:
+                raise IndexMismatchError(
+                    f"the index {target.index} was replaced meanwhile, as refit does, and has "
+                    "another model than FROM now: copy to another index or namespace"
+                ) from exc
+        try:
+            reader.check_in_use()
+        except IndexReplacedError:
+            _log.warning(
+                "FROM was replaced meanwhile, as refit does: this is a copy of what it was before"
+            )
+        return copied
 
 
 def _identity(end: Settings | Path) -> object:
@@ -101,6 +121,9 @@ class _IndexReader:
             deletions=index.load_deletions(),
         )
 
+    def check_in_use(self) -> None:
+        self._index.check_in_use()
+
     def ids(self) -> list[str]:
         return sorted(self._index.ids())
 
@@ -115,6 +138,9 @@ class _IndexReader:
 
 class _FileReader(BackupFile):
     """A file, of which some records may be asked for."""
+
+    def check_in_use(self) -> None:
+        """It stays as it was opened."""
 
     def batches_of(self, ids: Sequence[str]) -> Iterator[list[Record]]:
         wanted = set(ids)
@@ -137,14 +163,14 @@ def _reader(source: Settings | Path, opened: ExitStack) -> _Reader:
 
 def _to_file(reader: _Reader, target: BackupFile, stop: threading.Event) -> Copied:
     facts, ids = reader.read_facts(), reader.ids()
-    written = target.written_ids()
-    if written != ids[: len(written)]:
+    written = target.written_ids(facts.manifest)
+    if written is None or written != ids[: len(written)]:
         _log.warning("FROM has changed since the copy was begun: it begins anew")
         target.forget_parts()
-        written = target.written_ids()
+        written = []
     with Progress("copying", len(ids), "images", done=len(written)) as progress:
         for batch in reader.batches_of(ids[len(written) :]):
-            target.write_part(batch)
+            target.write_part(batch, facts.manifest)
             progress.update(len(batch))
             if stop.is_set():
                 return Copied(0, 0, interrupted=True)

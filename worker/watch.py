@@ -36,7 +36,8 @@ def changes(folder: Path, without: Path, stop: threading.Event) -> Iterator[set[
     """Paths in the folder that have changed and are at rest; None where all may have changed.
 
     The first is None, when the folder is being watched, and so is that after a time without the
-    folder. What lies in `without` does not count. Ends when `stop` is set.
+    folder. Where there is nothing to tell, an empty set comes twice a second. What lies in
+    `without` does not count. Ends when `stop` is set.
     """
     is_told = False
     while not stop.is_set():
@@ -87,8 +88,8 @@ def _changes_while_there(
         if is_first:
             is_first = False
             yield None
-        elif at_rest := restless.take():
-            yield at_rest
+        else:
+            yield restless.take()
 
 
 class _Restless:

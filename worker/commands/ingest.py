@@ -3,13 +3,18 @@
 import argparse
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from image_search.embedding import Embedder
-from image_search.errors import IndexNotFoundError, SettingsError, SourceError
+from image_search.errors import (
+    IndexNotFoundError,
+    IndexReplacedError,
+    SettingsError,
+    SourceError,
+)
 from image_search.index import VectorIndex
 from image_search.settings import Settings
 from image_search.stores import open_index
@@ -52,6 +57,8 @@ Settings are environment variables, IMAGE_SEARCH_*; docs/reference/settings.md l
 _MOST_PRUNED_PERCENT: Final = 25
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def add(commands: Commands) -> None:
@@ -186,21 +193,9 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         remember(index, source)
         embedder.warm_up()
         started = time.monotonic()
-        seen = SeenSource(source)
-        seen.see_all()
-        summary = ingest(
-            seen.source,
-            index,
-            embedder,
-            settings,
-            sampling=_sampling(arguments),
-            stop=stop.event,
-            restore=arguments.restore,
-        )
-        if arguments.prune is not None and not summary.interrupted:
-            prune(index, seen, arguments.prune)
-        if not summary.interrupted:
-            remember(index, source, datetime.now(UTC))
+        target = _Target(index, embedder, settings, opened)
+        summary, _ = _bring_in(source, source, target, arguments, stop, restore=arguments.restore)
+        index = target.index
         index.flush()
         if summary.embedded or summary.relabelled or summary.moved or index.calibration is None:
             recalibrate(index, summary.sample, stop.event)
@@ -208,42 +203,94 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         if arguments.watch and not stop.exit_code:
             print(f"following {source.name}: Ctrl-C ends", flush=True)
         for changed in following:
-            source = _ingest_changes(source, changed, arguments, settings, index, embedder, stop)
+            if changed is None or changed:
+                source = _bring_in_changes(source, changed, target, arguments, stop)
+            else:  # an index that was replaced is not held for long: its files go then
+                target.do(lambda: None)
         is_whole = not summary.unreadable and not summary.damaged and not source.skipped.lost
         return stop.exit_code or (0 if is_whole else EXIT_UNREADABLE)
 
 
-def _ingest_changes(
-    before: Source,
-    changed: set[str] | None,
+class _Target:
+    """The index that is ingested into, and its model; `opened` closes it."""
+
+    def __init__(
+        self, index: VectorIndex, embedder: Embedder, settings: Settings, opened: ExitStack
+    ) -> None:
+        self.index = index
+        self.embedder = embedder
+        self.settings = settings
+        self._opened = opened
+
+    def do(self, work: Callable[[], T]) -> T:
+        """What `work` returns; it is done again with an index that took the place of this one."""
+        while True:
+            try:
+                self.index.check_in_use()
+                return work()
+            except IndexReplacedError:
+                _log.warning("the index was replaced, as refit does: going on with the new one")
+                self._opened.close()
+                self.index = self._opened.enter_context(open_index(self.settings))
+                self.embedder = load_embedder(self.index, self.settings)
+                self.embedder.warm_up()
+
+
+def _bring_in(
+    part: Source,
+    source: Source,
+    target: _Target,
     arguments: argparse.Namespace,
-    settings: Settings,
-    index: VectorIndex,
-    embedder: Embedder,
     stop: StopSignals,
-) -> Source:
-    """Ingest what has changed in a folder, or all of it, and prune; returns the folder as it is."""
-    try:
-        source = open_chosen(arguments, settings, held_out=False)
-        if source.origin is not None and before.origin is not None:
-            source = source.origin.named(before.origin.name)
-        part = source if changed is None else changed_part(source, before, changed)
-        seen = SeenSource(part)
+    *,
+    restore: bool = False,
+) -> tuple[Summary, int]:
+    """Ingest a part of the source or all of it, and prune; returns how many were taken out, too."""
+    index = target.index
+
+    def work() -> tuple[Summary, int]:
+        # Another index may lack more than the part.
+        seen = SeenSource(part if target.index is index else source)
         seen.see_all()
         summary = ingest(
             seen.source,
-            index,
-            embedder,
-            settings,
-            sampling=_sampling(arguments),
+            target.index,
+            target.embedder,
+            target.settings,
+            sampling=Sampling(
+                arguments.frames_per_second, arguments.key_frames, arguments.max_frames
+            ),
             stop=stop.event,
+            restore=restore,
         )
+        if summary.interrupted:
+            return summary, 0
+        most = arguments.prune
+        pruned = 0 if most is None else prune(target.index, seen, most)
+        remember(target.index, source, datetime.now(UTC))
+        return summary, pruned
+
+    return target.do(work)
+
+
+def _bring_in_changes(
+    before: Source,
+    changed: set[str] | None,
+    target: _Target,
+    arguments: argparse.Namespace,
+    stop: StopSignals,
+) -> Source:
+    """Bring in what has changed in a folder, or all of it; returns the folder as it is."""
+    try:
+        source = open_chosen(arguments, target.settings, held_out=False)
+        if source.origin is not None and before.origin is not None:
+            source = source.origin.named(before.origin.name)
+        part = source if changed is None else changed_part(source, before, changed)
+        summary, pruned = _bring_in(part, source, target, arguments, stop)
     except SourceError as exc:
         _log.warning("nothing is changed in the index: %s", exc.in_full)
         return before
-    pruned = 0 if summary.interrupted else prune(index, seen, arguments.prune)
-    if not summary.interrupted:
-        remember(index, source, datetime.now(UTC))
+    index = target.index
     written = summary.embedded + summary.moved + summary.relabelled
     if written or pruned:
         index.flush()
@@ -255,10 +302,6 @@ def _ingest_changes(
             flush=True,
         )
     return source
-
-
-def _sampling(arguments: argparse.Namespace) -> Sampling:
-    return Sampling(arguments.frames_per_second, arguments.key_frames, arguments.max_frames)
 
 
 def _named_in(index: VectorIndex, source: Source) -> Source:

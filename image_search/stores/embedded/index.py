@@ -12,7 +12,7 @@ import numpy as np
 from lancedb.query import ColumnOrdering
 
 from image_search.calibration import Calibration
-from image_search.errors import StoreError, UnsupportedError
+from image_search.errors import IndexReplacedError, StoreError, UnsupportedError
 from image_search.filters import Filter
 from image_search.index import (
     IdPage,
@@ -407,10 +407,14 @@ class EmbeddedIndex(VectorIndex):
     @contextmanager
     def _writing(self) -> Iterator[None]:
         with self._errors(), writing(self.files.lock):
+            self.check_in_use()
+            yield
+
+    def check_in_use(self) -> None:
+        with self._errors():
             self._check_not_replaced()
             if self.files.in_use().generation > self.files.generation:
                 raise _replaced(self.files)
-            yield
 
     def _has_words(self) -> bool:
         return WORDS in self._table.schema.names
@@ -443,5 +447,7 @@ def _check_not_replaced(table: Any, manifest_json: bytes | None, files: IndexFil
         raise _replaced(files)
 
 
-def _replaced(files: IndexFiles) -> StoreError:
-    return StoreError("the index was replaced by another: open it again", details=files.table)
+def _replaced(files: IndexFiles) -> IndexReplacedError:
+    return IndexReplacedError(
+        "the index was replaced by another: open it again", details=files.table
+    )
