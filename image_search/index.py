@@ -280,11 +280,15 @@ class VectorIndex(ABC):
         records = self._fetch(ids, thumbnails=True)
         return {id_: record.thumbnail for id_, record in records.items() if record.thumbnail}
 
+    @property
+    def tells_states(self) -> bool:
+        """Whether `held` can tell any; the embedded store, whose records are at hand, cannot."""
+        return False
+
     def held(self, states: Mapping[str, str]) -> set[str]:
         """Those of the ids, each with its state, that the index has a record of in that state.
 
-        No record is read for it. A store may not know all of them, which `fetch` then finds, and
-        the embedded one, whose records are at hand, knows none.
+        No record is read for it. A store may not know all of them, which `fetch` then finds.
         """
         return self._held(states) if states else set()
 

@@ -200,7 +200,7 @@ def test_an_error_of_the_store_is_raised(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    def fail(_: Sequence[object]) -> None:
+    def fail(_: Sequence[object], **_options: bool) -> None:
         raise StoreError("the disk is full")
 
     def items() -> Iterator[Item]:

@@ -430,6 +430,7 @@ def test_thumbnails_are_given_alone(create: Indexes) -> None:
 
 def test_records_in_a_state_are_told_without_reading_them(create: Indexes, store: str) -> None:
     index = create()
+    assert index.tells_states == (store == "pinecone")
     assert index.held({}) == set()
     assert index.held({"a": "one"}) == set()
     index.upsert([replace(record(id_), state=f"state of {id_}") for id_ in ("a", "b", "c")])

@@ -47,7 +47,9 @@ from worker.sources.source import Video
 # What is looked up and decoded at once, bounded by count and by the bytes held. To look 1,024 up
 # costs an index that has no vector index yet twice as much as 256.
 _CHUNK_ITEMS: Final = 1024
+# Small images are decoded faster than the pool hands them out one by one.
 _SLICE: Final = 8
+_DIGEST_SLICES: Final = 16
 _CHUNK_BYTES: Final = 64 * 1024 * 1024
 # A commit costs about the same for one record as for hundreds, and what is not committed is lost
 # in a crash: so many records, or so many seconds of work, go into one.
@@ -282,7 +284,7 @@ class _Ingestion:
     def _are_known(self, items: list[Item]) -> list[bool]:
         """Whether the index has the items, which lack their content, as their metadata is."""
         records = self._index.fetch(
-            [item.id for item in items if not isinstance(item.content, Video)]
+            [item.id for item in items if not isinstance(item.content, Video)], thumbnails=False
         )
         known = [
             self._is_known_video(item)
@@ -431,15 +433,28 @@ class _Ingestion:
     # --- what is known, and what is new ---
 
     def _look_up(self, pool: ThreadPoolExecutor, chunk: list[Item], *, is_new: bool) -> _Known:
-        digests = list(_in_slices(pool, _digest_or_none, chunk))
+        digests = list(_in_slices(pool, _digest_or_none, chunk, -(-len(chunk) // _DIGEST_SLICES)))
         if is_new:
             return _Known(digests, set(), {}, {})
         pairs = [(item, one) for item, one in zip(chunk, digests, strict=True) if one]
-        held = self._index.held(
-            {id_: self._state(item, id_, one) for item, one in pairs for id_ in ids_of(item)}
-        )
+        ids = [id_ for item, _ in pairs for id_ in ids_of(item)]
+        if self._index.tells_states:
+            states = {
+                id_: self._state(item, id_, one) for item, one in pairs for id_ in ids_of(item)
+            }
+            held = self._index.held(states)
+        else:
+            # Most have not changed, and need no thumbnails.
+            light = self._index.fetch(ids, thumbnails=False)
+            held = {
+                record.id
+                for item, one in pairs
+                if (record := record_of(item, one, light)) and self._is_unchanged(item, record, one)
+            }
+            ids = list(light)
         pairs = [(item, one) for item, one in pairs if held.isdisjoint(ids_of(item))]
-        records = self._index.fetch([id_ for item, _ in pairs for id_ in ids_of(item)])
+        wanted = {id_ for item, _ in pairs for id_ in ids_of(item)}
+        records = self._index.fetch([id_ for id_ in ids if id_ in wanted])
         if self._deletions is None:
             return _Known(digests, held, records, {})
         new = {one for item, one in pairs if not record_of(item, one, records)}
@@ -455,8 +470,13 @@ class _Ingestion:
     def _decode_all(
         self, pool: ThreadPoolExecutor, chunk: list[Item], known: _Known
     ) -> Iterator["_Decoded | Record | _Deleted | ImageError | None"]:
-        pairs = list(zip(chunk, known.digests, strict=True))
-        return _in_slices(pool, lambda pair: self._decode(*pair, known), pairs)
+        """None for an item that the index holds as it is."""
+        are_held = [not known.held.isdisjoint(ids_of(item)) for item in chunk]
+        found = zip(chunk, known.digests, are_held, strict=True)
+        pairs = [(item, one) for item, one, is_held in found if not is_held]
+        results = _in_slices(pool, lambda pair: self._decode(*pair, known), pairs, _SLICE)
+        for is_held in are_held:
+            yield None if is_held else next(results)
 
     def _decode(
         self, item: Item, found: str, known: _Known
@@ -471,8 +491,6 @@ class _Ingestion:
         """Raises ImageError where the image cannot be read."""
         if isinstance(item.content, ImageError):
             raise item.content
-        if not known.held.isdisjoint(ids_of(item)):
-            return None
         record = record_of(item, found, known.records)
         if record is not None:
             metadata = self._refreshed(item, record, found)
@@ -498,6 +516,17 @@ class _Ingestion:
             thumbnail=images.thumbnail(image),
             state=self._state(item, item.id, found),
         )
+
+    def _is_unchanged(self, item: Item, record: Record, sha256: str) -> bool:
+        """Whether the record is as it would be made now, so far as that is known without reading.
+
+        The record is of the same bytes as the item.
+        """
+        is_file = isinstance(item.content, bytes)
+        if is_file and not file_metadata.is_complete(record.metadata, self._settings.metadata):
+            return False
+        metadata = self._metadata(item, record.metadata, sha256)
+        return (record.label, record.metadata) == (item.label, metadata)
 
     def _state(self, item: Item, id_: str, sha256: str) -> str:
         """Of a record that was made of this item under this id, and needs no more work."""
@@ -707,17 +736,16 @@ def record_of(item: Item, found: str, records: Mapping[str, Record]) -> Record |
 
 
 def _in_slices(
-    pool: ThreadPoolExecutor, work: Callable[[S], T], values: Sequence[S]
+    pool: ThreadPoolExecutor, work: Callable[[S], T], values: Sequence[S], size: int
 ) -> Iterator[T]:
-    """What `work` makes of each value, in order."""
-    # Small images are decoded faster than the pool hands them out one by one.
-    slices = [values[start : start + _SLICE] for start in range(0, len(values), _SLICE)]
+    """What `work` makes of each value, in order; so many are handed to the pool at once."""
+    slices = [values[start : start + size] for start in range(0, len(values), size)]
     return chain.from_iterable(pool.map(lambda part: [work(value) for value in part], slices))
 
 
 def ids_of(item: Item) -> list[str]:
     """What the item may be found under in the index."""
-    return [id_ for id_ in (item.id, item.former_id) if id_ is not None]
+    return [item.id] if item.former_id is None else [item.id, item.former_id]
 
 
 def _is_described(item: Item, record: Record) -> bool:

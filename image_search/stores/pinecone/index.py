@@ -281,6 +281,10 @@ class PineconeIndex(VectorIndex):
                     found.setdefault(digest, []).append(id_)
         return found
 
+    @property
+    def tells_states(self) -> bool:
+        return True
+
     def _held(self, states: Mapping[str, str]) -> set[str]:
         wanted = list(states.values())
 
