@@ -112,6 +112,31 @@ def free_port() -> int:
     return find_free_port()
 
 
+_GOOGLE_SERVER = """
+import time
+from gcp_storage_emulator.server import create_server
+server = create_server("127.0.0.1", 0, in_memory=True)
+server.start()
+print(server._api._httpd.server_address[1], flush=True)
+time.sleep(3600)
+"""
+
+
+@pytest.fixture(scope="module")
+def google_server() -> Iterator[str]:
+    """The address of a server that answers as Google Cloud Storage does, and is empty."""
+    # In a process of its own: pyarrow keeps the lock of Python's threads while it waits.
+    with subprocess.Popen(
+        [sys.executable, "-c", _GOOGLE_SERVER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        process.kill()
+
+
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[str]:
     """The address of an S3 server that is empty."""

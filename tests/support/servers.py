@@ -4,7 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, Self
 
 import httpx2
@@ -127,3 +127,9 @@ def listen(handler: type[BaseHTTPRequestHandler]) -> Iterator[Any]:
         finally:
             server.shutdown()
             thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves a folder, and says nothing."""
+
+    def log_message(self, *_: object) -> None: ...

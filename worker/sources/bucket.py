@@ -50,6 +50,16 @@ _KEYS: Final = (
     "AWS_SECRET_ACCESS_KEY, a profile, or GOOGLE_APPLICATION_CREDENTIALS"
 )
 
+# Google's libraries send all requests to this address, where it is set.
+_GOOGLE_EMULATOR: Final = "CLOUD_STORAGE_EMULATOR_ENDPOINT"
+# That of a key, and those that tell of a machine or container that may have a role.
+_GOOGLE_KEYS: Final = (
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GCE_METADATA_HOST",
+    "K_SERVICE",
+    "KUBERNETES_SERVICE_HOST",
+)
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -157,7 +167,8 @@ class _Bucket:
             with self._files.open_input_stream(one.path) as file:
                 return bytes(file.read())
         except OSError as exc:
-            if any(sign in str(exc) for sign in _OF_ONE_OBJECT):
+            is_gone = isinstance(exc, FileNotFoundError)
+            if is_gone or any(sign in str(exc) for sign in _OF_ONE_OBJECT):
                 return ImageError(f"the object cannot be read: {printable(str(exc))}")
             raise
 
@@ -185,7 +196,10 @@ class _Bucket:
 
 def _file_system(scheme: str, bucket: str, endpoint: str) -> fs.FileSystem:
     if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=_ATTEMPTS * _SECONDS))
+        return fs.GcsFileSystem(
+            anonymous=not _may_have_google_keys(),
+            retry_time_limit=timedelta(seconds=_ATTEMPTS * _SECONDS),
+        )
     options = {
         "connect_timeout": _SECONDS,
         "request_timeout": _SECONDS,
@@ -200,6 +214,22 @@ def _file_system(scheme: str, bucket: str, endpoint: str) -> fs.FileSystem:
             f"IMAGE_SEARCH_S3_ENDPOINT={endpoint!r}: write an address as https://s3.example.org"
         )
     return fs.S3FileSystem(endpoint_override=parts.netloc, scheme=parts.scheme, **options)
+
+
+def _may_have_google_keys() -> bool:
+    """Whether there are keys where Google's libraries look for them, or a role may give some.
+
+    Without any, nothing could be read, also what is public.
+    https://cloud.google.com/docs/authentication/application-default-credentials
+    """
+    if os.environ.get(_GOOGLE_EMULATOR):
+        return False
+    config = os.environ.get("CLOUDSDK_CONFIG") or Path.home() / ".config" / "gcloud"
+    if (Path(config) / "application_default_credentials.json").exists():
+        return True
+    product = Path("/sys/class/dmi/id/product_name")
+    is_at_google = product.exists() and product.read_text(errors="replace").startswith("Google")
+    return is_at_google or any(map(os.environ.get, _GOOGLE_KEYS))
 
 
 def _version(one: fs.FileInfo) -> str:
