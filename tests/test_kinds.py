@@ -4,29 +4,37 @@ The index is then what one run gives.
 """
 
 import csv
+import http.server
 import io
 import json
+import pickle
 import random
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import boto3
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from image_search.settings import load_settings
 from image_search.stores import open_index
+from image_search.values import Pixels
 from tests.support import ROOT
 from tests.support.images import png
 from tests.support.indexes import assert_same_records
+from tests.support.servers import Quiet
 from tests.support.syncing import sync
+from tests.support.videos import scene, write_video
 
 # Names below a label's folder, and the seeds of the pictures.
 State = dict[str, int]
@@ -101,8 +109,81 @@ def parquet(state: State, path: Path) -> str:
     return str(path / "train.parquet")
 
 
+def parquet_folder(state: State, path: Path) -> str:
+    data = path / "beans" / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    names = list(state)
+    for number in range(2):
+        part = {name: state[name] for name in names[number::2]}
+        parquet(part, path)
+        (path / "train.parquet").rename(data / f"train-0000{number}-of-00002.parquet")
+    return str(path / "beans")
+
+
+def webdataset_folder(state: State, path: Path) -> str:
+    (path / "pets").mkdir(exist_ok=True)
+    names = list(state)
+    for number in range(2):
+        webdataset({name: state[name] for name in names[number::2]}, path)
+        (path / "pics-0000.tar").rename(path / "pets" / f"train-000{number}.tar")
+    return str(path / "pets")
+
+
+def one_file(state: State, path: Path) -> str:
+    """A picture that changes."""
+    (path / "pics").mkdir(exist_ok=True)
+    (path / "pics" / "one.png").write_bytes(png(sum(state.values())))
+    return str(path / "pics" / "one.png")
+
+
+def films(state: State, path: Path) -> str:
+    """A folder of pictures and videos."""
+    folder(state, path)
+    for name, seed in list(state.items())[::2]:
+        file = path / "pics" / name
+        file.unlink()
+        scenes = [scene(seed), scene(seed + 1)]
+        write_video(file.with_suffix(".mp4"), scenes, codec="mpeg4", rate=1)
+    return str(path / "pics")
+
+
+def _cifar10(state: State) -> tuple[list[str], list[tuple[list[int], Pixels]]]:
+    """Names of classes; labels, and planes, uint8 [n, 3072], of each batch."""
+    classes = sorted({name.partition("/")[0] for name in state})
+    names = list(state)
+    batches = []
+    for number in range(5):
+        part = names[number::5]
+        planes = [np.random.default_rng(state[n]).integers(0, 256, 3072, np.uint8) for n in part]
+        batches.append(([classes.index(n.partition("/")[0]) for n in part], np.array(planes)))
+    return classes, batches
+
+
+def cifar10(state: State, path: Path) -> str:
+    classes, batches = _cifar10(state)
+    with tarfile.open(path / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        _add(archive, "cifar-10-batches-bin/batches.meta.txt", "\n".join(classes).encode())
+        for number, (labels, planes) in enumerate(batches, 1):
+            records = np.hstack([np.array(labels, np.uint8)[:, None], planes])
+            _add(archive, f"cifar-10-batches-bin/data_batch_{number}.bin", records.tobytes())
+    return str(path / "cifar-10-binary.tar.gz")
+
+
+def cifar10_python(state: State, path: Path) -> str:
+    classes, batches = _cifar10(state)
+    data = path / "cifar-10-batches-py"
+    data.mkdir(exist_ok=True)
+    (data / "batches.meta").write_bytes(pickle.dumps({"label_names": classes}, 2))
+    for number, (labels, planes) in enumerate(batches, 1):
+        content = pickle.dumps({b"labels": labels, b"data": planes}, 2)
+        (data / f"data_batch_{number}").write_bytes(content)
+    return str(path)
+
+
 KINDS: Final[list[Callable[[State, Path], str]]] = [
     *(folder, zipped, tarred, webdataset, table, json_lines, listed, parquet),
+    *(parquet_folder, webdataset_folder, one_file, films, cifar10, cifar10_python),
 ]
 
 
@@ -151,6 +232,19 @@ def test_the_index_is_what_one_run_gives(
     kind: Callable[[State, Path], str], tmp_path: Path
 ) -> None:
     check(lambda state: kind(state, tmp_path), seed=len(kind.__name__))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [zipped, listed, table], ids=lambda kind: kind.__name__)
+def test_the_index_is_what_one_run_gives_of_an_address(
+    kind: Callable[[State, Path], str], tmp_path: Path
+) -> None:
+    handler = partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        check(lambda state: f"{url}/{Path(kind(state, tmp_path)).name}", seed=4)
+        server.shutdown()
 
 
 @pytest.mark.long

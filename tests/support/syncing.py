@@ -42,12 +42,12 @@ def die_after(calls: int) -> None:
     left = calls
 
     def dying(method: Any) -> Any:
-        def call(self: VectorIndex, records: Sequence[Record]) -> None:
+        def call(self: VectorIndex, records: Sequence[Record], **options: bool) -> None:
             nonlocal left
             left -= 1
             if left == 0:
                 os._exit(9)
-            method(self, records)
+            method(self, records, **options)
 
         return call
 
