@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.attacks SOURCE [--images N] [--seconds N] [KIND ...]
 
-Each kind of attack goes on for `--seconds`, straight to a service that may have 1,024 files open,
+Each kind of attack goes on for `--seconds`, directly to a service that may have 1,024 files open,
 and then through HAProxy with the gateway's configuration, where it is installed.
 """
 
@@ -188,9 +188,9 @@ KINDS = {
         lambda: [drip(UNFINISHED_HEAD, NEVER), drip(UNFINISHED_BODY, NEVER)],
         1,
     ),
-    "bodies": Kind("80 slow bodies that come again", 80, lambda: [drip(UNFINISHED_BODY, 0.5)]),
+    "bodies": Kind("80 slow bodies, again and again", 80, lambda: [drip(UNFINISHED_BODY, 0.5)]),
     "large": Kind("80 bodies of 20 MB", 80, lambda: [whole(form(bytes(20_000_000)))]),
-    "headers": Kind("40 times headers without end", 40, lambda: [headers_without_end]),
+    "headers": Kind("40 times endless headers", 40, lambda: [headers_without_end]),
     "json": Kind(
         "8 times JSON of 16 MB: unknown keys, parts of a filter, examples, numbers",
         8,
@@ -202,7 +202,7 @@ KINDS = {
         ],
     ),
     "base64": Kind(
-        "8 images of 14 MB in base64 that are none",
+        "8 bodies of 14 MB of base64 that are not images",
         8,
         lambda: [whole(query(b'{"image":"' + b"QUJD" * 4_700_000 + b'"}'))],
     ),
@@ -350,7 +350,7 @@ def measure(source: str, count: int, seconds: float, kinds: Sequence[str]) -> It
             sys.exit(errors)
         log = Path(folder, "log")
         with server(folder, log) as running, ExitStack() as stack:
-            ways = {"straight to the service": running.port}
+            ways = {"directly to the service": running.port}
             if shutil.which("haproxy"):
                 public = stack.enter_context(gateway(running.port, Path(folder)))
                 ways["through the gateway"] = public
@@ -418,7 +418,7 @@ def attacks(
         f"Attacks {way}; the service holds {target.resident / MEBI:.0f} MiB at rest",
         [
             *("attack", "searches answered, %", "p50 ms", "p99 ms"),
-            *("/health answered, %", "p99 ms", "MiB more"),
+            *("/health answered, %", "p99 ms", "additional MiB"),
         ],
         rows,
         [

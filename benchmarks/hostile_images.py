@@ -112,7 +112,7 @@ def alone(target: "Target", files: dict[str, bytes]) -> Table:
         rows.append([name, size, answer, f"{seconds:.1f}", f"{cpu:.1f}", f"{mebi:.0f}"])
     return Table(
         f"Hostile images, one after another; the service holds {target.resident / MEBI:.0f} MiB",
-        ["file", "bytes", "answer", "seconds", "CPU seconds", "MiB more"],
+        ["file", "bytes", "answer", "seconds", "CPU seconds", "additional MiB"],
         rows,
         [
             f"{most_cpu:.1f} CPU seconds at most (at most {CPU_SECONDS:.0f})",
@@ -234,7 +234,7 @@ def price() -> Table:
             )
     return Table(
         "The price for honest images, in ms of CPU time",
-        ["file", "images.decode", "Decoder.decode", "more", "in %"],
+        ["file", "images.decode", "Decoder.decode", "difference", "in %"],
         rows,
         ["CIFAR-sized: at most 0.1 ms; 12 megapixels: at most 5 %"],
     )
