@@ -6,11 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCE ?= auto
-# More threads in each process would wait for each other.
-ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
-# Two more than processors, as tests wait a third of their time; one that has TensorFlow takes a gigabyte.
-PROCESSES = $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 2, 4))')
-PYTEST = $(ONE_THREAD) $(BIN)/python -m pytest --dist=worksteal --numprocesses=$(PROCESSES)
+# More threads in each process would wait for each other, and without bytecode files each would compile all modules again.
+TEST_ENVIRONMENT := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+# One more than processors, as tests wait a third of their time; one that has TensorFlow takes a gigabyte.
+PROCESSES = $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 4))')
+PYTEST = $(TEST_ENVIRONMENT) $(BIN)/python -m pytest --dist=worksteal --numprocesses=$(PROCESSES)
 TSC := npx --yes --package typescript@5.9.3 tsc
 
 .PHONY: run test test-long quick matrix lock test-docker check docs bench setup clean
@@ -39,7 +39,7 @@ test-long: setup  ## run the tests that take long: kills at random, several mach
 	$(PYTEST) -m long --durations=15
 
 matrix: setup  ## run the quick tests with each supported Python that is installed
-	$(ONE_THREAD) $(BIN)/nox -- --numprocesses=$(PROCESSES) -m "not docker and not long and not slow"
+	$(TEST_ENVIRONMENT) $(BIN)/nox -- --numprocesses=$(PROCESSES) -m "not docker and not long and not slow"
 
 # For every platform and supported Python, with the hash of each file.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $(UPGRADE) \
