@@ -13,11 +13,14 @@ PROCESSES = $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 4))')
 PYTEST = $(TEST_ENVIRONMENT) $(BIN)/python -m pytest --dist=worksteal --numprocesses=$(PROCESSES)
 TSC := npx --yes --package typescript@5.9.3 tsc
 
-.PHONY: run test test-long quick matrix lock test-docker check docs bench setup clean
+# What running needs; an environment with all of development has it, too.
+RUNNING := $(VENV)/$(if $(wildcard $(VENV)/.installed),.installed,.running)
+
+.PHONY: run port test test-long quick matrix lock test-docker check docs bench install setup clean
 
 # The shell takes the name from here as it is, with spaces, quotes and all.
 run: export WORKER_SOURCE := $(value SOURCE)
-run: setup  ## ingest images and serve them on port 8000
+run: port $(RUNNING)  ## ingest images and serve them on port 8000
 	@$(BIN)/python -m service --check
 	@status=0; $(BIN)/python -m worker ingest "$$WORKER_SOURCE" || status=$$?; \
 	  [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status
@@ -28,6 +31,11 @@ run: setup  ## ingest images and serve them on port 8000
 	@echo "Your own images, in an index of their own: make run SOURCE=path/to/folder IMAGE_SEARCH_INDEX=photos"
 	@echo
 	@exec $(BIN)/python -m service
+
+# Before anything is installed, with the Python that is there.
+port:
+	@$(SUPPORTED_PYTHON)
+	@$(PYTHON) -m service.listening
 
 test: setup  ## run the tests
 	$(PYTEST) --durations=15
@@ -48,6 +56,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 lock:  ## write the lock files anew: what pyproject.toml asks for, in the versions that they have
 	@[ -x $(BIN)/uv ] || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; }
 	$(COMPILE) --extra dev --extra bench pyproject.toml client/pyproject.toml --output-file requirements.lock
+	$(COMPILE) --constraint requirements.lock --extra service --extra video pyproject.toml client/pyproject.toml \
+	  --output-file requirements-run.lock
 	$(COMPILE) --constraint requirements.lock --extra service pyproject.toml --output-file requirements-service.lock
 	$(COMPILE) --constraint requirements.lock --extra gpu pyproject.toml --output-file requirements-gpu.lock
 
@@ -72,14 +82,21 @@ check: setup docs  ## linter, formatter, strict types, import rules, documentati
 bench: setup  ## measure speed and memory, as ratios of one run
 	$(BIN)/python -m benchmarks.bench $(SOURCE:auto=sample)
 
-setup: $(VENV)/.installed
+install: $(RUNNING)  ## install what running needs
 
-$(VENV)/.installed: requirements.lock pyproject.toml client/pyproject.toml VERSION
-	@$(or $(PYTHON),false) -c '$(SUPPORTED)' || \
-	  { echo "error: Python 3.11, 3.12 or 3.13 is needed; set PYTHON=path/to/python" >&2; exit 1; }
+setup: $(VENV)/.installed  ## install that and what development needs
+
+SUPPORTED_PYTHON = $(or $(PYTHON),false) -c '$(SUPPORTED)' || \
+  { echo "error: Python 3.11, 3.12 or 3.13 is needed; set PYTHON=path/to/python" >&2; exit 1; }
+
+$(VENV)/.installed: requirements.lock
+$(VENV)/.running: requirements-run.lock
+$(VENV)/.installed $(VENV)/.running: pyproject.toml client/pyproject.toml VERSION
+	@$(SUPPORTED_PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --requirement requirements.lock
-	$(PIP) install --quiet --no-deps --editable . --editable ./client
+	@$(BIN)/python tools/install.py $(filter %.lock,$^)
+	@echo "installing this checkout itself"
+	@$(PIP) install --quiet --no-deps --editable . --editable ./client
 	@$(PIP) check >/dev/null || { $(PIP) check; echo "error: the lock file is stale: make lock" >&2; exit 1; }
 	@touch $@
 

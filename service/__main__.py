@@ -4,15 +4,15 @@ import argparse
 import ctypes
 import logging
 import signal
-import socket
 import sys
 from contextlib import suppress
 from typing import Final
 
 from image_search.errors import ImageSearchError, SettingsError
-from image_search.settings import Settings, load_settings
+from image_search.settings import load_settings
 from service.app import create_app
 from service.connections import LimitedServer
+from service.listening import ListenError, listen
 
 # Shorter than the ten seconds after which Docker kills.
 _SECONDS_TO_FINISH: Final = 8
@@ -21,6 +21,7 @@ _SECONDS_TO_FINISH: Final = 8
 _MMAP_THRESHOLD: Final = (-3, 128 * 1024)
 _TRIM_THRESHOLD: Final = (-1, 4 * 1024 * 1024)
 
+_PROG: Final = "python -m service"
 _HELP: Final = """\
 exit codes:
   0  stopped by SIGINT or SIGTERM, after the requests in flight
@@ -31,22 +32,25 @@ Settings are environment variables, IMAGE_SEARCH_*; docs/reference/settings.md l
 """
 
 
-def main() -> int:
+def main(prog: str = _PROG) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code."""
-    arguments = make_parser().parse_args()
+    arguments = make_parser(prog).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         settings = load_settings()
         if arguments.check:
-            _listen(settings).close()
+            listen(settings.host, settings.port).close()
             return 0
         app = create_app(settings)
-        listener = _listen(settings)
+        listener = listen(settings.host, settings.port)
     except SettingsError as exc:
         print(f"error: {exc.in_full}", file=sys.stderr)
         return 2
     except ImageSearchError as exc:
         print(f"error: {exc.in_full}", file=sys.stderr)
+        return 1
+    except ListenError as exc:
+        print(f"error: {exc}", file=sys.stderr)
         return 1
     give_memory_back()
     # Uvicorn, once it has ended in order, raises the signal again.
@@ -57,10 +61,10 @@ def main() -> int:
     return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+def make_parser(prog: str = _PROG) -> argparse.ArgumentParser:
+    """The parser of the command line; `prog` is what the user has called."""
     parser = argparse.ArgumentParser(
-        prog="python -m service",
+        prog=prog,
         description="Answer image searches over HTTP.",
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,27 +84,6 @@ def give_memory_back() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
             mallopt(*option)
-
-
-class _ListenError(ImageSearchError):
-    """The address cannot be listened on."""
-
-
-def _listen(settings: Settings) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # Only with the protocol named does asyncio turn off Nagle's delay, 40 ms an answer.
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as exc:
-        raise _ListenError(
-            f"cannot listen on {settings.host} port {settings.port}: {exc.strerror}. Stop what "
-            "uses it, or set IMAGE_SEARCH_PORT or IMAGE_SEARCH_HOST"
-        ) from exc
-    return listener
 
 
 if __name__ == "__main__":

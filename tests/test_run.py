@@ -1,9 +1,11 @@
 """`make run` and the order of things: what is checked first, and what never mixes."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,30 +20,39 @@ from tests.support.processes import run
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
     """A Python that writes down what it is called with, in place of the real one."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
+    folder = tmp_path / "venv" / "bin"
+    folder.mkdir(parents=True)
     python = folder / "python"
     python.write_text(
         f"#!{sys.executable}\nimport os, sys\n"
         'with open(os.environ["CALLS"], "a") as file:\n'
         '    print("|".join(sys.argv[1:]), file=file)\n'
-        'sys.exit(int(os.environ.get("CHECK_EXIT", "0")) if "--check" in sys.argv else 0)\n'
+        'sys.exit(os.environ.get("FAILS", "-") in sys.argv)\n'
     )
     python.chmod(0o755)
     return folder
 
 
-def make_run(programs: Path, *variables: str, **environ: str) -> tuple[int, list[str], str]:
+def make(programs: Path, *arguments: str, **environ: str) -> tuple[int, list[str], str]:
     calls = programs / "calls"
-    calls.touch()
+    calls.write_text("")
     process = subprocess.run(
-        ["make", "-C", str(ROOT), "-o", "setup", "run", f"BIN={programs}", *variables],
+        [
+            *("make", "-C", str(ROOT), f"PYTHON={programs / 'python'}"),
+            *(f"VENV={programs.parent}", f"BIN={programs}", *arguments),
+        ],
         env={**os.environ, "CALLS": str(calls), **environ},
         capture_output=True,
         text=True,
         check=False,
     )
     return process.returncode, calls.read_text().splitlines(), process.stdout
+
+
+def make_run(programs: Path, *variables: str, **environ: str) -> tuple[int, list[str], str]:
+    """`make run` in an environment that has all it needs."""
+    (programs.parent / ".running").touch()
+    return make(programs, "run", *variables, **environ)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +68,96 @@ def test_make_run_takes_any_name(programs: Path, source: str) -> None:
 
 
 def test_make_run_looks_at_the_port_before_it_ingests(programs: Path) -> None:
-    code, calls, _ = make_run(programs, CHECK_EXIT="1")
+    code, calls, _ = make_run(programs, FAILS="--check")
     assert code != 0
-    assert calls == ["-m|service|--check"]
+    assert calls[-1] == "-m|service|--check"
+
+
+def steps(calls: list[str]) -> list[str]:
+    """Those calls that look at the port, install, and run."""
+    kinds = ("service", "worker", "tools/install.py")
+    return [call for call in calls if any(kind in call for kind in kinds)]
+
+
+def test_make_run_looks_at_the_port_before_it_installs(programs: Path) -> None:
+    code, calls, _ = make(programs, "run", FAILS="service.listening")
+    assert code != 0
+    assert steps(calls) == ["-m|service.listening"]
+    assert not (programs.parent / ".running").exists()
+
+
+def test_make_run_installs_what_running_needs(programs: Path) -> None:
+    code, calls, _ = make(programs, "run")
+    assert code == 0
+    assert steps(calls) == [
+        "-m|service.listening",
+        "tools/install.py|requirements-run.lock",
+        "-m|service|--check",
+        "-m|worker|ingest|auto",
+        "-m|service",
+    ]
+    # Once; the tests install the rest into the same environment, which running takes then.
+    assert "tools/install.py" not in "".join(make(programs, "run")[1])
+    assert "tools/install.py|requirements.lock" in make(programs, "setup")[1]
+    (programs.parent / ".running").unlink()
+    assert "tools/install.py" not in "".join(make(programs, "run")[1])
+
+
+def test_a_failed_installation_is_not_taken_for_done(programs: Path) -> None:
+    code, calls, _ = make(programs, "run", FAILS="tools/install.py")
+    assert code != 0
+    assert steps(calls)[-1] == "tools/install.py|requirements-run.lock"
+    assert not (programs.parent / ".running").exists()
+
+
+def test_what_running_needs_is_locked_as_for_development() -> None:
+    pattern = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
+    run, everything = (
+        set(pattern.findall((ROOT / name).read_text()))
+        for name in ("requirements-run.lock", "requirements.lock")
+    )
+    assert run < everything
+    names = {name for name, _ in run}
+    assert {"fastapi", "av", "msgspec", "openvino"} <= names
+    assert not names & {"tensorflow-cpu", "tensorflow", "pytest", "uv"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["image-search-worker", "image-search-service"])
+def test_the_commands_run(name: str) -> None:
+    done = run_command(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {name}")
+    done = run_command(name, "--wrong")
+    assert done.returncode == 2
+    assert f"{name}: error:" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_of_the_service_says_what_is_not_installed() -> None:
+    done = run_command("image-search-service", "--check", without="fastapi")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: fastapi is not installed")
+    assert "[service" in done.stderr
+
+
+def run_command(
+    name: str, *arguments: str, without: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command as the file does that an installation makes of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"][name].partition(":")
+    program = (
+        f"import sys; {without and f'sys.modules[{without!r}] = None; '}"
+        f"sys.argv[0] = {name!r}; from {module} import {function} as main; sys.exit(main())"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.slow

@@ -22,6 +22,18 @@ _HEAD: Final = """\
 
 In a checkout, run the programs from its environment: `.venv/bin/python -m worker`,
 `.venv/bin/python -m service` and `.venv/bin/image-search`. `--help` prints what is on this page.
+
+To have them as commands anywhere, install them from the checkout, with `uv tool install` or
+`pipx install`:
+
+```sh
+uv tool install '.[service,video]'    # image-search-worker and image-search-service
+uv tool install ./client              # image-search
+```
+
+`image-search-worker` is `python -m worker`, and `image-search-service` is `python -m service`, with
+the same options. Both keep the index in the folder `data` where they are run, unless
+`IMAGE_SEARCH_DATA_DIR` is set.
 """
 
 

@@ -1,0 +1,23 @@
+"""The command image-search-service: the service, where what it needs is installed."""
+
+import sys
+from typing import Final
+
+# Of the extra `service`, what is imported first.
+_NEEDED: Final = {"fastapi", "fastapi_offline", "httptools", "prometheus_client", "uvicorn"}
+
+
+def main() -> int:
+    """Serve as `python -m service` does; returns the exit code."""
+    try:
+        from service.__main__ import main as serve
+    except ModuleNotFoundError as exc:
+        if exc.name not in _NEEDED:
+            raise
+        print(
+            f"error: {exc.name} is not installed: install image-search with its extra 'service', "
+            "as in: pipx install '.[service,video]'",
+            file=sys.stderr,
+        )
+        return 1
+    return serve("image-search-service")
