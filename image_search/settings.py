@@ -186,6 +186,10 @@ class Settings(BaseSettings):
             "commas between; * for any."
         ),
     ] = ""
+    access_log: Annotated[
+        Literal["off", "text", "json"],
+        Field(description="Log of requests on standard output, a line each: off, text or json."),
+    ] = "off"
     host: Annotated[str, Field(description="Address that the service listens on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port of the service.")] = 8000
 

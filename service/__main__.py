@@ -10,6 +10,7 @@ from typing import Final
 
 from image_search.errors import ImageSearchError, SettingsError
 from image_search.settings import load_settings
+from service import access_log
 from service.app import create_app
 from service.connections import LimitedServer
 from service.listening import ListenError, listen
@@ -41,6 +42,8 @@ def main(prog: str = _PROG) -> int:
         if arguments.check:
             listen(settings.host, settings.port).close()
             return 0
+        if settings.access_log != "off":
+            access_log.write_to_stdout()
         app = create_app(settings)
         listener = listen(settings.host, settings.port)
     except SettingsError as exc:

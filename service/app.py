@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from image_search import __version__
 from image_search.settings import Settings
-from service import browsers, openapi, page, problems
+from service import access_log, browsers, openapi, page, problems
 from service.admission import MAX_REQUESTS, Admission
 from service.follower import IndexFollower
 from service.health import Health
@@ -65,8 +65,8 @@ def create_app(settings: Settings) -> FastAPI:
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["DELETE", "GET", "HEAD", "POST", "PUT"],
-            allow_headers=[HEADER],
-            expose_headers=["ETag", "Retry-After"],
+            allow_headers=[HEADER, access_log.HEADER],
+            expose_headers=["ETag", "Retry-After", access_log.HEADER],
         )
     app.add_middleware(
         browsers.Guard,
@@ -75,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
         root_path=browsers.root_path(settings),
         shared=bool(origins),
     )
+    app.add_middleware(access_log.AccessLog, form=settings.access_log)
     for routes in (search, images, operation):
         app.include_router(routes.router)
     openapi.install(app, keys, settings.store)

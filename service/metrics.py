@@ -145,4 +145,6 @@ class CountRequests:
         try:
             await self._app(scope, receive, counted)
         finally:
-            self._metrics.requested(getattr(scope.get("route"), "path_format", _OTHER), status)
+            route = getattr(scope.get("route"), "path_format", _OTHER)
+            scope["state"]["route"] = route  # for the access log
+            self._metrics.requested(route, status)

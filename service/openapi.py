@@ -21,7 +21,7 @@ TAGS: Final = [
     {"name": "images", "description": "Look at the index, and keep it up to date."},
     {"name": "operation", "description": "For whoever operates the service."},
 ]
-_OPEN: Final = {"/health", "/metrics"}
+_OPEN: Final = {"/health", "/livez", "/metrics", "/readyz"}
 _WRITING: Final = {"put", "delete"}
 _SCHEME: Final = "key"
 _FORM: Final = "multipart/form-data"
@@ -88,6 +88,9 @@ def _fill_in(document: dict[str, Any]) -> None:
             for parameter in operation.get("parameters", []):
                 if parameter["required"]:
                     parameter["example"] = parameter["schema"]["examples"][0]
+                elif parameter["name"] == "thumbnails":
+                    # What is tried out would be hidden among base64.
+                    parameter["example"] = False
 
 
 def _without_orders(document: dict[str, Any]) -> None:

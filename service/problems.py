@@ -30,7 +30,7 @@ from image_search.errors import (
     UnsupportedError,
     WeightsError,
 )
-from service import browsers
+from service import access_log, browsers
 from service.errors import (
     DeadlineExceededError,
     EngineFailedError,
@@ -329,8 +329,10 @@ def install(app: FastAPI) -> None:
 
     # Starlette logs the traceback and, having answered, raises the error again for the server.
     @app.exception_handler(Exception)
-    async def unexpected(_request: Request, _error: Exception) -> JSONResponse:
-        return _response(problem("internal_error", CODES["internal_error"][1]))
+    async def unexpected(request: Request, _error: Exception) -> JSONResponse:
+        # No middleware sees this answer.
+        headers = {access_log.HEADER: request.state.request_id}
+        return _response(problem("internal_error", CODES["internal_error"][1]), headers)
 
 
 def _methods(request: Request) -> list[str]:

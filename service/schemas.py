@@ -601,6 +601,12 @@ class LabelsResponse(BaseModel):
     labels: Annotated[list[LabelCount], Field(description="In order.")]
 
 
+class StatusResponse(BaseModel):
+    """That something is so; otherwise there is a problem."""
+
+    status: Annotated[str, Field(description="Always `ok`.", examples=["ok"])]
+
+
 class HealthResponse(BaseModel):
     """What answers searches."""
 
@@ -632,7 +638,7 @@ class HealthResponse(BaseModel):
 QUERY_EXAMPLES: Final[dict[str, Any]] = {
     "id": {
         "summary": "More like an image of the index",
-        "value": {"id": EXAMPLE_ID, "top_k": 5},
+        "value": {"id": EXAMPLE_ID, "top_k": 5, "thumbnails": False},
     },
     "examples": {
         "summary": "Like one image, and not like another",
@@ -649,6 +655,7 @@ QUERY_EXAMPLES: Final[dict[str, Any]] = {
             "top_k": 5,
             "filter": {"label": {"$exists": True}},
             "deduplicate": True,
+            "thumbnails": False,
         },
     },
     "embedding": {

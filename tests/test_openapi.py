@@ -33,6 +33,8 @@ METHODS = {
     "list_labels",
     "health",
     "metrics",
+    "livez",
+    "readyz",
 }
 
 
@@ -75,7 +77,7 @@ def test_schemathesis_finds_no_answer_that_is_not_declared(
             )
     shown = "\n".join(line[:500] for line in done.stdout.splitlines())
     assert done.returncode == 0, shown + done.stderr
-    assert "14 selected / 14 total" in shown
+    assert "16 selected / 16 total" in shown
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,19 @@ def test_every_field_and_parameter_has_a_description_and_an_example(
                 assert field["description"]
 
 
+def test_what_is_tried_out_is_answered_without_thumbnails(document: dict[str, Any]) -> None:
+    named = [
+        parameter
+        for each in operations(document)
+        for parameter in each.get("parameters", [])
+        if parameter["name"] == "thumbnails"
+    ]
+    assert len(named) == 3
+    assert all(parameter["example"] is False for parameter in named)
+    body = document["paths"]["/query"]["post"]["requestBody"]["content"]["application/json"]
+    assert all(each["value"]["thumbnails"] is False for each in body["examples"].values())
+
+
 def test_every_problem_is_declared_with_an_example(document: dict[str, Any]) -> None:
     declared = set()
     for each in operations(document):
@@ -144,7 +159,7 @@ def test_writing_needs_a_key_and_reading_can(document: dict[str, Any]) -> None:
 
     assert protected(document) == {"put_image", "delete_image"}
     closed = create_app(load_settings(api_keys=KEY, read_needs_key=True)).openapi()
-    assert protected(closed) == METHODS - {"health", "metrics"}
+    assert protected(closed) == METHODS - {"health", "metrics", "livez", "readyz"}
 
 
 @pytest.mark.slow

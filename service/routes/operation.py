@@ -8,7 +8,7 @@ from fastapi.responses import PlainTextResponse
 
 from image_search import __version__
 from service import metrics, problems
-from service.schemas import HealthResponse
+from service.schemas import HealthResponse, StatusResponse
 
 router = APIRouter(tags=["operation"])
 
@@ -43,6 +43,31 @@ async def health(request: Request) -> HealthResponse:
         originals=request.state.originals.are_served,
         **dict(manifest),
     )
+
+
+@router.get(
+    "/livez",
+    operation_id="livez",
+    summary="Whether the process answers",
+)
+async def livez() -> StatusResponse:
+    """200 as long as the process answers at all: a process that does not is to be restarted."""
+    return StatusResponse(status="ok")
+
+
+@router.get(
+    "/readyz",
+    operation_id="readyz",
+    summary="Whether model and index are loaded",
+    responses=problems.responses(*_UNAVAILABLE, anywhere=False),
+)
+async def readyz(request: Request) -> StatusResponse:
+    """200 when requests can be sent here: model and index are loaded, and the engine works.
+
+    Unlike `/health`, it sends nothing to the store.
+    """
+    request.state.follower.check()
+    return StatusResponse(status="ok")
 
 
 @router.get(
