@@ -17,7 +17,7 @@ from image_search.settings import Settings, load_settings, variable
 from image_search_client import ImageSearchError
 from service import problems
 from service.app import create_app
-from service.metrics import Metrics
+from service.metrics import STAGES, Metrics
 from tests.support import ROOT
 from tools import cli_reference
 
@@ -104,6 +104,20 @@ def test_the_page_on_metrics_lists_every_metric() -> None:
     shown = Metrics().text().decode()
     types = re.findall(r"^# TYPE (image_search_\w+) (\w+)$", shown, re.MULTILINE)
     assert sorted(rows) == sorted(row for row in types if not row[0].endswith("_created"))
+
+
+def test_the_dashboard_shows_every_metric_and_no_other() -> None:
+    dashboard = json.loads((DOCS / "reference" / "grafana.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    named = set(re.findall(r"\b((?:image_search|process)_\w+)\{", " ".join(queries)))
+    shown = Metrics().text().decode()
+    families = set(re.findall(r"^# TYPE (\w+) ", shown, re.MULTILINE))
+    own = {name for name in families if name.startswith("image_search_")}
+    families_named = {re.sub("_(bucket|sum|count)$", "", name) for name in named}
+    assert own - {name for name in own if name.endswith("_created")} <= families_named <= families
+    # Values of labels that are picked out.
+    for label, value in re.findall(r'(stage|familiar)!?="(\w+)"', " ".join(queries)):
+        assert value in {"stage": {*STAGES}, "familiar": {"true", "false", "unknown"}}[label]
 
 
 def test_the_page_on_commands_is_what_the_programs_say() -> None:
