@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from image_search import __version__
 from image_search.settings import Settings
-from service import access_log, browsers, openapi, page, problems
+from service import access_log, browsers, openapi, page, problems, tracing
 from service.admission import MAX_REQUESTS, Admission
 from service.follower import IndexFollower
 from service.health import Health
@@ -28,6 +28,7 @@ def create_app(settings: Settings) -> FastAPI:
     keys = Keys(settings)
     originals = Originals(settings.media_root)
     counters = Metrics()
+    tracer = tracing.tracer()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
@@ -45,6 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
             )
         finally:
             follower.close()
+            if tracer is not None:
+                tracer.close()
 
     app: FastAPI = FastAPIOffline(
         docs_url=None,
@@ -75,6 +78,8 @@ def create_app(settings: Settings) -> FastAPI:
         root_path=browsers.root_path(settings),
         shared=bool(origins),
     )
+    if tracer is not None:
+        app.add_middleware(tracing.Trace, tracer=tracer)
     app.add_middleware(access_log.AccessLog, form=settings.access_log)
     for routes in (search, images, operation):
         app.include_router(routes.router)

@@ -25,6 +25,7 @@ from image_search.familiarity import is_familiar
 from image_search.index import Match, check_embedding
 from image_search.settings import Settings
 from image_search.values import Embeddings, Metadata, Pixels
+from service import tracing
 from service.batching import Stage
 from service.clips import is_clip, read_clip
 from service.errors import EngineFailedError
@@ -49,6 +50,13 @@ class Timing:
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.spans: list[tuple[str, float, float]] = []
+        tracing.note(self)
+
+    def add(self, stage: str, started: float, ended: float) -> None:
+        """Count the time of a stage; both are by `perf_counter`."""
+        self.seconds[stage] += ended - started
+        self.spans.append((stage, started, ended))
 
     def stop(self) -> None:
         """Whatever time no stage has taken until now was spent in queues."""
@@ -318,7 +326,7 @@ class Pipeline:
             max_pixels=self._max_pixels,
             min_side=_min_side(job),
         )
-        job.timing.seconds["decode"] += time.perf_counter() - started
+        job.timing.add("decode", started, time.perf_counter())
         clip = _Clip(job, len(pixels))
         frames = []
         for each in pixels:
@@ -334,7 +342,7 @@ class Pipeline:
             job.sha256 = hashlib.sha256(content).hexdigest()
             job.thumbnail = images.thumbnail(image)
             job.file_metadata = file_metadata.chosen(image.info, self._file_metadata)
-        job.timing.seconds["decode"] += time.perf_counter() - started
+        job.timing.add("decode", started, time.perf_counter())
         self._embedding.put([job])
 
     def _embed(self, jobs: list[_ImageJob]) -> None:
@@ -348,13 +356,13 @@ class Pipeline:
                 p_values = loaded.familiarity.p_values(textures).tolist()
                 for job, p_value in zip(group, p_values, strict=True):
                     job.familiarity = p_value
-            seconds = time.perf_counter() - started
+            ended = time.perf_counter()
             self._metrics.batch_size.observe(len(group))
             for job, embedding in zip(group, embeddings, strict=True):
                 job.embedding = embedding
             # Frames of one video share theirs.
             for timing in {id(job.timing): job.timing for job in group}.values():
-                timing.seconds["embed"] += seconds
+                timing.add("embed", started, ended)
         whole = [job if job.clip is None else job.clip.join(job) for job in jobs]
         queries = []
         for job in _valid([job for job in whole if job is not None]):
@@ -403,9 +411,9 @@ class Pipeline:
             except ImageSearchError as exc:
                 _fail(group, exc)
                 continue
-            seconds = time.perf_counter() - started
+            ended = time.perf_counter()
             for job, matches in zip(group, results, strict=True):
-                job.timing.seconds["search"] += seconds
+                job.timing.add("search", started, ended)
                 self._choose(job, matches)
 
     def _choose(self, job: _QueryJob, matches: list[Match]) -> None:
@@ -418,7 +426,7 @@ class Pipeline:
         except ImageSearchError as exc:
             _fail([job], exc)
             return
-        job.timing.seconds["search"] += time.perf_counter() - started
+        job.timing.add("search", started, time.perf_counter())
         self._metrics.searched(is_familiar(job.familiarity))
         self._answer(job, SearchResult(chosen, calibration, job.familiarity, job.timing))
 
