@@ -78,12 +78,24 @@ LAYOUTS: Final[dict[str, dict[str, tuple[str | None, str | None]]]] = {
         "ship/b.png": ("ship", None),
         "train/c.png": ("train", None),
     },
-    "hidden folders and those of macOS": {
+    "one folder of images": {"images/a.png": (None, None), "images/old/b.png": (None, None)},
+    "a class beside images": {"images/a.png": ("images", None), "cats/b.png": ("cats", None)},
+    "images and labels of YOLO": {
+        "train/images/a.png": (None, "train"),
+        "valid/images/b.png": (None, "valid"),
+    },
+    "hidden folders and those of systems": {
         "animals/cat/a.png": ("cat", None),
         "animals/dog/b.png": ("dog", None),
     },
 }
-JUNK: Final = {"hidden folders and those of macOS": ("__MACOSX/animals/cat/._a.png", ".git/x.png")}
+JUNK: Final = {
+    "hidden folders and those of systems": (
+        *("__MACOSX/animals/cat/._a.png", ".git/x.png", "$RECYCLE.BIN/x.png", "#recycle/y.png"),
+        "animals/cat/@eaDir/a.png/SYNOFILE_THUMB_M.jpg",
+    ),
+    "images and labels of YOLO": ("train/labels/a.txt", "valid/labels/b.txt", "data.yaml"),
+}
 
 Packer = Callable[[Path], Path]
 

@@ -107,6 +107,14 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path: Path, kind: str) -> No
     assert any("give its path as SOURCE" in line for line in lines)
 
 
+def test_a_table_beside_images_is_named(tmp_path: Path) -> None:
+    files = {"images/1.png": b"", "labels.csv": b"filename,label\nimages/1.png,cat\n"}
+    source = opened(pack(tmp_path, files, "folder"))
+    [line] = source.skipped.lines()
+    assert line.startswith("left out 1 (a table): labels.csv: for the labels")
+    assert not source.skipped.lost
+
+
 def test_what_is_left_out_is_counted_with_a_few_examples(tmp_path: Path) -> None:
     names = ["a.png", *(f"{n}.txt" for n in range(2000))]
     source = opened(pack(tmp_path, dict.fromkeys(names, b""), "folder"))

@@ -158,6 +158,19 @@ def test_labels_of_text_and_numbers(tmp_path: Path) -> None:
         assert [item.label for item in opened(path).items()] == labels
 
 
+def test_the_only_column_of_bytes_has_the_images(tmp_path: Path) -> None:
+    columns = {"image.bytes": [b"one", b"two"], "image.path": ["a", "b"], "label": ["x", "y"]}
+    found = list(opened(write(tmp_path / "flat.parquet", columns)).items())
+    assert [(item.content, item.label) for item in found] == [(b"one", "x"), (b"two", "y")]
+    for more in ({"other": [b"x", b"y"]}, {"thumbnail": [b"x", b"y"]}):
+        path = write(tmp_path / f"{min(more)}.parquet", {**columns, **more})
+        if "thumbnail" in more:
+            assert [item.content for item in opened(path).items()] == [b"one", b"two"]
+        else:
+            with pytest.raises(SourceError, match="no column of images"):
+                opened(path)
+
+
 def test_rows_without_an_image_are_told(tmp_path: Path) -> None:
     rows = [{"bytes": None, "path": "a.jpg"}, {"bytes": b"x", "path": None}, None]
     source = opened(write(tmp_path / "x.parquet", {"image": rows}))

@@ -132,6 +132,33 @@ def test_what_spreadsheets_write(tmp_path: Path, delimiter: str, encoding: str) 
     assert (item.label, item.metadata["note"]) == ("Käse", rows[0]["note"])
 
 
+def test_tables_of_windows(tmp_path: Path) -> None:
+    folder = tmp_path / "img"
+    folder.mkdir()
+    for name in ("a.jpg", "back\\slash.jpg"):
+        (folder / name).write_bytes(name.encode())
+    path = tmp_path / "t.csv"
+    path.write_bytes(
+        b"sep=|\r\nPath|Label|SPLIT|Text\r\nimg\\a.jpg|cat|train|1;2,3\r\n"
+        b"img/back\\slash.jpg|dog|val|4\r\n"
+    )
+    source = opened(path)
+    found = items(source)
+    assert {id_: (item.label, item.content) for id_, item in found.items()} == {
+        "t/img/a.jpg": ("cat", b"a.jpg"),
+        "t/img/back%5Cslash.jpg": ("dog", b"back\\slash.jpg"),
+    }
+    assert set(source.splits) == {"train", "val"}
+    assert found["t/img/a.jpg"].metadata["Text"] == "1;2,3"
+
+
+def test_a_line_that_looks_like_a_separator_is_a_header_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("sep=;;path\n1;2;a.jpg\n")
+    [item] = opened(path).items()
+    assert item.metadata["path"] == "a.jpg"
+
+
 @pytest.mark.parametrize("column", ["path", "Path", "file_name", "image", "url", "FILENAME"])
 def test_names_of_the_column(tmp_path: Path, column: str) -> None:
     source = opened(write(tmp_path / "t.csv", [{"label": "x", column: "a.jpg"}]))

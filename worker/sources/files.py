@@ -69,6 +69,9 @@ _PICTURES: Final = {
 }
 # A transport stream, or the source code of a program.
 _AMBIGUOUS: Final = ".ts"
+# Folders of Synology's and of others' thumbnails, and of what was deleted.
+_OF_SYSTEMS: Final = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
+_TABLES: Final = {".csv", ".tsv", ".jsonl", ".ndjson"}
 _SHOWN_LABELS: Final = 10
 _LOOKED_UP: Final = 1024
 
@@ -156,6 +159,8 @@ class Chosen:
             return None
         if suffix in _ARCHIVES:
             return Kind.ARCHIVE
+        if suffix in _TABLES:
+            return Kind.TABLE
         if suffix in _PICTURES:
             return Kind.UNSUPPORTED
         known = re.fullmatch(r"\.\w+", suffix) and mimetypes.guess_type(f"x{suffix}")[0]
@@ -165,8 +170,10 @@ class Chosen:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether it is hidden, or made by macOS beside the files of a zip archive."""
-    return name.startswith((".", "__MACOSX")) and name not in {".", ".."}
+    """Whether it is hidden, or what a system has made for itself, as macOS in zip archives."""
+    if name.startswith((".", "__MACOSX")):
+        return name not in {".", ".."}
+    return name.lower() in _OF_SYSTEMS
 
 
 def is_video(name: str) -> bool:

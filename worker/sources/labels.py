@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 LabelFrom = Literal["auto", "top", "parent", "none"]
@@ -20,6 +20,12 @@ _SPLIT_OF: Final = {name: split for split, names in _SPLITS.items() for name in 
 _SPLIT_FOLDER: Final = re.compile(
     rf"({'|'.join(_SPLIT_OF)})([-_ ]?(set|data|images?|\d{{1,4}}))?", re.IGNORECASE
 )
+
+# Where all images lie in one folder, these names tell no class.
+_NO_CLASSES: Final = {
+    *("images", "image", "imgs", "img", "pictures", "photos", "data"),
+    *("jpegimages", "jpeg", "jpg", "png"),
+}
 
 _Folder = tuple[str, ...]
 
@@ -66,7 +72,7 @@ def find_layout(folders: Counter[str], label_from: LabelFrom) -> Layout:
     Folders that hold nothing but one folder are wrappers, and are skipped. If the folders that
     come then are called train, val, test or alike, they are splits; wrappers inside each are
     skipped, too. The label is the first folder after that, however deep the image lies in it. What
-    lies beside those folders has no label.
+    lies beside those folders has no label, and nothing has one if the only one were `images`.
     """
     parts = {name: _parts(name) for name in folders}
     counts = {parts[name]: count for name, count in folders.items()}
@@ -95,6 +101,9 @@ def find_layout(folders: Counter[str], label_from: LabelFrom) -> Layout:
             chosen = {"top": folder[:1], "parent": folder[-1:], "none": ()}[label_from]
             label = chosen[0] if chosen else None
         places[name] = Place(label, split[folder])
+    labels = {place.label.lower() for place in places.values() if place.label is not None}
+    if label_from == "auto" and len(labels) == 1 and labels <= _NO_CLASSES:
+        places = {name: replace(place, label=None) for name, place in places.items()}
     return Layout(places, _rule(label_from, counts, wrappers, splits=splits, inner=inner_splits))
 
 

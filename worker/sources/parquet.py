@@ -238,6 +238,11 @@ def _image_column(schema: Any, features: dict[str, Any]) -> str | None:
         *(field.name for field in schema if _has_bytes(field.type)),
         *(name for name in _IMAGE_COLUMNS if name in schema.names and _is_bytes(schema, name)),
     ]
+    of_bytes = [
+        field.name for field in schema if _is_binary(field.type) and field.name != THUMBNAIL_FIELD
+    ]
+    if len(of_bytes) == 1:  # such as image.bytes, where structures were made columns
+        candidates += of_bytes
     return next((name for name in candidates if name in schema.names), None)
 
 

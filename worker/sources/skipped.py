@@ -11,9 +11,10 @@ _EXAMPLES: Final = 3
 class Kind(Enum):
     """Why something is left out, what to do about it, and whether it may have been an image."""
 
-    HIDDEN = "hidden, or of macOS' own", "", False
+    HIDDEN = "hidden, or of a system's own", "", False
     NOT_IMAGE = "not an image", "", False
     ARCHIVE = "an archive or data set", "to ingest what is in it, give its path as SOURCE", False
+    TABLE = "a table", "for the labels and images in it, give its path as SOURCE", False
     VIDEO = "a video", "to ingest videos: python -m pip install 'image-search[video]'", False
     LOOP = "a link to a folder that is in the source already", "", False
     UNSUPPORTED = "in a format that cannot be read", "convert it to JPEG or PNG", True

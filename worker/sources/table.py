@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,11 @@ LIST_SUFFIXES: Final = (".txt",)
 PATH_COLUMNS: Final = (
     *("path", "file_name", "filename", "file", "filepath", "image_path", "image", "url"),
 )
+# In whatever case.
+_KNOWN: Final = {LABEL_FIELD, "split"}
 _DELIMITERS: Final = ",;\t|"
+# How Excel is told of the delimiter, in a line before the header.
+_SEPARATOR: Final = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _WINDOW: Final = 64
 _GUESSED_LINES: Final = 1000
 
@@ -89,15 +94,15 @@ class _Table:
         self._address = address
         self._path = path
         self._title = title
-        self._rows = rows
+        self._rows: Callable[[], Iterator[Row]] = lambda: map(_with_known_names, rows())
         self._label_from = choice.label_from
         self.skipped = Skipped()
-        first = next(rows(), None)
+        first = next(self._rows(), None)
         if first is None:
             raise SourceError(f"{title} has no rows")
         self._column = _path_column(title, first)
         self._columns = Columns({self._column})
-        self.splits = sorted({split for row in rows() if (split := _split(row))})
+        self.splits = sorted({split for row in self._rows() if (split := _split(row))})
         self._split = matching_split(title, self.splits, choice)
         labels: Counter[str | None] = Counter()
         videos = []
@@ -143,7 +148,7 @@ class _Table:
         metadata = {"source": name, "path": shown, **self._columns.metadata(row)}
         id_ = id_of(file_bytes(composed(f"{name}/{path.removeprefix('./').lstrip('/')}")))
         label = _label(row, path, self._label_from)
-        changed = None if is_remote(path) else modified(self._path.parent / path)
+        changed = None if self._address or is_remote(path) else modified(self._path.parent / path)
         return Item(id_, label, content, metadata, modified=changed)
 
     def _read(self, path: str, remote: Remote) -> bytes | ImageError | None:
@@ -174,6 +179,11 @@ class _Table:
                 raise ImageError("it is neither an http address nor a path from one")
         return path if is_remote(path) else self._path.parent / path
 
+    def _with_slashes(self, path: str) -> str:
+        """A path as Windows writes it, unless a file is called so."""
+        is_name = not self._address and "\0" not in path and (self._path.parent / path).exists()
+        return path if is_name else path.replace("\\", "/")
+
     def _found(self, skipped: Skipped) -> Iterator[_Found]:
         """The rows that name an image, each image once, and of the split that was chosen."""
         seen: set[int] = set()
@@ -181,6 +191,8 @@ class _Table:
             if self._split and not self._split(_split(row)):
                 continue
             path = row.get(self._column)
+            if isinstance(path, str) and "\\" in path and not is_remote(path):
+                path = self._with_slashes(path)
             if not isinstance(path, str) or not path or "\0" in path:
                 skipped.add(Kind.NO_PATH, f"row {number + 1}")
             elif hash(path) in seen:
@@ -188,6 +200,12 @@ class _Table:
             else:
                 seen.add(hash(path))
                 yield number, path, row
+
+
+def _with_known_names(row: Row) -> Row:
+    """The row with `label` and `split`, whatever their case."""
+    names = {name: name.lower() if name.lower() in _KNOWN else name for name in row}
+    return {name if names[name] in row else names[name]: value for name, value in row.items()}
 
 
 def _is_video(path: str) -> bool:
@@ -230,10 +248,14 @@ def _text_of(value: object) -> str:
 def _rows_of_csv(path: Path, title: str) -> Iterator[Row]:
     encoding = _encoding(path)
     with damage_named(path), path.open(encoding=encoding, errors="replace", newline="") as file:
-        header = file.readline()
+        header, start = file.readline(), 0
+        told = _SEPARATOR.fullmatch(header.rstrip("\r\n"))
+        if told:
+            start = file.tell()
+            header = file.readline()
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(_DELIMITERS, key=header.count)
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=delimiter)
+        file.seek(start)
+        reader = csv.DictReader(file, delimiter=told[1] if told else delimiter)
         try:
             for row in reader:
                 # What has more values than the header has names is under None.
