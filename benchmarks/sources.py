@@ -3,7 +3,7 @@
 usage: python -m benchmarks.sources SOURCE [--images N]
 
 The same images are ingested from each kind in turns: as the pixels of SOURCE, and as PNG files in a
-parquet file, a tar archive, and a bucket on a server in a process of its own. It needs moto.
+parquet file, a tar archive, and a bucket on a server in a process of its own.
 """
 
 import io
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -67,12 +66,14 @@ def kinds(source: str, images: int) -> Table:
     opened = open_source(source, split="train", data_dir=load_settings().data_dir)
     items = list(islice(opened.items(), images))
     took: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, bucket_server() as endpoint:
+    files = {item.id: png_of(item) for item in items}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        bucket_server(Path(folder) / "buckets", files) as endpoint,
+    ):
         path = Path(folder)
-        files = {item.id: png_of(item) for item in items}
         write_tar(path / "images.tar", files)
         write_parquet(path / "images.parquet", files)
-        write_bucket(endpoint, files)
         names = ["binary archive", "parquet", "tar", "bucket"]
         places = {"parquet": str(path / "images.parquet"), "tar": str(path / "images.tar")}
         # Once before, as the embedder has the images at hand that its recipe was fitted to.
@@ -135,35 +136,19 @@ def write_parquet(path: Path, files: dict[str, bytes]) -> None:
 
 
 @contextmanager
-def bucket_server() -> Iterator[str]:
-    """The address of an S3 server on loopback."""
-    code = (
-        "from moto.moto_server.threaded_moto_server import ThreadedMotoServer as S; import time\n"
-        "s = S(ip_address='127.0.0.1', port=0, verbose=False); s.start()\n"
-        "print(*s.get_host_and_port(), flush=True); time.sleep(3600)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+def bucket_server(folder: Path, files: dict[str, bytes]) -> Iterator[str]:
+    """The address of a server of the bucket `images`, which has these below `all`."""
+    (folder / "images" / "all").mkdir(parents=True)
+    for name, content in files.items():
+        (folder / "images" / "all" / f"{name}.png").write_bytes(content)
+    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    command = [sys.executable, "-m", "benchmarks.bucket_server", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        host, port = process.stdout.readline().split()
-        os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
         try:
-            yield f"http://{host}:{port}"
+            yield process.stdout.readline().strip()
         finally:
             process.kill()
-
-
-def write_bucket(endpoint: str, files: dict[str, bytes]) -> None:
-    """The bucket `images`."""
-    scheme, _, address = endpoint.partition("://")
-    system = pyarrow.fs.S3FileSystem(
-        endpoint_override=address, scheme=scheme, allow_bucket_creation=True
-    )
-    system.create_dir("images")
-    for name, content in files.items():
-        with system.open_output_stream(f"images/all/{name}.png") as out:
-            out.write(content)
 
 
 LIST = """
