@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -66,6 +67,7 @@ def kinds(source: str, images: int) -> Table:
     opened = open_source(source, split="train", data_dir=load_settings().data_dir)
     items = list(islice(opened.items(), images))
     took: dict[str, float] = {}
+    processor: dict[str, float] = {}
     files = {item.id: png_of(item) for item in items}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -85,15 +87,26 @@ def kinds(source: str, images: int) -> Table:
                     place = places.get(name, "s3://images/all")
                     one = open_source(place, data_dir=path, s3_endpoint=endpoint)
                 assert one.total == images
+                began = time.process_time()
                 seconds = seconds_to_ingest(one, default)
                 if turn >= 0:
                     took[name] = took.get(name, 0) + seconds
+                    spent = time.process_time() - began
+                    processor[name] = processor.get(name, 0) + spent
     rates = {name: TURNS * images / seconds for name, seconds in took.items()}
     base = rates["binary archive"]
     return Table(
         f"Ingest of {images:,} images from each kind of source, {TURNS} turns",
-        ["", "images/s", "of the binary archive's rate"],
-        [[name, f"{rate:,.0f}", f"{rate / base:.3f}"] for name, rate in rates.items()],
+        ["", "images/s", "of the binary archive's rate", "processor, ms an image"],
+        [
+            [
+                name,
+                f"{rate:,.0f}",
+                f"{rate / base:.3f}",
+                f"{1000 * processor[name] / TURNS / images:.2f}",
+            ]
+            for name, rate in rates.items()
+        ],
         [f"at least {ASKED_RATIO} of the binary archive's rate is asked for"],
         {f"{name} / binary archive": rate / base for name, rate in rates.items()},
     )
