@@ -19,6 +19,7 @@ import pytest
 
 from image_search.errors import ImageError, SettingsError, SourceError
 from image_search.manifest import Manifest
+from image_search.progress import Progress
 from image_search.settings import Settings
 from image_search.stores import create_index
 from tests.support.images import folder_of, png
@@ -228,6 +229,51 @@ def test_archives_and_parquet_files_in_a_bucket(bucket: Bucket, tmp_path: Path) 
     bucket.put("one/pics.zip", b"damaged")
     with pytest.raises(SourceError, match="damaged"):
         bucket.open("one/pics.zip", tmp_path)
+
+
+def test_a_download_that_broke_goes_on(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = shutil.make_archive(str(tmp_path / "pics"), "zip", folder_of(tmp_path / "made", 30))
+    content = Path(archive).read_bytes()
+    bucket.put("one/pics.zip", content)
+    monkeypatch.setattr("worker.sources.bucket._PIECE_BYTES", 1000)
+    received = 0
+
+    class Breaking(Progress):
+        def update(self, count: int) -> None:
+            nonlocal received
+            received += count
+            if received == 5000:
+                raise OSError("the connection broke")
+
+    monkeypatch.setattr("worker.sources.bucket.Progress", Breaking)
+    with pytest.raises(SourceError, match="broke"):
+        bucket.open("one/pics.zip", tmp_path)
+    assert bucket.open("one/pics.zip", tmp_path).total == 30
+    assert received == len(content)
+    downloads = [path.name for path in (tmp_path / "downloads").rglob("*") if path.is_file()]
+    assert sorted(downloads) == [".pics.zip.version", "pics.zip"]
+    # Of what has changed meanwhile, nothing is joined to what came before.
+    received = 0
+    bucket.put("one/pics.zip", content[:9000])
+    with pytest.raises(SourceError, match="broke"):
+        bucket.open("one/pics.zip", tmp_path)
+    other = shutil.make_archive(str(tmp_path / "pics"), "zip", folder_of(tmp_path / "made", 31))
+    content = Path(other).read_bytes()
+    bucket.put("one/pics.zip", content)
+    assert bucket.open("one/pics.zip", tmp_path).total == 31
+    assert received == 5000 + len(content)
+
+
+def test_a_download_needs_room(
+    amazon: AmazonBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amazon.put("one/pics.zip", bytes(5000))
+    usage = shutil.disk_usage(tmp_path)._replace(free=4000)
+    monkeypatch.setattr("worker.sources.bucket.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(SourceError, match=r"5,000 bytes to download, .* 4,000 free"):
+        amazon.open("one/pics.zip", tmp_path)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from image_search.errors import ImageError, SettingsError, SourceError
+from image_search.progress import Progress
 from worker.sources.archive import TAR_SUFFIXES
 from worker.sources.files import (
     MAX_FILE_BYTES,
@@ -42,6 +43,8 @@ SCHEMES: Final = ("s3://", "gs://")
 _AT_ONCE: Final = 16
 _ATTEMPTS: Final = 4
 _SECONDS: Final = 30.0
+# Each is a request.
+_PIECE_BYTES: Final = 16 * 1024 * 1024
 # What the library says of one object; all else is of the bucket, and ends the run.
 _OF_ONE_OBJECT: Final = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "ACCESS_DENIED", "does not exist")
 _REFUSED: Final = ("access_denied", "credential", "forbidden", "permission", "unauthenticated")
@@ -175,7 +178,7 @@ class _Bucket:
     def download(self, one: fs.FileInfo, below: str = "") -> Path:
         """Where the object is as a file; or the folder that it is in, under the name `below`.
 
-        It is downloaded once for each size and time.
+        It is downloaded once for each size and time; what came before a break is not sent again.
         """
         digest = sha256(self._url.encode()).hexdigest()[:16]
         folder = self._downloads / digest / self.own_name if below else self._downloads / digest
@@ -187,11 +190,39 @@ class _Bucket:
             with _errors(self._url):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_name(f".{path.name}.part")
-                with self._files.open_input_stream(one.path) as file, part.open("wb") as out:
-                    shutil.copyfileobj(file, out, 1 << 20)
+                self._fetch(one, part)
                 part.replace(path)
                 stamp.write_text(_version(one))
         return folder if below else path
+
+    def _fetch(self, one: fs.FileInfo, part: Path) -> None:
+        """Write the object to a file, or go on with one of an earlier run."""
+        begun = part.with_name(f"{part.name}.version")
+        if not (part.exists() and begun.exists() and begun.read_text() == _version(one)):
+            part.unlink(missing_ok=True)
+            begun.write_text(_version(one))
+        done = part.stat().st_size if part.exists() else 0
+        free = shutil.disk_usage(part.parent).free
+        if one.size - done > free:
+            raise SourceError(
+                f"{self._url} has {one.size - done:,} bytes to download, and the disk of the data "
+                f"folder {free:,} free: make room, or set IMAGE_SEARCH_DATA_DIR to another disk"
+            )
+        with (
+            self._files.open_input_file(one.path) as file,
+            part.open("ab") as out,
+            Progress(
+                f"downloading {printable(one.base_name)}", one.size, "B", done=done
+            ) as progress,
+        ):
+            file.seek(done)
+            while piece := file.read(_PIECE_BYTES):
+                out.write(piece)
+                progress.update(len(piece))
+        begun.unlink()
+        if _version(self._files.get_file_info(one.path)) != _version(one):
+            part.unlink()
+            raise SourceError(f"{self._url} has changed while it was downloaded: start again")
 
 
 def _file_system(scheme: str, bucket: str, endpoint: str) -> fs.FileSystem:
