@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Final
 
 _SECONDS_BETWEEN: Final = 2.0
-_FOUND: Final = re.compile(r"^(?:Collecting|Requirement already satisfied:) ([\w.-]+)")
-_UNPACKING: Final = "Installing collected packages"
+_FOUND: Final = re.compile(r"^(?:Collecting|Processing|Requirement already satisfied:) ")
+_UNPACKING: Final = "Installing collected packages: "
 
 
 def main() -> int:
     """Install; returns pip's exit code."""
     lock = Path(sys.argv[1])
-    found: list[str] = []
-    unpacking = False
+    found = to_unpack = 0
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install"]
     # Modules are compiled when they are first imported, and most never are.
     command += ["--no-compile", "--progress-bar=off", "--requirement", str(lock)]
@@ -31,18 +30,18 @@ def main() -> int:
     print(f"installing what {lock.name} lists into {sys.prefix}", flush=True)
 
     def progress() -> str:
-        if unpacking:
-            return f"  unpacked {_installed() - before} of {len(found)} packages"
-        return f"  downloaded, or found in pip's cache: {max(len(found) - 1, 0)} packages"
+        if to_unpack:
+            return f"  unpacked {_installed() - before} of {to_unpack} packages"
+        return f"  downloaded, or found in pip's cache: {max(found - 1, 0)} packages"
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as pip:  # noqa: S603
         lines = pip.stdout or ()
         with _Ticker(progress):
             for line in lines:
-                if match := _FOUND.match(line):
-                    found.append(match[1])
+                if _FOUND.match(line):
+                    found += 1
                 elif line.startswith(_UNPACKING):
-                    unpacking = True
+                    to_unpack = len(line.split(", "))
     if pip.returncode == 0:
         print(f"  {_installed() - before} packages installed", flush=True)
     return pip.returncode
