@@ -36,7 +36,7 @@ from tests.support import ROOT
 from tests.support.images import png
 from tests.support.indexes import FakeEmbedder, assert_same_records, records
 from tests.support.processes import run
-from tests.support.videos import write_video
+from tests.support.videos import scene, write_video
 from worker.confidence import draw, save_sample
 from worker.duplicates import find_duplicates
 from worker.ingest import Summary, ingest
@@ -412,6 +412,33 @@ def test_a_stop_in_a_video_leaves_it_for_the_next_run(
     ingest(source, embedded, fake_embedder, settings)
     assert len(records(embedded)) == 8
     assert ingest(source, embedded, fake_embedder, settings).unchanged == 3
+
+
+def test_frames_are_embedded_while_others_are_decoded(
+    embedded: VectorIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [scene(number) for number in range(100)]
+    write_video(tmp_path / "a.mp4", pictures, codec="mpeg4", rate=1)
+    begun = threading.Event()
+
+    class Beginning(FakeEmbedder):
+        def embed_with_textures(self, batch: Any) -> Any:
+            begun.set()
+            return super().embed_with_textures(batch)
+
+    class Waiting(videos.VideoFrames):
+        def __iter__(self) -> Iterator[videos.Frame]:
+            for number, frame in enumerate(super().__iter__()):
+                assert number != 90 or begun.wait(60), "all was decoded first"
+                yield frame
+
+    def read_frames(file: Any, sampling: Sampling, *, max_pixels: int, min_side: int) -> Any:
+        return Waiting(file, sampling, max_pixels, min_side, videos.VideoLimits())
+
+    monkeypatch.setattr(worker.videos, "read_frames", read_frames)
+    source = open_source(str(tmp_path / "a.mp4"), data_dir=Path())
+    summary = ingest(source, embedded, Beginning(), load_settings(batch_size=8))
+    assert summary.frames == 100
 
 
 def test_of_each_video_one_frame_is_sampled_and_compared(

@@ -51,6 +51,8 @@ _CHUNK_ITEMS: Final = 1024
 _SLICE: Final = 8
 _DIGEST_SLICES: Final = 16
 _CHUNK_BYTES: Final = 64 * 1024 * 1024
+# Frames take long to come: while so many are embedded, the next are decoded.
+_CHUNK_FRAMES: Final = 32
 # A commit costs about the same for one record as for hundreds, and what is not committed is lost
 # in a crash: so many records, or so many seconds of work, go into one.
 RECORDS_PER_COMMIT: Final = 2048
@@ -275,6 +277,10 @@ class _Ingestion:
                     else:
                         self._summary.unchanged += 1
                     self._progress.update(self._counts(item.id))
+                # The next frames take long to come.
+                if batch and _is_decoded_frame(chunk[-1]):
+                    self._put(self._decoded, batch)
+                    batch = []
         finally:
             pool.shutdown(cancel_futures=True)
             self._decoder.close()
@@ -755,6 +761,10 @@ def _is_described(item: Item, record: Record) -> bool:
     )
 
 
+def _is_decoded_frame(item: Item) -> bool:
+    return item.sha256 is not None and item.content is not videos.NO_PIXELS
+
+
 def _size(content: bytes | Pixels | Video | ImageError) -> int:
     if isinstance(content, bytes):
         return len(content)
@@ -775,7 +785,8 @@ def chunks_of(items: Iterator[Item]) -> Iterator[list[Item]]:
                 continue
             chunk.append(item)
             held += _size(item.content)
-            if len(chunk) == _CHUNK_ITEMS or held >= _CHUNK_BYTES:
+            most = _CHUNK_FRAMES if _is_decoded_frame(item) else _CHUNK_ITEMS
+            if len(chunk) >= most or held >= _CHUNK_BYTES:
                 yield chunk
                 chunk, held = [], 0
     except Exception:
