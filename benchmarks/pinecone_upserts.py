@@ -2,7 +2,8 @@
 
 usage: python -m benchmarks.pinecone_upserts [--vectors N] [--delay SECONDS]
 
-Both send the same records to the same server, which adds a delay to each request, in turns.
+Both send the same records to the same server, which adds a delay to each request, in turns. The
+server counts the most requests of one namespace in a second, of which Pinecone allows 100.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
@@ -43,7 +45,7 @@ def main() -> None:
     model = ModelSpec(
         weights="none", fingerprint="0" * 16, input_size=32, preprocessing=1, precision="float32"
     )
-    with emulator_process(arguments.delay) as host:
+    with emulator_process(arguments.delay) as (host, count):
         os.environ["PINECONE_API_KEY"] = API_KEY
         settings = load_settings(store="pinecone", pinecone_host=host)
         index = create_index(settings, Manifest.new(model, "cosine", settings.namespace))
@@ -66,28 +68,39 @@ def main() -> None:
                         plain.upsert(vectors=[as_vector(record) for record in batch])
                         seconds["sequential"] += time.perf_counter() - started
                         sent["sequential"] += len(batch)
-                    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                     print(
-                        f"after {sent['adapter']:,} vectors: {most // 1024:,} MiB", file=sys.stderr
+                        f"after {sent['adapter']:,} vectors: {memory // 1024:,} MiB",
+                        file=sys.stderr,
                     )
+        most = count()
         rates = {name: sent[name] / seconds[name] for name in sent}
         print(
             f"server delay {1000 * arguments.delay:.0f} ms: sequential batches of "
             f"{SEQUENTIAL_BATCH} {rates['sequential']:,.0f} vectors/s, adapter "
             f"{rates['adapter']:,.0f} vectors/s\n"
-            f"=> {rates['adapter'] / rates['sequential']:.1f} times (at least 6)"
+            f"=> {rates['adapter'] / rates['sequential']:.1f} times (at least 6), with at most "
+            f"{most} upserts to a namespace in a second (Pinecone allows 100)"
         )
 
 
 @contextmanager
-def emulator_process(delay: float) -> Iterator[str]:
-    """An emulator that shares neither memory nor interpreter lock with what is measured."""
+def emulator_process(delay: float) -> Iterator[tuple[str, Callable[[], int]]]:
+    """An emulator that shares neither memory nor interpreter lock with what is measured.
+
+    Yields its address, and what counts the most upserts to a namespace within a second.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, delay))
     process.start()
+
+    def count() -> int:
+        ours.send("count")
+        return int(ours.recv())
+
     try:
-        yield ours.recv()
+        yield ours.recv(), count
     finally:
         ours.send(None)
         process.join()
@@ -96,23 +109,36 @@ def emulator_process(delay: float) -> Iterator[str]:
 class CountingEmulator(PineconeEmulator):
     """Counts the records of an upsert and waits: the client is measured, not the server."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._times: defaultdict[bytes, list[float]] = defaultdict(list)
+
     def respond(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
     ) -> Answer | None:
         """Answer upserts from their text alone."""
         if not target.endswith("/vectors/upsert") or len(body) < SMALL_BYTES:
             return super().respond(method, target, headers, body)
+        self._times[body[body.rindex(b"]") :]].append(time.monotonic())
         time.sleep(self.delay)
         return Answer(200, b'{"upsertedCount":%d}' % body.count(b'"values":'), {})
 
+    def most_in_a_second(self) -> int:
+        """The most upserts of one namespace."""
+        most = 0
+        for times in map(np.sort, self._times.values()):
+            most = max(most, *(np.searchsorted(times, times + 1) - np.arange(len(times))))
+        return int(most)
+
 
 def serve(connection: Connection, delay: float) -> None:
-    """Run an emulator with one index until something is received; sends its address."""
+    """Run an emulator with one index until None is received; sends its address, and counts."""
     with CountingEmulator() as emulator:
         emulator.put_index("images")
         emulator.delay = delay
         connection.send(emulator.host)
-        connection.recv()
+        while connection.recv() is not None:
+            connection.send(emulator.most_in_a_second())
 
 
 def as_vector(record: Record) -> dict[str, Any]:

@@ -397,16 +397,18 @@ def check_embedding(embedding: Embeddings) -> None:
         raise RecordError(
             f"an embedding is float32 [{DIMENSION}], not {embedding.dtype} {list(embedding.shape)}"
         )
-    if not np.isfinite(embedding).all():
+    exact = embedding.astype(np.float64)
+    length = math.sqrt(exact @ exact)
+    if _MIN_LENGTH <= length <= _MAX_LENGTH:
+        return
+    if not math.isfinite(length):
         raise RecordError("the embedding holds NaN or infinity")
-    if not embedding.any():
+    if not length:
         raise RecordError("the embedding is all zeros, which has no direction to compare")
-    length = float(np.linalg.norm(embedding.astype(np.float64)))
-    if not _MIN_LENGTH <= length <= _MAX_LENGTH:
-        raise RecordError(
-            f"the embedding's length is {length:.3g}, and float32 compares lengths of "
-            f"{_MIN_LENGTH:g} to {_MAX_LENGTH:g}: scale it"
-        )
+    raise RecordError(
+        f"the embedding's length is {length:.3g}, and float32 compares lengths of "
+        f"{_MIN_LENGTH:g} to {_MAX_LENGTH:g}: scale it"
+    )
 
 
 def _check_metadata(metadata: Metadata) -> None:

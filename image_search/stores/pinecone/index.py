@@ -60,7 +60,7 @@ _THUMBNAILS: Final = ".thumbnails"
 
 # https://docs.pinecone.io/reference/quotas-and-limits: 1,000 records a request, 1,000 matches with
 # their metadata, 10,000 values in a filter. Smaller requests run side by side.
-_UPSERT_RECORDS: Final = 160
+_UPSERT_RECORDS: Final = 256
 _MATCHES_WITH_METADATA: Final = 1_000
 _DELETE_IDS: Final = 1_000
 _FOUND_DIGESTS: Final = 512
@@ -132,13 +132,17 @@ class PineconeIndex(VectorIndex):
             for start in range(0, len(records), _UPSERT_RECORDS)
         ]
 
+        one_by_one = asyncio.Lock()
+
         async def send(batch: list[Record]) -> None:
-            # Thumbnails go first: whoever sees a record finds its thumbnail. Encoded here, records
-            # are while thumbnails and other batches are on their way.
+            # Thumbnails go first: whoever sees a record finds its thumbnail. Records are encoded
+            # meanwhile, in turns, so that this does not keep thumbnails from leaving.
             pictures = asyncio.ensure_future(send_pictures(batch))
             try:
                 await asyncio.sleep(0)
-                encoded = parts([encode(record) for record in batch])
+                async with one_by_one:
+                    encoded = parts(encode(batch))
+                    await asyncio.sleep(0)
                 await pictures
             finally:
                 pictures.cancel()

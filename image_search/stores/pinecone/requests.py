@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
-from pinecone import AsyncIndex
+from pinecone import AsyncIndex, Vector
 from pinecone.errors import exceptions as errors
 
 from image_search.errors import StoreError
@@ -149,11 +149,13 @@ class Requests:
 
     async def upsert(self, chunk: list[dict[str, Any]], namespace: str) -> None:
         """Upsert one batch until it is acknowledged as a whole, in halves if it is too large."""
+        # Of its own class the SDK checks least.
+        vectors = [Vector(item["id"], item["values"], metadata=item["metadata"]) for item in chunk]
         try:
             response = await self.send(
                 "upsert",
                 namespace,
-                partial(self.index.upsert, vectors=chunk, namespace=namespace),
+                partial(self.index.upsert, vectors=vectors, namespace=namespace),
                 done=lambda response: response.upserted_count == len(chunk),
             )
         except errors.PayloadTooLargeError:
