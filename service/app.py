@@ -15,7 +15,7 @@ from service.follower import IndexFollower
 from service.health import Health
 from service.keys import HEADER, Keys
 from service.metrics import CountRequests, Metrics
-from service.originals import Originals
+from service.originals import Originals, Origins
 from service.routes import images, operation, search
 from service.state import State
 
@@ -43,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
                 admission=Admission(MAX_REQUESTS),
                 keys=keys,
                 originals=originals,
+                origins=Origins(settings.store),
             )
         finally:
             follower.close()

@@ -7,8 +7,11 @@ import errno
 import mimetypes
 import os
 import stat
+import threading
+import time
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
@@ -19,8 +22,9 @@ from starlette.responses import FileResponse, JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from image_search.errors import SettingsError
-from image_search.moments import video_of
-from image_search.values import Metadata
+from image_search.index import VectorIndex
+from image_search.moments import frame_prefix, video_of
+from image_search.values import Metadata, Store
 from image_search.videos import file_suffixes
 from service import problems
 
@@ -32,7 +36,67 @@ _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "private, no-cache",
 }
+# A player asks for one part of a video after another, and at Pinecone each look into the index is
+# three requests that cost, whose answers may be as old anyway.
+_SECONDS_REMEMBERED: Final[dict[Store, float]] = {"embedded": 0.0, "pinecone": 10.0}
+_MOST_REMEMBERED: Final = 1_000
 _LINKS: Final = {errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.EACCES, errno.ENAMETOOLONG}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a record tells of the file that it came from.
+
+    `place` is where the record's source was when it was ingested, or empty.
+    """
+
+    id: str
+    metadata: Metadata
+    place: str
+
+
+class Origins:
+    """Where images came from, as an index tells it, which is remembered for a while."""
+
+    def __init__(self, store: Store) -> None:
+        self._seconds = _SECONDS_REMEMBERED[store]
+        self._lock = threading.Lock()
+        # In the order of their times, in which they end.
+        self._known: dict[tuple[VectorIndex, str], tuple[float, Origin]] = {}
+
+    def find(self, index: VectorIndex, id_: str) -> Origin | None:
+        """That of an image, or of a video of which the index has frames. Raises StoreError."""
+        key = (index, id_)
+        now = time.monotonic()
+        with self._lock:
+            until, known = self._known.get(key, (now, None))
+        if known is not None and now < until:
+            return known
+        found = _find(index, id_)
+        if found is not None and self._seconds:
+            with self._lock:
+                self._known.pop(key, None)
+                self._known[key] = now + self._seconds, found
+                if len(self._known) > _MOST_REMEMBERED:
+                    del self._known[next(iter(self._known))]
+        return found
+
+    def forget(self) -> None:
+        """Forget all, as the index has changed."""
+        with self._lock:
+            self._known.clear()
+
+
+def _find(index: VectorIndex, id_: str) -> Origin | None:
+    found = index.fetch([id_], thumbnails=False).get(id_)
+    if found is None:
+        frames = index.list_ids(prefix=frame_prefix(id_), limit=1).ids
+        found = next(iter(index.fetch(frames, thumbnails=False).values()), None)
+    if found is None:
+        return None
+    source = found.metadata.get("source")
+    known = index.load_sources().get(source) if isinstance(source, str) else None
+    return Origin(found.id, found.metadata, known.place if known else "")
 
 
 class Originals:
@@ -48,14 +112,12 @@ class Originals:
         """Whether the operator has named a folder."""
         return self._root is not None
 
-    def open(self, id_: str, metadata: Metadata, place: str) -> FileResponse | None:
-        """The file of a record, as an answer; None where the folder has none.
-
-        `place` is where the record's source was when it was ingested, or empty.
-        """
+    def open(self, origin: Origin) -> FileResponse | None:
+        """The file that a record came from, as an answer; None where the folder has none."""
         if self._root is None:
             return None
-        for path in self._candidates(video_of(metadata) or id_, metadata, place):
+        id_ = video_of(origin.metadata) or origin.id
+        for path in self._candidates(id_, origin.metadata, origin.place):
             # All links are followed first: those that lead out are seen, and others are none.
             real = Path(os.path.realpath(path))
             if real == self._root or not real.is_relative_to(self._root):

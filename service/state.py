@@ -8,7 +8,7 @@ from service.follower import IndexFollower
 from service.health import Health
 from service.keys import Keys
 from service.metrics import Metrics
-from service.originals import Originals
+from service.originals import Originals, Origins
 
 
 class State(TypedDict):
@@ -21,3 +21,4 @@ class State(TypedDict):
     admission: Admission
     keys: Keys
     originals: Originals
+    origins: Origins

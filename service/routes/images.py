@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from image_search.errors import RecordError
 from image_search.index import Listing, Record, Sort, VectorIndex
-from image_search.moments import frame_prefix
 from image_search.values import DIGEST_FIELD, MAX_ID_LENGTH
 from image_search.words import words_of
 from service import answers, problems, schemas
@@ -209,6 +208,7 @@ async def put_image(
         thumbnail=embedded.thumbnail,
     )
     is_new = await follower.writer.upsert(loaded.index, record)
+    request.state.origins.forget()
     return answers.image(record, HTTPStatus.CREATED if is_new else HTTPStatus.OK)
 
 
@@ -223,7 +223,9 @@ async def put_image(
 async def delete_image(request: Request, id: NewImageId) -> Response:  # noqa: A002
     """When this is answered, it is gone."""
     follower = request.state.follower
-    if not await follower.writer.delete(follower.loaded().index, id):
+    was_there = await follower.writer.delete(follower.loaded().index, id)
+    request.state.origins.forget()
+    if not was_there:
         raise image_not_found(id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
@@ -300,16 +302,10 @@ def get_original(request: Request, id: ImageId) -> Response:  # noqa: A002
     originals = request.state.originals
     if not originals.are_served:
         raise ProblemError("originals_disabled")
-    index = _index(request)
-    found = index.fetch([id], thumbnails=False).get(id)
-    if found is None:
-        frames = index.list_ids(prefix=frame_prefix(id), limit=1).ids
-        found = next(iter(index.fetch(frames, thumbnails=False).values()), None)
-    if found is None:
+    origin = request.state.origins.find(_index(request), id)
+    if origin is None:
         raise image_not_found(id)
-    source = found.metadata.get("source")
-    known = index.load_sources().get(source) if isinstance(source, str) else None
-    file = originals.open(found.id, found.metadata, known.place if known else "")
+    file = originals.open(origin)
     if file is None:
         raise ProblemError(
             "original_not_found", f"the original of {id!r} is not in the folder of originals"
