@@ -26,7 +26,7 @@ from image_search.values import DIMENSION
 from tests.support.images import encode, folder_of, png
 from tests.support.indexes import records, use_store
 from tests.support.processes import run, service, start
-from tests.support.servers import find_free_port
+from tests.support.servers import find_free_port, serve, upload, wait_for
 from tests.support.videos import scene, write_video
 from tests.support.waiting import wait_until
 from worker import ingest as ingestion
@@ -587,6 +587,29 @@ def test_an_index_at_pinecone_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert (code, "ingest them into a new index" in err) == (0, True)
         code, _, err = run("worker", "refit", str(folder))
     assert (code, "ingest its images into a new one (--index NAME)" in err) == (2, True)
+
+
+def test_at_pinecone_a_second_index_is_taken_by_hand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = folder_of(tmp_path / "pics", LEAST_IMAGES)
+    with use_store("pinecone", monkeypatch):
+        code, _, err = run("worker", "ingest", str(folder), IMAGE_SEARCH_RECIPE="none")
+        assert code == 0, err
+        with serve(load_settings()) as before:
+            wait_for(before, 200)
+            code, _, err = run("worker", "ingest", str(folder), "--index", "images2")
+            assert code == 0, err
+            (folder / "label0" / "0000.png").unlink()
+            code, _, err = run("worker", "ingest", str(folder), "--index", "images2", "--prune")
+            assert code == 0, err
+            with serve(load_settings(index="images2")) as after:
+                assert wait_for(after, 200)["count"] == LEAST_IMAGES - 1
+                found = [upload(client, png(1)).json() for client in (before, after)]
+    former, fitted = (answer["model"]["recipe"] for answer in found)
+    assert former == "none" != fitted
+    for answer in found:
+        assert answer["matches"][0]["id"] == "pics/label1/0001.png"
 
 
 def test_what_is_missing_is_said(tmp_path: Path, settings: Settings) -> None:
