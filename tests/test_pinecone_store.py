@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -693,3 +695,77 @@ def test_what_was_put_just_now_is_deleted_while_reads_lag(
         client.delete("/images/mine", headers=headers)
         assert "mine" not in emulator.records("images", "__default__")
         assert "mine" not in emulator.records("images", "__default__.thumbnails")
+
+
+def test_vectors_keep_their_digits_whatever_their_lengths(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    scales = (1e-9, 1e-3, 1.0, 1e9)
+    scaled = [
+        replace(record, embedding=(record.embedding * scale).astype(np.float32))
+        for record, scale in zip(records(len(scales)), scales, strict=True)
+    ]
+    for batch in (scaled, *([record] for record in scaled)):
+        index.upsert(batch)
+        for record in batch:
+            stored = emulator.records("images", "__default__")[record.id].values
+            largest = np.abs(record.embedding).max()
+            np.testing.assert_allclose(stored, record.embedding, rtol=0, atol=1e-6 * largest)
+
+
+def test_vectors_are_sent_with_as_few_digits_as_they_need(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    unit = [
+        replace(one, embedding=one.embedding / np.linalg.norm(one.embedding)) for one in records(50)
+    ]
+    emulator.requests.clear()
+    index.upsert([replace(one, thumbnail=b"") for one in unit])
+    [sent] = [
+        request
+        for request in emulator.requests
+        if request.route == "POST /vectors/upsert" and request.namespace == ""
+    ]
+    # A sign, "0.", seven digits and a comma.
+    assert sent.bytes < len(unit) * DIMENSION * 11
+
+
+@pytest.mark.slow
+def test_parts_of_an_original_cost_one_look_into_the_index(
+    emulator: PineconeEmulator,
+    embedder: Embedder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    emulator.put_index("images")
+    (tmp_path / "photos").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "photos" / name).write_bytes(bytes(range(256)))
+    settings = load_settings(media_root=str(tmp_path), api_keys=SecretStr(SERVICE_KEY))
+    names = ("photos/a.mp4", "photos/b.mp4")
+    made = [replace(one, id=id_) for one, id_ in zip(records(2), names, strict=True)]
+    with fill(settings, embedder) as index, serve(settings) as client:
+        index.upsert(made)
+        wait_for(client, 200)
+
+        def asked(name: str) -> int:
+            return client.get(
+                f"/originals/photos/{name}", headers={"Range": "bytes=3-4"}
+            ).status_code
+
+        before = emulator.count("GET")
+        assert asked("a.mp4") == 206
+        once = emulator.count("GET") - before
+        assert once > 0
+        assert [asked("a.mp4") for _ in range(5)] == [206] * 5
+        assert emulator.count("GET") - before == once
+
+        # What this service deletes is gone at once, and what others delete, soon.
+        assert asked("b.mp4") == 206
+        client.delete("/images/photos/a.mp4", headers={"X-API-Key": SERVICE_KEY})
+        assert_problem(client.get("/originals/photos/a.mp4"), 404, "image_not_found")
+        assert asked("b.mp4") == 206
+        index.delete(["photos/b.mp4"])
+        later = SimpleNamespace(monotonic=lambda: time.monotonic() + 11)
+        monkeypatch.setattr("service.originals.time", later)
+        assert_problem(client.get("/originals/photos/b.mp4"), 404, "image_not_found")
