@@ -249,6 +249,9 @@ def test_vectors_that_cannot_be_compared_are_refused(create: Indexes, embedding:
     assert index.count() == 0
     with pytest.raises(RecordError):
         index.query(embedding, 1)
+    if embedding.shape == (DIMENSION,):
+        with pytest.raises(RecordError):
+            index.query_many(np.stack([*vectors(3), embedding]), 1)
 
 
 @pytest.mark.parametrize("length", [1e-11, 1e-3, 1e11])

@@ -22,6 +22,7 @@ from image_search.filters import Filter
 from image_search.stores.embedded import table as tables
 from image_search.stores.embedded.files import IndexFiles
 from image_search.stores.embedded.locks import if_unused
+from image_search.stores.embedded.scores import Lengths, lengths_of
 from image_search.stores.embedded.snapshot import (
     BYTES_A_ROW,
     COLUMNS,
@@ -68,6 +69,7 @@ class Recent:
 
     addresses: Addresses  # in order
     vectors: Embeddings
+    lengths: Lengths
     rows: Rows
     table: pa.Table
     flat: Any
@@ -78,7 +80,8 @@ class Recent:
         table = table.sort_by("_rowid").combine_chunks()
         vectors = tables.embeddings_of(table)
         addresses = _addresses_in(table)
-        return cls(addresses, vectors, Rows.of(table), table, flat_index(vectors, metric))
+        flat = flat_index(vectors, metric)
+        return cls(addresses, vectors, lengths_of(vectors), Rows.of(table), table, flat)
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -352,7 +355,7 @@ class Resident:
             return
         query = table.take_row_ids(snapshot.addresses[chosen].tolist())
         rows = query.select(["id", "embedding"]).with_row_id().to_arrow().sort_by("_rowid")
-        ids = [snapshot.rows[int(position)][0] for position in chosen]
+        ids = [snapshot.rows.read(int(position))[0] for position in chosen]
         if rows["id"].to_pylist() != ids or not np.array_equal(
             tables.embeddings_of(rows), snapshot.vectors[chosen]
         ):

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from image_search.stores.embedded.scores import Lengths, lengths_of
 from image_search.stores.embedded.search_library import faiss
 from image_search.stores.embedded.table import embeddings_of
 from image_search.values import DIMENSION, Embeddings, Metric
@@ -28,7 +29,8 @@ Addresses = NDArray[np.int64]
 Positions = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
-_FORMAT: Final = 1
+# The second has the lengths of the vectors.
+_FORMAT: Final = 2
 COLUMNS: Final = ["id", "label", "metadata", "thumbnail"]
 _SCHEMA: Final = pa.schema(
     [
@@ -48,45 +50,69 @@ _PARTITIONS_PER_ROOT: Final = 1.15
 _TRAINING_ROWS_PER_PARTITION: Final = 64
 _MIN_TRAINING_ROWS: Final = 4096
 _ITERATIONS: Final = 10
-# Code, number in FAISS and address.
-BYTES_A_ROW: Final = 128 + 8 + 8
+# Code, number in FAISS, address and length.
+BYTES_A_ROW: Final = 128 + 8 + 8 + 4
 
 
 class DamagedSnapshotError(Exception):
     """The files of a snapshot are not whole, or of another table."""
 
 
+class Cells:
+    """A column of texts or bytes, each read at a few tenths of what Arrow's objects take."""
+
+    def __init__(self, column: pa.Array) -> None:
+        _, offsets, values = column.buffers()
+        self._offsets = memoryview(offsets or b"").cast("i")[column.offset :]
+        self._values = memoryview(values or b"")
+        self._given = None
+        if column.null_count:
+            self._given = column.is_valid().to_numpy(zero_copy_only=False)
+
+    def __getitem__(self, row: int) -> bytes | None:
+        if self._given is not None and not self._given[row]:
+            return None
+        return bytes(self._values[self._offsets[row] : self._offsets[row + 1]])
+
+
 @dataclass(frozen=True)
 class Rows:
     """What is shown of rows, by position: batches with `size` rows each, but for the last."""
 
-    batches: Sequence[tuple[pa.Array, ...]]
+    batches: Sequence[tuple[Cells, ...]]
     size: int
 
     @classmethod
     def of(cls, rows: pa.Table) -> Self:
         """The rows of a table in memory."""
-        return cls([tuple(_column(rows, name) for name in COLUMNS)], max(1, len(rows)))
+        return cls([tuple(Cells(_column(rows, name)) for name in COLUMNS)], max(1, len(rows)))
 
-    def __getitem__(self, position: int) -> tuple[str, str | None, str, bytes]:
-        """Id, label, metadata in JSON and thumbnail."""
+    def read(
+        self, position: int, *, thumbnails: bool = False
+    ) -> tuple[str, str | None, bytes, bytes]:
+        """Id, label, metadata in JSON and thumbnail; it is empty unless asked for."""
         batch, row = divmod(position, self.size)
         id_, label, metadata, thumbnail = self.batches[batch]
+        name = label[row]
         return (
-            id_[row].as_py(),
-            label[row].as_py(),
-            metadata[row].as_py(),
-            thumbnail[row].as_py() or b"",
+            (id_[row] or b"").decode(),
+            None if name is None else name.decode(),
+            metadata[row] or b"{}",
+            (thumbnail[row] if thumbnails else None) or b"",
         )
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All rows that a version of the table had, by position, and FAISS's index of them."""
+    """All rows that a version of the table had, by position, and FAISS's index of them.
+
+    `lengths` are those of the vectors.
+    """
 
     version: int
     addresses: Addresses
     vectors: Embeddings
+    lengths: Lengths
     rows: Rows
     codes: Any
 
@@ -112,8 +138,7 @@ def normalised(vectors: Embeddings, metric: Metric) -> Embeddings:
     """What FAISS compares: for cosine, all have length 1."""
     if metric != "cosine":
         return np.ascontiguousarray(vectors)
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    return np.asarray(vectors / lengths[:, np.newaxis], np.float32)
+    return np.asarray(vectors / lengths_of(vectors)[:, np.newaxis], np.float32)
 
 
 def flat_index(vectors: Embeddings, metric: Metric) -> Any:
@@ -150,17 +175,18 @@ def open_snapshot(folder: Path, version: int, identity: bytes) -> Snapshot:
                 raise DamagedSnapshotError(f"{name} is damaged")
         addresses = np.load(place / "addresses.npy")
         vectors = np.load(place / "vectors.npy", mmap_mode="r")
+        lengths = np.load(place / "lengths.npy")
         codes = faiss.read_index(str(place / "codes.faiss"))
         with pa.memory_map(str(place / "rows.arrow")) as file:
             reader = pa.ipc.open_file(file)
             batches = [
-                tuple(reader.get_batch(number).columns)
+                tuple(map(Cells, reader.get_batch(number).columns))
                 for number in range(reader.num_record_batches)
             ]
     except (ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException) as exc:
         raise DamagedSnapshotError(f"it cannot be read: {exc}") from exc
     rows = Rows(batches, _ROWS_OF_A_BATCH)
-    return Snapshot(version, addresses, np.asarray(vectors), rows, codes)
+    return Snapshot(version, addresses, np.asarray(vectors), lengths, rows, codes)
 
 
 def write_snapshot(
@@ -211,6 +237,7 @@ def _write_files(
 ) -> bool:
     count = table.count_rows()
     addresses = np.empty(count, np.int64)
+    lengths = np.empty(count, np.float32)
     written = 0
     # Written, not mapped: on a full disk, the system ends who writes to a map.
     with (
@@ -224,7 +251,9 @@ def _write_files(
             if not go_on():
                 return False
             addresses[written : written + len(batch)] = batch["_rowid"].to_numpy()
-            vectors_file.write(embeddings_of(batch).tobytes())
+            embeddings = embeddings_of(batch)
+            lengths[written : written + len(batch)] = lengths_of(embeddings)
+            vectors_file.write(embeddings.tobytes())
             columns = [_column(batch, name) for name in COLUMNS]
             rows.write_batch(pa.record_batch(columns, schema=_SCHEMA))
             written += len(batch)
@@ -245,13 +274,14 @@ def _write_files(
         codes.add(normalised(vectors[start : start + _ROWS_ADDED_AT_ONCE], metric))
     faiss.write_index(codes, str(place / "codes.faiss"))
     np.save(place / "addresses.npy", addresses)
+    np.save(place / "lengths.npy", lengths)
     facts = {
         "format": _FORMAT,
         "table": _digest(identity),
         "sizes": {path.name: path.stat().st_size for path in place.iterdir()},
         "checksums": {
             name: zlib.crc32((place / name).read_bytes())
-            for name in ("addresses.npy", "codes.faiss")
+            for name in ("addresses.npy", "codes.faiss", "lengths.npy")
         },
     }
     (place / "facts.json").write_text(json.dumps(facts))
