@@ -55,7 +55,8 @@ class Familiarity:
         directions = directions[:kept].T / np.sqrt(variances + _SHRINKAGE * variances.mean())
         self._projection = np.asarray(scales[:, np.newaxis] * directions, np.float32)
         self._images = (rows - self._mean) @ self._projection
-        own = _squared_distances(self._images[half:], self._images)
+        self._squares = np.square(self._images).sum(axis=1)
+        own = self._squared_distances(self._images[half:])
         own[np.arange(len(own)), half + np.arange(len(own))] = np.inf  # from itself
         self._distances = np.sort(own.min(axis=1))
 
@@ -68,14 +69,14 @@ class Familiarity:
         """float64 [n], 0 to 1, of float32 [n, 384]: how many own images are as far off."""
         with blas.one_thread():
             rows = (self._logarithms(textures) - self._mean) @ self._projection
-            found = _squared_distances(rows, self._images).min(axis=1)
+            found = self._squared_distances(rows).min(axis=1)
         farther = len(self._distances) - np.searchsorted(self._distances, found)
         return np.asarray((1 + farther) / (1 + len(self._distances)))
 
     def _logarithms(self, textures: Features) -> Features:
         return np.asarray(np.log(textures + self._least), np.float32)
 
-
-def _squared_distances(left: Features, right: Features) -> Features:
-    squares = np.square(left).sum(axis=1)[:, np.newaxis] + np.square(right).sum(axis=1)
-    return np.asarray(squares - 2 * left @ right.T)
+    def _squared_distances(self, rows: Features) -> Features:
+        """Of each row to each image of the sample."""
+        squares = np.square(rows).sum(axis=1)[:, np.newaxis] + self._squares
+        return np.asarray(squares - 2 * rows @ self._images.T)

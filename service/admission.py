@@ -1,6 +1,7 @@
 """How many requests are worked on at once, and for how long."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ MAX_LARGE_BYTES: Final = 128 * 1024 * 1024
 # What a body has before it can be called slow.
 _GRACE_SECONDS: Final = 0.2
 MAX_QUERY_PARAMETERS: Final = 1000
+_MOST_QUERIES_REMEMBERED: Final = 256
+_MOST_BYTES_REMEMBERED: Final = 1024
 # What nginx logs for them; nobody reads the answer.
 _CLIENT_CLOSED_REQUEST: Final = 499
 # In the event loop's time: long ago.
@@ -161,12 +164,14 @@ class AdmittedRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Check the request, then hand it to FastAPI's own handler."""
         handle = super().get_route_handler()
+        if isinstance(self.endpoint, RemembersParameters):
+            handle = self.endpoint.handler(handle)
         read = reader(self)
 
         async def counted(request: Request) -> Response:
             try:
                 request.state.keys.check(request)
-                if request.url.query.count("&") >= MAX_QUERY_PARAMETERS:
+                if request.scope["query_string"].count(b"&") >= MAX_QUERY_PARAMETERS:
                     raise ProblemError(
                         "invalid_parameters",
                         f"there are more than {MAX_QUERY_PARAMETERS:,} parameters: send less",
@@ -191,6 +196,50 @@ class AdmittedRoute(APIRoute):
                         watcher.cancel()
 
         return counted
+
+
+class RemembersParameters:
+    """An endpoint of an upload that is called at once where its query string is known to be valid.
+
+    FastAPI looks for each parameter anew in every request, which takes longer than all of HTTP. So
+    it does that once for each query string; what it makes of them does not depend on the rest.
+    `file` is the endpoint's file, and `several` tells whether it is a list of them.
+    """
+
+    def __init__(
+        self, endpoint: Callable[..., Awaitable[Response]], *, file: str, several: bool = False
+    ) -> None:
+        functools.update_wrapper(self, endpoint)
+        self._endpoint = endpoint
+        self._file = file
+        self._several = several
+        self._known: dict[bytes, Any] = {}
+
+    async def __call__(self, request: Request, parameters: Any, **file: Any) -> Response:
+        """As FastAPI does it, with what it has validated."""
+        query = request.scope["query_string"]
+        if len(query) <= _MOST_BYTES_REMEMBERED:
+            while len(self._known) >= _MOST_QUERIES_REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[query] = parameters
+        return await self._endpoint(request=request, parameters=parameters, **file)
+
+    def handler(
+        self, handle: Callable[[Request], Coroutine[Any, Any, Response]]
+    ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers requests whose form was read and checked; `handle` is FastAPI's."""
+
+        async def known(request: Request) -> Response:
+            parameters = self._known.get(request.scope["query_string"])
+            if parameters is None:
+                return await handle(request)
+            form = await request.form()
+            file = form.getlist(self._file) if self._several else form[self._file]
+            return await self._endpoint(
+                request=request, parameters=parameters, **{self._file: file}
+            )
+
+        return known
 
 
 class _GoneError(Exception):

@@ -101,35 +101,44 @@ def _made_with(loaded: LoadedIndex, timing: Timing, answer: dict[str, Any]) -> R
 
 def _found(result: SearchResult, *, thumbnails: bool) -> dict[str, Any]:
     calibration = result.calibration
+    found = result.choice.found
+    confidences = _confidences(calibration, [one.match for one in found])
     matches = [
         {
             "id": one.match.id,
             "label": one.match.label,
             "score": one.match.score,
-            "confidence": _confidence(calibration, one.match),
+            "confidence": confidence,
             "thumbnail": _data_uri(one.match.thumbnail) if thumbnails else None,
             "metadata": dict(one.match.metadata),
             "video": video_of(one.match.metadata),
             "time": time_of(one.match.metadata),
-            "moments": [_moment(moment, calibration) for moment in one.moments],
+            "moments": _moments(one.moments, calibration),
         }
-        for one in result.choice.found
+        for one, confidence in zip(found, confidences, strict=True)
     ]
     complete = result.choice.complete
     return {"matches": matches, "complete": complete, **_familiar(result.familiarity)}
 
 
-def _moment(match: Match, calibration: Calibration | None) -> dict[str, Any]:
-    return {
-        "id": match.id,
-        "time": time_of(match.metadata),
-        "score": match.score,
-        "confidence": _confidence(calibration, match),
-    }
+def _moments(moments: Sequence[Match], calibration: Calibration | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": match.id,
+            "time": time_of(match.metadata),
+            "score": match.score,
+            "confidence": confidence,
+        }
+        for match, confidence in zip(moments, _confidences(calibration, moments), strict=True)
+    ]
 
 
-def _confidence(calibration: Calibration | None, match: Match) -> float | None:
-    return calibration.confidence(match.score) if calibration else None
+def _confidences(
+    calibration: Calibration | None, matches: Sequence[Match]
+) -> Sequence[float | None]:
+    if calibration is None or not matches:
+        return [None] * len(matches)
+    return calibration.confidences_of([match.score for match in matches])
 
 
 def _familiar(p_value: float | None) -> dict[str, Any]:

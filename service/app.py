@@ -82,8 +82,9 @@ def create_app(settings: Settings) -> FastAPI:
     if tracer is not None:
         app.add_middleware(tracing.Trace, tracer=tracer)
     app.add_middleware(access_log.AccessLog, form=settings.access_log)
+    # Included, each would be looked for twice.
     for routes in (search, images, operation):
-        app.include_router(routes.router)
+        app.router.routes.extend(routes.router.routes)
     openapi.install(app, keys, settings.store)
 
     app.router.routes.extend(page.routes())

@@ -318,6 +318,24 @@ def test_a_wrong_number_of_uploads_is_refused(client: TestClient) -> None:
 # --- options -------------------------------------------------------------------------------------
 
 
+def test_options_of_one_search_are_not_those_of_another(client: TestClient) -> None:
+    """The service remembers what it has validated, right or wrong."""
+    for route, field in (("/search", "image"), ("/search/batch", "images")):
+        for _ in range(2):
+            for query, count in (("top_k=3", 3), ("", 10), ("top_k=5&thumbnails=false", 5)):
+                answer = client.post(f"{route}?{query}", files={field: PICTURE}).json()
+                matches = (answer["results"][0] if field == "images" else answer)["matches"]
+                assert len(matches) == count
+                assert all((match["thumbnail"] is None) == (count == 5) for match in matches)
+            for query in ("top_k=0", "top=3", "filter=null", "top_k=3&top_k=x"):
+                assert client.post(f"{route}?{query}", files={field: PICTURE}).status_code == 422
+    many = [
+        client.post(f"/search?top_k=1&min_score=-{n}", files={"image": PICTURE}) for n in range(300)
+    ]
+    assert all(ids(one) == [ID] for one in many)
+    assert len(ids(client.post("/search?top_k=3", files={"image": PICTURE}))) == 3
+
+
 def both(client: TestClient, **options: Any) -> Iterator[Any]:
     """The same search with an upload and in JSON."""
     parameters = dict(options)

@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any, BinaryIO, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -20,8 +21,8 @@ from image_search.moments import frame_prefix, in_time, spread, video_of
 from image_search.similarity import pair_scores
 from image_search.values import Embeddings
 from service import answers, problems, schemas
-from service.admission import AdmittedRoute
-from service.bodies import MAX_IMAGES, PAIR_FIELDS, is_form
+from service.admission import AdmittedRoute, RemembersParameters
+from service.bodies import IMAGE_FIELD, IMAGES_FIELD, MAX_IMAGES, PAIR_FIELDS, is_form
 from service.clips import is_clip
 from service.fetching import fetch_image
 from service.loaded_index import LoadedIndex
@@ -55,6 +56,7 @@ _IMAGE: Final = ("too_many_pixels", "not_an_image", "image_too_costly", "no_vide
     response_model=schemas.SearchResponse,
     responses=problems.responses(*_UPLOAD, *_IMAGE, "invalid_filter"),
 )
+@partial(RemembersParameters, file=IMAGE_FIELD)
 async def search(
     request: Request,
     image: Annotated[UploadFile, File(description=_IMAGE_OR_VIDEO)],
@@ -78,6 +80,7 @@ async def search(
     response_model=schemas.BatchResponse,
     responses=problems.responses(*_UPLOAD, "invalid_filter"),
 )
+@partial(RemembersParameters, file=IMAGES_FIELD, several=True)
 async def search_batch(
     request: Request,
     images: Annotated[
