@@ -39,6 +39,7 @@ OVERLOAD = 10  # times the capacity
 OVERLOAD_CONNECTIONS = 640
 SOAK_REQUESTS = 20_000
 FULL_BATCH = 32
+BOUNDARY = "a-boundary-of-requests"
 
 
 def measure(source: str, images: int) -> list[Table]:
@@ -190,13 +191,26 @@ def soak(process: psutil.Process, requests: list[bytes]) -> Table:
 
 def search_request(image: Pixels) -> bytes:
     """A whole HTTP request that searches for an image, sent as PNG."""
+    body, content_type = image_form(as_png(image))
+    headers = f"Host: 127.0.0.1:{PORT}\r\nContent-Type: {content_type}\r\n"
+    headers += f"Content-Length: {len(body)}\r\n\r\n"
+    return b"POST /search HTTP/1.1\r\n" + headers.encode() + body
+
+
+def as_png(image: Pixels) -> bytes:
+    """The file of uint8 RGB [height, width, 3]."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
-    prepared = httpx2.Request(
-        "POST", f"http://127.0.0.1:{PORT}/search", files={"image": ("image.png", file.getvalue())}
-    )
-    headers = b"".join(b"%s: %s\r\n" % header for header in prepared.headers.raw)
-    return b"POST /search HTTP/1.1\r\n" + headers + b"\r\n" + prepared.read()
+    return file.getvalue()
+
+
+def image_form(file: bytes) -> tuple[bytes, str]:
+    """The body of a search with an image file, and its content type."""
+    content_type = f"multipart/form-data; boundary={BOUNDARY}"
+    files = {"image": ("image", file, "application/octet-stream")}
+    headers = {"Content-Type": content_type}
+    request = httpx2.Request("POST", "http://127.0.0.1/", files=files, headers=headers)
+    return request.read(), content_type
 
 
 @contextmanager
