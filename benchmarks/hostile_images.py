@@ -27,7 +27,7 @@ from PIL import Image
 from benchmarks.measure import MEBI, Table, load_images, run
 from image_search import images
 from image_search.decoding import Decoder
-from service.__main__ import give_memory_back
+from service import memory
 from tests.support.costly import png, qoi, repeated_scans, strips, turned
 from tests.support.images import encode
 from tests.support.processes import run as run_program
@@ -92,7 +92,7 @@ def measure(source: str, count: int) -> Iterator[Table]:
             yield beside_honest_clients(target, files, honest)
     # In a process as new as a service, with the same settings of memory: one that has run for long
     # has much memory at hand.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), give_memory_back) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), memory.give_back) as pool:
         yield pool.submit(price).result()
 
 

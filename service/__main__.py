@@ -1,26 +1,20 @@
 """Serve on the configured address: python -m service."""
 
 import argparse
-import ctypes
 import logging
 import signal
 import sys
-from contextlib import suppress
 from typing import Final
 
 from image_search.errors import ImageSearchError, SettingsError
 from image_search.settings import load_settings
-from service import access_log
+from service import access_log, memory, workers
 from service.app import create_app
 from service.connections import LimitedServer
 from service.listening import ListenError, listen
 
 # Shorter than the ten seconds after which Docker kills.
 _SECONDS_TO_FINISH: Final = 8
-
-# Of glibc's malloc.h; the first is what it begins with, and then learns to raise.
-_MMAP_THRESHOLD: Final = (-3, 128 * 1024)
-_TRIM_THRESHOLD: Final = (-1, 4 * 1024 * 1024)
 
 _PROG: Final = "python -m service"
 _HELP: Final = """\
@@ -55,7 +49,11 @@ def main(prog: str = _PROG) -> int:
     except ListenError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
-    give_memory_back()
+    memory.give_back()
+    if arguments.workers > 1:
+        with listener:
+            workers.serve(listener, arguments.workers, seconds_to_finish=_SECONDS_TO_FINISH)
+        return 0
     # Uvicorn, once it has ended in order, raises the signal again.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -75,18 +73,21 @@ def make_parser(prog: str = _PROG) -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", action="store_true", help="only see whether the settings and the port are usable"
     )
+    parser.add_argument(
+        "--workers",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="processes that answer, for machines with many cores; SIGHUP replaces one after "
+        "another (default: %(default)s)",
+    )
     return parser
 
 
-def give_memory_back() -> None:
-    """Let large blocks go back to the system when they are freed, where the C library is glibc.
-
-    By default it learns to keep them once it has seen some: up to 64 MiB for each thread.
-    """
-    with suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            mallopt(*option)
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 is expected")
+    return int(text)
 
 
 if __name__ == "__main__":

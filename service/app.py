@@ -1,5 +1,6 @@
 """The application, put together."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -20,9 +21,10 @@ from service.routes import images, operation, search
 from service.state import State
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, *, seconds_to_open: float = 0) -> FastAPI:
     """The service with these settings; it opens the index in the background.
 
+    It begins to answer once the index is open, or so many seconds have passed.
     Raises SettingsError for API keys, a public address or a folder that cannot be used.
     """
     keys = Keys(settings)
@@ -35,6 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
         follower = app.state.follower = IndexFollower(settings, counters)
         follower.start()
         try:
+            await asyncio.to_thread(follower.wait_until_known, seconds_to_open)
             yield State(
                 follower=follower,
                 health=Health(follower, settings.store),

@@ -38,27 +38,35 @@ class LimitedServer(uvicorn.Server):
     """Serves the application on sockets that are bound, within the limits."""
 
     def __init__(self, app: Any, *, seconds_to_finish: int | None = None) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=LimitedProtocol,
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                backlog=_ACCEPTED_AT_ONCE,
-                timeout_keep_alive=_SECONDS_OF_KEEP_ALIVE,
-                timeout_graceful_shutdown=seconds_to_finish,
-            )
-        )
+        super().__init__(config(app, seconds_to_finish=seconds_to_finish))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
         await super().startup(sockets)
         if self.started:
             for each in sockets or ():
-                # asyncio lets as many connections wait as it accepts at once.
-                each.listen(_WAITING)
+                let_wait(each)
+
+
+def config(app: Any, *, seconds_to_finish: int | None = None, **others: Any) -> uvicorn.Config:
+    """What a server is made with that serves within the limits."""
+    return uvicorn.Config(
+        app,
+        http=LimitedProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_ACCEPTED_AT_ONCE,
+        timeout_keep_alive=_SECONDS_OF_KEEP_ALIVE,
+        timeout_graceful_shutdown=seconds_to_finish,
+        **others,
+    )
+
+
+def let_wait(listener: socket.socket) -> None:
+    """Let more connections wait than asyncio does: as many as it accepts at once."""
+    listener.listen(_WAITING)
 
 
 class LimitedProtocol(HttpToolsProtocol):

@@ -50,6 +50,7 @@ class IndexFollower:
         self._failed_at = self._restart_at = -math.inf
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._looked = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="index follower", daemon=True)
         self.pipeline = Pipeline(settings, metrics, self._engine_failed)
         self.writer = Writer()
@@ -68,6 +69,10 @@ class IndexFollower:
         self.writer.close()
         if isinstance(self._state, LoadedIndex):
             self._state.index.close()
+
+    def wait_until_known(self, seconds: float) -> None:
+        """Wait until the index is open, or it is known why not; no longer than that."""
+        self._looked.wait(seconds)
 
     def loaded(self) -> LoadedIndex:
         """The index and its model.
@@ -107,6 +112,7 @@ class IndexFollower:
             except Exception:
                 _log.exception("the index could not be opened")
                 self._fail(StoreError("the index could not be opened: see the service's log"))
+            self._looked.set()
             ready = isinstance(self._state, LoadedIndex)
             self._wake.wait(
                 _SECONDS_BETWEEN_CHECKS[self._settings.store] if ready else _SECONDS_UNTIL_READY

@@ -1,8 +1,13 @@
-"""What the service counts and times, in Prometheus' format."""
+"""What the service counts and times, in Prometheus' format.
+
+Where several processes answer on one port, each writes to files in a folder, which is named by a
+variable that the library reads, and whichever is asked adds them up.
+"""
 
 import math
+import os
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -12,11 +17,15 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from image_search.errors import ImageSearchError
 
+FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 MEDIA_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 STAGES: Final = ("decode", "queue", "embed", "search", "total")
 
@@ -35,8 +44,15 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
+        # What is shown, and whether other processes add to it.
+        self._shown = self._registry
+        self._shared = FOLDER_VARIABLE in os.environ
+        if self._shared:
+            self._shown = CollectorRegistry()
+            MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]
+        else:
+            ProcessCollector(registry=self._shown)
+            PlatformCollector(registry=self._shown)
         self._requests = Counter(
             "image_search_requests",
             "Requests answered, by route and HTTP status.",
@@ -71,13 +87,11 @@ class Metrics:
         self._queue_depth = Gauge(
             "image_search_queue_depth",
             "Searches that wait for the engine.",
+            multiprocess_mode="livesum",
             registry=self._registry,
         )
-        self._index_images = Gauge(
-            "image_search_index_images",
-            "Images in the index; NaN while it cannot be asked.",
-            registry=self._registry,
-        )
+        self._index_images = _IndexImages()
+        self._shown.register(self._index_images)
         for familiar in (True, False, None):
             self._familiarity.labels(_name(familiar))
         for reason in ("overloaded", "deadline_exceeded", "disconnected", "engine_failed"):
@@ -85,15 +99,14 @@ class Metrics:
 
     def watch(self, queue_depth: Callable[[], int], index_images: Callable[[], int]) -> None:
         """Where the gauges' values come from; `index_images` may raise ImageSearchError."""
+        self._index_images.count = index_images
+        if not self._shared:
+            self._queue_depth.set_function(queue_depth)
 
-        def images() -> float:
-            try:
-                return index_images()
-            except ImageSearchError:
-                return math.nan
-
-        self._queue_depth.set_function(queue_depth)
-        self._index_images.set_function(images)
+    def queued(self, searches: int) -> None:
+        """Tell the other processes, where there are any, how many wait for this one's engine."""
+        if self._shared:
+            self._queue_depth.set(searches)
 
     def answered(self, seconds: dict[str, float]) -> None:
         """Count the stages of one search."""
@@ -114,7 +127,26 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self._shown)
+
+
+class _IndexImages(Collector):
+    """Asked for when metrics are; it is the same in all processes."""
+
+    def __init__(self) -> None:
+        self.count: Callable[[], int] = lambda: 0
+
+    def collect(self) -> Any:
+        """A gauge."""
+        try:
+            images = float(self.count())
+        except ImageSearchError:
+            images = math.nan
+        name, what = (
+            "image_search_index_images",
+            "Images in the index; NaN while it cannot be asked.",
+        )
+        yield GaugeMetricFamily(name, what, value=images)
 
 
 def _name(familiar: bool | None) -> str:  # noqa: FBT001

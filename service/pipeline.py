@@ -346,6 +346,7 @@ class Pipeline:
         self._embedding.put([job])
 
     def _embed(self, jobs: list[_ImageJob]) -> None:
+        self._metrics.queued(self.queue_depth)
         jobs = _wanted(jobs)
         # While the service changes to another index, a batch can hold queries to both.
         for loaded, group in _grouped(jobs, lambda job: job.loaded).items():
@@ -390,6 +391,7 @@ class Pipeline:
                 )
                 self._answer(job, embedded)
         self._querying.put(queries)
+        self._metrics.queued(self.queue_depth)
 
     def _query(self, jobs: list[_QueryJob]) -> None:
         groups = _grouped(
