@@ -38,7 +38,7 @@ def download(url: str, path: Path, *, md5: str, retry_delay: float = 1.0) -> Pat
                 # With nothing received there is no connection to this server: do not insist.
                 if attempt == _ATTEMPTS - 1 or not part.exists():
                     raise
-                _log.warning("download of %s broke (%s), going on", path.name, exc)
+                _log.warning("the download of %s was interrupted (%s); resuming", path.name, exc)
                 time.sleep(retry_delay * 2**attempt)
         try:
             _check(part, md5, f"what {url} sent was deleted, try again later")

@@ -32,9 +32,9 @@ _PLACE: Final = (
     Field("longitude", "number", "where it was taken, in degrees east (EXIF)"),
 )
 _FROM_CONTENT: Final = (
-    Field("width", "number", "pixels from left to right, as the picture is shown"),
-    Field("height", "number", "pixels from top to bottom, as the picture is shown"),
-    Field("format", "string", "format of the file, as in jpeg, png or heif"),
+    Field("width", "number", "width in pixels, as the picture is displayed"),
+    Field("height", "number", "height in pixels, as the picture is displayed"),
+    Field("format", "string", "format of the file, such as jpeg, png or heif"),
     Field(
         "taken",
         "number",

@@ -272,7 +272,7 @@ def _to_8_bit(image: Image.Image, *, sixteen_bit: bool) -> Image.Image:
     """Scale 16-bit grey (0..65535), or float grey in 0..1 or 0..255, to 0..255."""
     values = np.asarray(image, dtype=np.float32)
     if not np.isfinite(values).all():
-        raise NotAnImageError("the image holds values that are not finite numbers")
+        raise NotAnImageError("the image has values that are not finite numbers")
     if image.mode == "F":
         values = values * np.float32(255) if values.max() <= 1 else values
     elif sixteen_bit or values.max() > 255:

@@ -429,7 +429,7 @@ def _check_metadata(metadata: Metadata) -> None:
     for field, value in metadata.items():
         if not field or field.startswith("$") or field in _RESERVED_FIELDS:
             raise RecordError(
-                f"metadata field {field!r}: names are not empty, do not begin with $, and are not "
+                f"metadata field {field!r}: names are not empty, do not start with $, and are not "
                 + " or ".join(sorted(_RESERVED_FIELDS))
             )
         if isinstance(value, list):

@@ -33,13 +33,11 @@ class ModelSpec(BaseModel):
         int, Field(description="Version of decoding and preprocessing.", examples=[2])
     ]
     precision: Annotated[
-        Precision, Field(description="What the network computes in.", examples=["int8"])
+        Precision, Field(description="Precision of the network.", examples=["int8"])
     ]
     recipe: Annotated[
         RecipeName,
-        Field(
-            description="How embeddings are made of what the network sees.", examples=["components"]
-        ),
+        Field(description="The recipe for embeddings.", examples=["components"]),
     ] = "none"
     recipe_fingerprint: Annotated[
         str,
@@ -48,7 +46,7 @@ class ModelSpec(BaseModel):
             examples=["0d4c1c2f6a3b5e97"],
         ),
     ] = ""
-    dimension: Annotated[int, Field(description="Numbers in an embedding.", examples=[512])] = (
+    dimension: Annotated[int, Field(description="Length of an embedding.", examples=[512])] = (
         DIMENSION
     )
 
@@ -104,12 +102,12 @@ class Manifest(BaseModel):
                 f"the index was built with the bundled weights of another version "
                 f"({self.model.fingerprint}), which this one no longer has (it has "
                 f"{model.fingerprint}): build it again, with python -m worker refit SOURCE, or by "
-                "setting IMAGE_SEARCH_INDEX to a new name and ingesting its images once more"
+                "setting IMAGE_SEARCH_INDEX to a new name and ingesting its images again"
             )
         # A name can differ (a path here, `imagenet` there) where the weights are the same.
         if model.model_copy(update={"weights": self.model.weights}) != self.model:
             raise IndexMismatchError(
-                f"the index was built with {self.model}; what is at hand is {model}. "
+                f"the index was built with {self.model}, but this would be {model}. "
                 "Use the index's own weights, input size, precision and recipe, or another index; "
                 "python -m worker refit SOURCE gives this one a new model"
             )
@@ -118,6 +116,6 @@ class Manifest(BaseModel):
         """Raise IndexMismatchError, naming both sides, unless the index has this metric."""
         if metric != self.metric:
             raise IndexMismatchError(
-                f"the index was built with the metric {self.metric}, asked for is {metric}: "
+                f"the index was built with the metric {self.metric}, but {metric} was requested: "
                 "use the index's metric, or another index"
             )

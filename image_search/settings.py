@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     data_dir: Annotated[
         Path,
         AfterValidator(_in_home),
-        Field(description="Folder of the index and of downloads."),
+        Field(description="Folder for the index and for downloads."),
     ] = Path("data")
     # Pinecone's rule for index names, so that a name fits every store.
     index: Annotated[
@@ -61,26 +61,26 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=1 << 20,
-            description="MiB of memory that a process may use to search the embedded index fast; "
-            "one that needs more is searched on disk, which takes longer. 0 for none.",
+            description="MiB of memory that a process may use to search the embedded index; a "
+            "larger index is searched on disk, which is slower. 0 for none.",
         ),
     ] = 1024
     store_timeout: Annotated[
         float,
-        Field(gt=0, description="Seconds that a query to Pinecone may take, retries included."),
+        Field(gt=0, description="Seconds that a query to Pinecone may take, including retries."),
     ] = 10.0
     pinecone_cloud: Annotated[str, Field(description="Cloud of a new Pinecone index.")] = "aws"
     pinecone_region: Annotated[str, Field(description="Region of a new Pinecone index.")] = (
         "us-east-1"
     )
     pinecone_host: Annotated[
-        str, Field(description="Address of Pinecone's control plane, if not the usual one.")
+        str, Field(description="Address of Pinecone's control plane, if not the default.")
     ] = "https://api.pinecone.io"
     pinecone_index_host: Annotated[
         str,
         Field(
-            description="Address of the Pinecone index itself, for keys that may not look it up "
-            "and for private endpoints; otherwise Pinecone is asked for it."
+            description="Address of the Pinecone index itself, for keys without permission to look "
+            "it up and for private endpoints; if empty, Pinecone is asked for it."
         ),
     ] = ""
     s3_endpoint: Annotated[
@@ -108,46 +108,45 @@ class Settings(BaseSettings):
     precision: Annotated[
         Literal["auto", Precision],
         Field(
-            description="What a new index's embeddings are computed in: float32, int8, or auto, "
-            "which is float32 on a GPU and int8 without."
+            description="Precision in which a new index's embeddings are computed: float32, int8, "
+            "or auto, which is float32 on a GPU and int8 otherwise."
         ),
     ] = "auto"
     recipe: Annotated[
         Literal["auto", RecipeName],
         Field(
-            description="How a new index's embeddings are made: none (VGG16's last block as it "
-            "is), neighbours or components (two blocks, fitted to the images), discriminant "
-            "(fitted to their labels, too), or auto: neighbours below 128 pixels of input, "
-            "components from there on, none with fewer than 100 images."
+            description="Recipe for a new index's embeddings: none (VGG16's last block), "
+            "neighbours or components (two blocks, fitted to the images), discriminant (fitted to "
+            "their labels, too), or auto: neighbours for an input size below 128, components from "
+            "128, and none with fewer than 100 images."
         ),
     ] = "auto"
     batch_size: Annotated[
-        int, Field(ge=1, le=4096, description="Images embedded at once by the worker.")
+        int, Field(ge=1, le=4096, description="Number of images that the worker embeds at once.")
     ] = 128
     max_pixels: Annotated[
         int,
         Field(
             ge=1,
             le=MOST_PIXELS,
-            description="Largest image accepted, in pixels; what decoding it may cost is limited "
-            "besides.",
+            description="Largest image accepted, in pixels; memory and time for decoding are "
+            "limited separately.",
         ),
     ] = 200_000_000
     metadata: Annotated[
         FileMetadata,
         Field(
-            description="Fields of metadata that images get from their files: none, default "
-            "(size, format, date, camera), or gps (default and the place)."
+            description="Metadata fields that images get from their files: none, default (size, "
+            "format, date, camera), or gps (default and the place)."
         ),
     ] = "default"
     max_upload_bytes: Annotated[
-        int, Field(ge=1, description="Largest request body that the service reads.")
+        int, Field(ge=1, description="Largest request body that the service accepts, in bytes.")
     ] = 20 * 1024 * 1024
     api_keys: Annotated[
         SecretStr,
         Field(
-            description="Keys for writing over HTTP, with commas between; without any, writing is "
-            "off."
+            description="Keys for writing over HTTP, separated by commas; if empty, writing is off."
         ),
     ] = SecretStr("")
     read_needs_key: Annotated[
@@ -155,13 +154,13 @@ class Settings(BaseSettings):
     ] = False
     fetch_urls: Annotated[
         bool,
-        Field(description="Whether the service fetches images from public URLs that it is sent."),
+        Field(description="Whether the service fetches images from public URLs in requests."),
     ] = False
     media_root: Annotated[
         str,
         AfterValidator(lambda root: root and str(_in_home(Path(root)))),
         Field(
-            description="Folder of the original images and videos, which the service then shows; "
+            description="Folder of the original images and videos, which the service then serves; "
             "empty for none."
         ),
     ] = ""
@@ -169,26 +168,30 @@ class Settings(BaseSettings):
         str,
         Field(
             description="Address of the service behind a proxy, such as https://example.org/find; "
-            "the proxy removes the path."
+            "the proxy must remove the path."
         ),
     ] = ""
     trusted_hosts: Annotated[
         str,
         Field(
-            description="Host names that the service answers for besides localhost, its own name "
-            "and addresses, with commas between; *.example.org for all below, * for any."
+            description="Host names that the service answers for, in addition to localhost and its "
+            "own name and addresses, separated by commas; *.example.org for all subdomains, * for "
+            "any."
         ),
     ] = ""
     cors_origins: Annotated[
         str,
         Field(
-            description="Origins of other sites whose pages may use the service in browsers, with "
-            "commas between; * for any."
+            description="Origins of other sites whose pages may use the service, separated by "
+            "commas; * for any."
         ),
     ] = ""
     access_log: Annotated[
         Literal["off", "text", "json"],
-        Field(description="Log of requests on standard output, a line each: off, text or json."),
+        Field(
+            description="Access log on standard output, one line for each request: off, text "
+            "or json."
+        ),
     ] = "off"
     host: Annotated[str, Field(description="Address that the service listens on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port of the service.")] = 8000

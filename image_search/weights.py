@@ -60,7 +60,7 @@ def load_weights(weights: str) -> tuple[str, list[Convolution]]:
         ) from exc
     if not path.is_file():
         raise WeightsError(
-            f"there is no weights file {path.name}: give bundled, imagenet, or the path of a Keras "
+            f"there is no weights file {path.name}: name bundled, imagenet, or the path of a Keras "
             ".h5 or .weights.h5 file",
             details=path,
         )

@@ -20,7 +20,7 @@ _PROG: Final = "python -m service"
 _HELP: Final = """\
 exit codes:
   0  stopped by SIGINT or SIGTERM, after the requests in flight
-  1  could not start, as when the port is in use
+  1  could not start, for example because the port is in use
   2  bad setting
 
 Settings are environment variables, IMAGE_SEARCH_*; docs/reference/settings.md lists them.
@@ -71,7 +71,9 @@ def make_parser(prog: str = _PROG) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--check", action="store_true", help="only see whether the settings and the port are usable"
+        "--check",
+        action="store_true",
+        help="only check whether the settings and the port are usable",
     )
     parser.add_argument(
         "--workers",

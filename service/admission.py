@@ -174,7 +174,7 @@ class AdmittedRoute(APIRoute):
                 if request.scope["query_string"].count(b"&") >= MAX_QUERY_PARAMETERS:
                     raise ProblemError(
                         "invalid_parameters",
-                        f"there are more than {MAX_QUERY_PARAMETERS:,} parameters: send less",
+                        f"there are more than {MAX_QUERY_PARAMETERS:,} parameters: send fewer",
                     )
                 return await _admitted(request, checked)
             except ImageSearchError as exc:
@@ -261,12 +261,12 @@ async def _admitted(
                 raise
             if admitted.is_ended:
                 raise OverloadedError(
-                    "the request came too slowly while others waited: try again"
+                    "the request arrived too slowly while others were waiting: try again"
                 ) from None
             if admitted.deadline.when() == _NOW:
                 raise _GoneError from None
             raise DeadlineExceededError(
-                f"the request was not done within {DEADLINE_SECONDS:g} seconds: try again"
+                f"the request was not finished within {DEADLINE_SECONDS:g} seconds: try again"
             ) from None
 
 

@@ -101,7 +101,7 @@ class BodyRequest(Request):
 def _json_too_large() -> ProblemError:
     return ProblemError(
         "upload_too_large",
-        f"the JSON has more than {MAX_JSON_BYTES:,} bytes besides its images: send less",
+        f"the JSON has more than {MAX_JSON_BYTES:,} bytes in addition to its images: send less",
     )
 
 
@@ -143,7 +143,7 @@ def _from_base64(text: str) -> bytes:
     if any(space in characters for space in _SPACES):
         characters = characters.encode().translate(None, _SPACES.encode()).decode()
     if characters.find("=", 0, -2) >= 0:
-        raise ValueError("there is more after its padding")
+        raise ValueError("there is more text after its padding")
     # In parts, as no other thread has its turn within one.
     return b"".join(
         binascii.a2b_base64(characters[start : start + _BASE64_PART], strict_mode=True)

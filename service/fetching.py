@@ -76,7 +76,7 @@ async def fetch_image(
     except TimeoutError:
         raise _not_fetched(url, f"it took more than {_SECONDS:g} seconds") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError, ValueError) as exc:
-        raise _not_fetched(url, "its server could not be asked") from exc
+        raise _not_fetched(url, "its server could not be reached") from exc
 
 
 async def _fetch(url: str, max_bytes: int, allowed: Callable[[Address], bool]) -> bytes:
@@ -105,7 +105,7 @@ async def _request(
     if parsed.scheme not in _SCHEMES or not parsed.host:
         raise _not_fetched(url, "only http and https are fetched")
     if parsed.userinfo:
-        raise _not_fetched(url, "it holds a user name or a password")
+        raise _not_fetched(url, "it contains a user name or a password")
     port = parsed.port or _SCHEMES[parsed.scheme]
     found = await asyncio.get_running_loop().run_in_executor(
         _RESOLVERS,
@@ -113,7 +113,7 @@ async def _request(
     )
     addresses = [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found]
     if not addresses or not all(map(allowed, addresses)):
-        raise _not_fetched(url, "its address is not a public one")
+        raise _not_fetched(url, "its address is not public")
     return client.build_request(
         "GET",
         parsed.copy_with(host=str(addresses[0])),
@@ -130,7 +130,7 @@ async def _request(
 
 async def _body(url: str, response: httpx2.Response, max_bytes: int) -> bytes:
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise _not_fetched(url, "its server compresses it unasked")
+        raise _not_fetched(url, "its server compresses it without being asked to")
     body = bytearray()
     async for part in response.aiter_raw():
         body += part

@@ -29,7 +29,7 @@ _SECONDS_BETWEEN_CHECKS: Final[dict[Store, float]] = {"embedded": 1.0, "pinecone
 # The first restart of an engine that failed is at once; when it fails again, the pauses double.
 _MOST_SECONDS_BETWEEN_RESTARTS: Final = 60.0
 _SECONDS_UNTIL_FORGIVEN: Final = 120.0
-_ENGINE_FAILED: Final = "the model could not be run: the service loads it again by itself"
+_ENGINE_FAILED: Final = "the model could not be run: the service is loading it again"
 
 
 class IndexFollower:
@@ -95,7 +95,7 @@ class IndexFollower:
         if not (self.pipeline.alive and self.writer.alive):
             raise EngineFailedError(_ENGINE_FAILED)
         if self.pipeline.is_stuck:
-            raise DeadlineExceededError("searches do not come to an end: restart the service")
+            raise DeadlineExceededError("searches do not finish: restart the service")
         return loaded
 
     def _follow(self) -> None:

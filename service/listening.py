@@ -27,8 +27,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as exc:
         raise ListenError(
-            f"cannot listen on {host} port {port}: {exc.strerror}. Stop what "
-            "uses it, or set IMAGE_SEARCH_PORT or IMAGE_SEARCH_HOST"
+            f"cannot listen on {host} port {port}: {exc.strerror}. Stop the "
+            "program that uses it, or set IMAGE_SEARCH_PORT or IMAGE_SEARCH_HOST"
         ) from exc
     return listener
 

@@ -86,7 +86,7 @@ class Metrics:
         )
         self._queue_depth = Gauge(
             "image_search_queue_depth",
-            "Searches that wait for the engine.",
+            "Searches that are waiting for the engine.",
             multiprocess_mode="livesum",
             registry=self._registry,
         )
@@ -144,7 +144,7 @@ class _IndexImages(Collector):
             images = math.nan
         name, what = (
             "image_search_index_images",
-            "Images in the index; NaN while it cannot be asked.",
+            "Images in the index; NaN while the store is not available.",
         )
         yield GaugeMetricFamily(name, what, value=images)
 

@@ -14,12 +14,12 @@ from service.schemas import EXAMPLE_ID
 
 DESCRIPTION: Final = (
     "Upload a picture, or name one of the index, and get the most similar images.\n\n"
-    "Errors are problem details (RFC 9457) with a `code` that does not change."
+    "Errors are problem details (RFC 9457) with a `code` that never changes."
 )
 TAGS: Final = [
     {"name": "search", "description": "Find similar images."},
     {"name": "images", "description": "Look at the index, and keep it up to date."},
-    {"name": "operation", "description": "For whoever operates the service."},
+    {"name": "operation", "description": "For operators of the service."},
 ]
 _OPEN: Final = {"/health", "/livez", "/metrics", "/readyz"}
 _WRITING: Final = {"put", "delete"}

@@ -318,7 +318,7 @@ class Pipeline:
         started = time.perf_counter()
         if job.for_record:
             raise NotAnImageError(
-                "this is a video: videos come into an index by the worker, python -m worker ingest"
+                "this is a video: add videos to the index with the worker, python -m worker ingest"
             )
         pixels = read_clip(
             _content(job),

@@ -53,16 +53,16 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     ),
     "writing_disabled": (
         HTTPStatus.FORBIDDEN,
-        "writing is off: the operator turns it on with IMAGE_SEARCH_API_KEYS",
+        "writing is off: the operator can turn it on with IMAGE_SEARCH_API_KEYS",
     ),
     "urls_disabled": (
         HTTPStatus.FORBIDDEN,
-        "fetching URLs is off: send the image itself, or let the operator set "
+        "fetching URLs is off: send the image itself, or ask the operator to set "
         "IMAGE_SEARCH_FETCH_URLS",
     ),
     "originals_disabled": (
         HTTPStatus.FORBIDDEN,
-        "this service shows no originals: its operator sets IMAGE_SEARCH_MEDIA_ROOT",
+        "this service has no originals: the operator can set IMAGE_SEARCH_MEDIA_ROOT",
     ),
     "original_not_found": (
         HTTPStatus.NOT_FOUND,
@@ -85,7 +85,7 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     ),
     "unknown_host": (
         HTTPStatus.MISDIRECTED_REQUEST,
-        "this service does not answer for the host 'example.org': the operator adds it to "
+        "this service does not answer for the host 'example.org': the operator can add it to "
         "IMAGE_SEARCH_TRUSTED_HOSTS",
     ),
     "headers_too_large": (
@@ -124,11 +124,11 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     ),
     "url_not_fetched": (
         HTTPStatus.UNPROCESSABLE_ENTITY,
-        "http://localhost/cat.jpg was not fetched: its address is not a public one",
+        "http://localhost/cat.jpg was not fetched: its address is not public",
     ),
     "internal_error": (
         HTTPStatus.INTERNAL_SERVER_ERROR,
-        "an unexpected error; the service's log has more",
+        "an unexpected error; the service's log has details",
     ),
     "starting": (
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -142,7 +142,7 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
         HTTPStatus.SERVICE_UNAVAILABLE,
         "the index was built with another model: use the index's own weights",
     ),
-    "model_unavailable": (HTTPStatus.SERVICE_UNAVAILABLE, "there is no file of weights mine.h5"),
+    "model_unavailable": (HTTPStatus.SERVICE_UNAVAILABLE, "there is no weights file mine.h5"),
     "store_unavailable": (
         HTTPStatus.SERVICE_UNAVAILABLE,
         "Pinecone cannot be reached, or did not answer within 10 s",
@@ -157,7 +157,7 @@ CODES: Final[dict[str, tuple[HTTPStatus, str]]] = {
     ),
     "deadline_exceeded": (
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "the request was not done within 10 seconds: try again",
+        "the request was not finished within 10 seconds: try again",
     ),
     "engine_failed": (
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -206,7 +206,7 @@ class Problem(BaseModel):
 
     type: Annotated[
         str,
-        Field(description="Always `about:blank`: `code` tells the kind.", examples=["about:blank"]),
+        Field(description="Always `about:blank`; the kind is in `code`.", examples=["about:blank"]),
     ]
     title: Annotated[
         str, Field(description="The status in words.", examples=["Unprocessable Entity"])
@@ -215,7 +215,7 @@ class Problem(BaseModel):
     code: Annotated[
         str,
         Field(
-            description="The kind of problem; it does not change.",
+            description="The kind of problem; it never changes.",
             examples=["not_an_image"],
             json_schema_extra={"enum": list(CODES)},
         ),
@@ -223,7 +223,7 @@ class Problem(BaseModel):
     detail: Annotated[
         str,
         Field(
-            description="What is wrong, and what to do.",
+            description="What is wrong and what to do.",
             examples=["not an image in a format that can be read"],
         ),
     ]
@@ -365,7 +365,7 @@ async def refuse_host(scope: Scope, receive: Receive, send: Send) -> None:
     """An application that answers for no host."""
     host = _cut(Headers(scope=scope).get("host", ""), _MAX_QUOTED)
     detail = (
-        f"this service does not answer for the host {host!r}: the operator adds it to "
+        f"this service does not answer for the host {host!r}: the operator can add it to "
         "IMAGE_SEARCH_TRUSTED_HOSTS"
     )
     await _response(problem("unknown_host", detail))(scope, receive, send)

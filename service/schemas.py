@@ -99,7 +99,7 @@ class SearchOptions(BaseModel):
         ),
     ] = None
     thumbnails: Annotated[
-        bool, Field(description="Whether matches carry their thumbnails.", examples=[True])
+        bool, Field(description="Whether to include the thumbnails.", examples=[True])
     ] = True
     deduplicate: Annotated[
         bool,
@@ -228,7 +228,7 @@ class Example(_Object):
     ] = None
     url: Annotated[
         Url | SkipJsonSchema[None],
-        Field(description="The address of an image; only where the operator allows it."),
+        Field(description="The address of an image; only if the operator allows it."),
     ] = None
 
     @model_validator(mode="before")
@@ -264,7 +264,7 @@ class Query(Example, SearchOptions):
         _at_most(MAX_EXAMPLES),
         Field(
             max_length=MAX_EXAMPLES,
-            description="Images that matches should be similar to, besides the one above.",
+            description="Images that matches should also be similar to.",
             examples=[[{"id": EXAMPLE_ID}]],
         ),
     ] = []
@@ -512,7 +512,7 @@ class BatchResult(BaseModel):
     familiarity: Familiarity
     familiar: Familiar
     problem: Annotated[
-        Problem | None, Field(description="Why this image alone could not be searched with.")
+        Problem | None, Field(description="Why this image could not be searched with.")
     ]
 
 
@@ -557,7 +557,7 @@ class ListedImage(BaseModel):
     thumbnail: Annotated[
         str | None,
         Field(
-            description="A JPEG as a data URI; only where it was asked for.",
+            description="A JPEG as a data URI; only if requested.",
             examples=[_EXAMPLE_THUMBNAIL],
         ),
     ] = None
@@ -575,7 +575,7 @@ class ImageResponse(ListedImage):
 class PageResponse(BaseModel):
     """Some images, in order."""
 
-    images: Annotated[list[ListedImage], Field(description="In the order that was asked for.")]
+    images: Annotated[list[ListedImage], Field(description="In the requested order.")]
     cursor: Annotated[
         str | None,
         Field(description="Leads to the next page; null at the end.", examples=[EXAMPLE_ID]),
@@ -589,7 +589,7 @@ class LabelCount(BaseModel):
     count: Annotated[
         int | None,
         Field(
-            description="How many images have it; null where the store cannot count.",
+            description="The number of images with it; null if the store cannot count.",
             examples=[5000],
         ),
     ]
@@ -616,7 +616,7 @@ class HealthResponse(BaseModel):
     ]
     index: Annotated[str, Field(description="Its name.", examples=["images"])]
     namespace: Annotated[
-        str, Field(description="Which part of it is searched.", examples=["__default__"])
+        str, Field(description="The part of it that is searched.", examples=["__default__"])
     ]
     count: Annotated[int, Field(description="Images in the index.", examples=[50000])]
     metric: Annotated[Metric, Field(description="What scores are.", examples=["cosine"])]
@@ -631,7 +631,7 @@ class HealthResponse(BaseModel):
     version: Annotated[str, Field(description="Version of this service.", examples=[__version__])]
     originals: Annotated[
         bool,
-        Field(description="Whether it shows the files that images came from.", examples=[False]),
+        Field(description="Whether it serves the files that images came from.", examples=[False]),
     ]
 
 

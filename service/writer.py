@@ -81,7 +81,7 @@ class Writer:
         _fail(jobs, StoreError("writing failed: see the service's log"))
 
     def _fail_upkeep(self, _indexes: list[VectorIndex], error: BaseException) -> None:
-        _log.error("the index could not be kept fast", exc_info=error)
+        _log.error("the upkeep of the index failed", exc_info=error)
 
 
 def _keep_up(indexes: list[VectorIndex]) -> None:

@@ -94,7 +94,7 @@ def test_standard_input_is_an_image(
         (["query", "x", "--filter", "[1]"], 2, "not a JSON object"),
         (["query", "x", "--filter", "{"], 2, "not JSON"),
         (["query", "x", "--top-k", "many"], 2, "invalid int value"),
-        (["query", "x", "--service", "localhost"], 2, "does not begin with http://"),
+        (["query", "x", "--service", "localhost"], 2, "does not start with http://"),
         (["query", __file__], 3, "not_an_image"),
         (["query", "x\x1b[2J"], 3, r"x\x1b[2J: No such file"),
         (["put", "a", "missing.png"], 3, "missing.png: No such file"),

@@ -221,7 +221,7 @@ def test_a_file_is_begun_anew_where_the_index_was_replaced(
     replace_index("images")
     copied = copy(parse_end("images"), path, STOP)
     assert (copied.written, copied.unchanged) == (COUNT + 1, 0)
-    assert "begins anew" in caplog.text
+    assert "starting again" in caplog.text
     copy(path, parse_end("restored"), STOP)
     with (
         open_index(load_settings()) as new,

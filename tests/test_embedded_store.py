@@ -199,7 +199,7 @@ def test_words_of_a_table_of_an_earlier_version_are_added_by_the_worker(settings
     table = lancedb.connect(table_folder(settings).parent).open_table(settings.namespace)
     table.drop_columns(["words"])
     listing = Listing(words=("no", "11999"))
-    with pytest.raises(UnsupportedError, match="run the worker once more"):
+    with pytest.raises(UnsupportedError, match="run the worker again"):
         index.list_images(listing)
     index.upsert([Record("new", VECTOR, None, {"note": "no 11999, too"}, b"")])
     before = [match.id for match in index.query(rows[7], 20)]

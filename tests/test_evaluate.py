@@ -550,7 +550,7 @@ def test_what_users_can_get_wrong(
     failed(2, "name the images to search for")
     failed(2, "there is no", str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    failed(2, "holds no images", str(tmp_path / "empty"))
+    failed(2, "has no images", str(tmp_path / "empty"))
     (tmp_path / "file").write_text("")
     failed(2, "choose another folder with --output", folder, "--output", str(tmp_path / "file"))
     monkeypatch.setenv("IMAGE_SEARCH_WEIGHTS", "bundled")

@@ -123,7 +123,7 @@ def test_what_is_left_out_is_counted_with_a_few_examples(tmp_path: Path) -> None
 
 
 def test_a_source_without_images_says_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"holds no images(.|\n)*left out 1 .*raw\.nef"):
+    with pytest.raises(SourceError, match=r"has no images(.|\n)*left out 1 .*raw\.nef"):
         opened(pack(tmp_path, {"raw.nef": b""}, "folder"))
 
 

@@ -847,7 +847,9 @@ def test_two_pictures_are_compared(
         expect(page.locator("#score")).to_have_text(f"score {score:.3f}")
         expect(page.locator("#same-share")).to_have_text(f"{100 * (1 - score):.0f} %")
         expect(page.locator("#different-share")).to_have_text(f"{100 * (1 - 2 * score):.0f} %")
-        expect(page.locator("#announcement")).to_contain_text(f"score {score:.3f}. More alike are")
+        expect(page.locator("#announcement")).to_contain_text(
+            f"score {score:.3f}. {100 * (1 - score):.0f} % of the pairs of one kind and"
+        )
         for side in ("a", "b"):
             assert is_loaded(page.locator(f"#{side}-picture"))
         link = open_page(page.url)
@@ -1032,7 +1034,7 @@ def test_a_key_is_asked_for_and_kept_and_nothing_of_others_is_markup(
     with ServiceThread(settings, seconds_to_end=1) as service:
         page = open_page(f"{service.url}/")
         form = page.locator("#key-form")
-        expect(page.get_by_role("alert")).to_contain_text("asks for a key", timeout=20_000)
+        expect(page.get_by_role("alert")).to_contain_text("needs a key", timeout=20_000)
         form.get_by_label("Key").fill("wrong")
         form.get_by_role("button").click()
         expect(page.get_by_role("alert")).to_contain_text("not accepted")

@@ -115,7 +115,7 @@ def test_all_see_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             (folder / f"label{number % 3}" / f"{number:04d}.png").unlink()
         code, out, err = run("worker", "ingest", str(folder), "--prune")
         assert code == 0, err
-        assert "taking out 6" in out
+        assert "removing 6" in out
         all_see("prune", lambda url: len(ids(client, url)) == IMAGES - 6)
 
         # Deleted in Pinecone's console and made anew, with another model.

@@ -348,7 +348,7 @@ def test_the_worker_ingests_while_requests_fail_and_tells_the_retries(
     emulator.fail_randomly(0, [])
     assert code == 0, err
     assert len(emulator.records("images", "__default__")) == 120
-    assert "requests to the store had to be sent again" in out
+    assert "requests to the store had to be retried" in out
     code, out, _ = run("worker", "ingest", "sample", "--limit", "120")
     assert code == 0
     assert "0 images embedded, 120 unchanged" in out

@@ -66,7 +66,7 @@ def test_what_is_gone_is_taken_out_of_this_source_alone(
     (first / "kind2" / "5.png").rename(first / "kind2" / "new.png")
     shutil.rmtree(second)
     assert sync(first) == 2
-    assert "taking out 2 of 14 images" in capsys.readouterr().out
+    assert "removing 2 of 14 images" in capsys.readouterr().out
     assert set(records(index)) == {
         *expected(first),
         *(f"pics2/kind{n % 3}/{n}.png" for n in range(5)),
@@ -99,7 +99,7 @@ def test_nothing_is_taken_out_where_the_source_was_not_read_whole(
     (folder / "elsewhere").symlink_to(tmp_path / "not mounted")
     with caplog.at_level(logging.WARNING):
         assert sync(folder) == 0
-    assert "could not be read whole: elsewhere" in caplog.text
+    assert "parts of the source could not be read: elsewhere" in caplog.text
     (folder / "elsewhere").unlink()
     # A picture that cannot be read is still there.
     (folder / "kind1" / "1.png").write_bytes(b"damaged")
@@ -149,5 +149,5 @@ def test_prune_as_users_run_it(tmp_path: Path) -> None:
     assert (code, "8 images" in out) == (0, True)
     code, out, _ = run("worker", "ingest", str(folder), "--prune")
     assert code == 0
-    assert "taking out 1 of 8 images" in out
+    assert "removing 1 of 8 images" in out
     assert ": 7 images" in out

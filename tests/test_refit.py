@@ -122,7 +122,7 @@ def test_a_small_start_as_users_run_it(tmp_path: Path, settings: Settings) -> No
     before = held(settings)
     code, out, err = run("worker", "refit", str(folder))
     assert code == 0, err
-    assert "index images is fitted again: 160 images, 160 of them embedded" in out
+    assert "fitted index images again: 160 images, 160 of them embedded" in out
     assert "recipe neighbours" in out
     assert_as_ingested(settings, tmp_path, folder)
     after = held(settings)

@@ -241,7 +241,7 @@ def test_json_has_a_megabyte_besides_its_images(client: TestClient) -> None:
             "/query", content=content, headers={"Content-Type": "application/json"}
         )
         assert_problem(response, 413, "upload_too_large")
-        assert "besides its images" in response.json()["detail"]
+        assert "in addition to its images" in response.json()["detail"]
     # A large image, and one with broken lines.
     large = PICTURE + bytes(1_200_000)
     assert ask(client, image=base64.encodebytes(large).decode(), top_k=1).status_code == 200

@@ -423,8 +423,8 @@ def test_source_that_does_not_exist(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("pics.pdf", b"%PDF", "neither a folder nor"),
-        ("pics.rar", b"Rar!", "neither a folder nor"),
+        ("pics.pdf", b"%PDF", "not a folder, archive"),
+        ("pics.rar", b"Rar!", "not a folder, archive"),
         ("pics.zip", b"not a zip", "damaged"),
         ("pics.zip", b"", "damaged"),
         ("pics.tar", b"not a tar", "damaged"),
@@ -445,7 +445,7 @@ def test_file_that_is_no_source(tmp_path: Path, name: str, content: bytes, messa
 def test_no_images(tmp_path: Path, kind: str, names: list[str]) -> None:
     folder = write(tmp_path / "pics", *names)
     folder.mkdir(exist_ok=True)
-    with pytest.raises(SourceError, match="holds no images"):
+    with pytest.raises(SourceError, match="has no images"):
         opened(folder if kind == "folder" else pack(folder, kind, wrapped=True))
 
 

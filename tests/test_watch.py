@@ -184,7 +184,7 @@ def test_following_goes_on_with_an_index_that_was_fitted_again(
         print(worker.communicate())
         raise
     assert worker.returncode == 128 + signal.SIGTERM
-    assert err.count("the index was replaced, as refit does: going on with the new one") == 1
+    assert err.count("the index was replaced, as refit does: continuing with the new one") == 1
     assert "1 images embedded" in out
 
 

@@ -57,7 +57,7 @@ def make_parser(prog: str = _PROG) -> argparse.ArgumentParser:
     """The parser of the command line; `prog` is what the user has called."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Embed images with VGG16 and upsert them into the vector index.",
+        description="Embed images with VGG16, and look after the vector index.",
         epilog=ingest.EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

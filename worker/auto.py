@@ -32,7 +32,7 @@ def source_to_ingest(
     try:
         return open_source("cifar10", split=split, data_dir=settings.data_dir)
     except DownloadError as exc:
-        _log.warning("ingesting the drawn sample, as CIFAR-10 is not available: %s", exc.in_full)
+        _log.warning("CIFAR-10 is not available, so the drawn sample is ingested: %s", exc.in_full)
         return open_source("sample", split=split, data_dir=settings.data_dir)
 
 
@@ -41,7 +41,7 @@ def source_to_search_for(index: VectorIndex, split: Split | None, settings: Sett
     held = _dataset_in(index)
     if held is None:
         raise SourceError(
-            "the index holds neither CIFAR-10 nor the sample: name the images to search for, "
+            "the index has neither CIFAR-10 nor the sample: name the images to search for, "
             "python -m worker evaluate SOURCE"
         )
     return open_source(held, split=split, held_out=True, data_dir=settings.data_dir)

@@ -99,7 +99,7 @@ class BackupFile:
                 f"{self.path} is not a copy of an index; images in parquet files are for ingest"
             )
         if hashlib.sha256(content).hexdigest().encode() != checksum:
-            raise StoreError(f"{self.path} is damaged: its checksum is another")
+            raise StoreError(f"{self.path} is damaged: its checksum does not match")
         try:
             return Facts.of_json(content)
         except (ValidationError, ValueError, KeyError, TypeError) as exc:

@@ -52,12 +52,12 @@ def recalibrate(index: VectorIndex, ingested: ImageSample, stop: threading.Event
             index.save_calibration(calibration)
     except ModuleNotFoundError as exc:
         _log.warning(
-            "matches get no confidence, which needs %s: "
+            "matches get no confidence: that needs %s: "
             "python -m pip install 'image-search[evaluate]'",
             exc.name,
         )
     except StoreError as exc:
-        _log.warning("confidences stay as they were, as they could not be fitted: %s", exc.in_full)
+        _log.warning("confidences could not be fitted, and stay as they were: %s", exc.in_full)
 
 
 def save_sample(index: VectorIndex, ingested: ImageSample, drawn: "Drawn | None" = None) -> None:

@@ -89,7 +89,7 @@ def copy(source: Settings | Path, target: Settings | Path, stop: threading.Event
             reader.check_in_use()
         except IndexReplacedError:
             _log.warning(
-                "FROM was replaced meanwhile, as refit does: this is a copy of what it was before"
+                "FROM was replaced meanwhile, as refit does: this is a copy of the former index"
             )
         return copied
 
@@ -165,7 +165,7 @@ def _to_file(reader: _Reader, target: BackupFile, stop: threading.Event) -> Copi
     facts, ids = reader.read_facts(), reader.ids()
     written = target.written_ids(facts.manifest)
     if written is None or written != ids[: len(written)]:
-        _log.warning("FROM has changed since the copy was begun: it begins anew")
+        _log.warning("FROM has changed since the copy was started: starting again")
         target.forget_parts()
         written = []
     with Progress("copying", len(ids), "images", done=len(written)) as progress:

@@ -125,7 +125,7 @@ def evaluate(
     """
     if not index.count():
         raise IndexNotFoundError(
-            f"the index {settings.index!r} holds no images yet: ingest images first, "
+            f"the index {settings.index!r} has no images yet: ingest images first, "
             "python -m worker ingest SOURCE"
         )
     asked = _read_queries(source, embedder, settings, queries, np.random.default_rng(seed))

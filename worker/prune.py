@@ -56,7 +56,7 @@ def check_prune(source: Source) -> None:
     """Raise SettingsError where it would not be known what the source no longer has."""
     if source.origin is None:
         raise SettingsError(
-            f"--prune is for what can change, which {source.name} does not: leave it out"
+            f"--prune is for sources that can change, and {source.name} does not: leave it out"
         )
 
 
@@ -73,7 +73,7 @@ def prune(index: VectorIndex, seen: SeenSource, most_percent: int) -> int:
     unseen = [kind for kind in _UNSEEN if source.skipped.counts.get(kind)]
     if unseen:
         _log.warning(
-            "nothing is taken out of the index, as the source could not be read whole: %s",
+            "nothing is removed from the index, because parts of the source could not be read: %s",
             source.skipped.examples[unseen[0]][0],
         )
         return 0
@@ -86,7 +86,7 @@ def prune(index: VectorIndex, seen: SeenSource, most_percent: int) -> int:
     lost = items - _count_moved(index, gone, seen)
     if 100 * lost > most_percent * total:
         _log.warning(
-            "nothing is taken out of the index: the source no longer has %s of its %s images, more "
+            "nothing is removed from the index: the source no longer has %s of its %s images, more "
             "than %s %%. If that is right: --prune 100",
             f"{lost:,}",
             f"{total:,}",
@@ -95,7 +95,7 @@ def prune(index: VectorIndex, seen: SeenSource, most_percent: int) -> int:
         return 0
     frames = sum(item_of(id_) != id_ for id_ in gone)
     of_videos = f" and videos, with {frames:,} frames" if frames else ""
-    print(f"taking out {items:,} of {total:,} images{of_videos}, which the source no longer has")
+    print(f"removing {items:,} of {total:,} images{of_videos} that the source no longer has")
     ids = list(gone)
     for start in range(0, len(ids), _AT_ONCE):
         index.delete(ids[start : start + _AT_ONCE], keep_up=False)  # a flush follows

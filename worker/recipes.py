@@ -101,7 +101,7 @@ def fit_recipe(
         return fit_neighbours(features, form), network
     except TooFewImagesError as exc:
         _log.warning(
-            "the index gets plain embeddings (recipe none), which find less: %s. %s",
+            "the index gets plain embeddings (recipe none), which are less accurate: %s. %s",
             exc,
             _WHEN_THERE_ARE_MORE[settings.store],
         )
@@ -164,7 +164,8 @@ def fit_discriminant(features: Features, labels: Sequence[str | None], form: For
     if usable.sum() < 2 or kept.sum() < _LEAST_LABELLED_IMAGES:
         raise TooFewImagesError(
             f"{kept.sum():,} images of {usable.sum():,} labels with {_LEAST_IMAGES_PER_LABEL} or "
-            f"more are too few to fit another, {_LEAST_LABELLED_IMAGES:,} of 2 labels are enough"
+            "more are too few to fit another recipe; "
+            f"{_LEAST_LABELLED_IMAGES:,} of 2 labels are enough"
         )
     scales, centred, mean = _prepared(features[kept], form)
     numbers = np.unique(numbers[kept], return_inverse=True)[1]
@@ -205,7 +206,7 @@ def _prepared(features: Features, form: Form) -> tuple[Floats, Floats, Features]
 def _require_enough(images: int) -> None:
     if images < LEAST_IMAGES:
         raise TooFewImagesError(
-            f"{images:,} images are too few to fit another, {LEAST_IMAGES:,} are enough"
+            f"{images:,} images are too few to fit another recipe; {LEAST_IMAGES:,} are enough"
         )
 
 

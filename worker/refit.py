@@ -107,8 +107,8 @@ def refit(
                     model = successor.manifest.model
                     return Refit(embedded, successor.count(), len(dropped), model)
     raise StoreError(
-        "the index changed each time that its successor was whole: start again to go on while "
-        "fewer images are written"
+        "the index changed each time that its successor was complete: run it again to resume, "
+        "when fewer images are being written"
     )
 
 
@@ -263,10 +263,11 @@ def _refuse_others(ids: Collection[str], index: VectorIndex, *, drop_others: boo
         return
     examples = ", ".join(sorted(ids)[:_EXAMPLES]) + (", …" if len(ids) > _EXAMPLES else "")
     raise SourceError(
-        f"{len(ids):,} of the {index.count():,} images of the index cannot be embedded again, as "
-        f"the source does not have them as the index does: {examples}. If files have changed, "
-        "ingest them first; name all sources of the index (python -m worker sources lists them); "
-        "or add --drop-others to lose these images"
+        f"{len(ids):,} of the {index.count():,} images of the index cannot be embedded again: "
+        f"the source does not have them exactly as the index has: {examples}. If files have "
+        "changed, ingest them first; name all sources of the index (python -m worker sources "
+        "lists them); "
+        "or add --drop-others to drop these images"
     )
 
 
@@ -279,11 +280,11 @@ def _open_or_make(
         try:
             embedder = load_embedder(begun, settings)
         except IndexMismatchError:
-            print("what an earlier run has begun is of another model: beginning anew")
+            print("an earlier run used another model: starting again")
         else:
             is_plain = begun.manifest.model.recipe == "none"
             if not (is_plain and settings.recipe == AUTO and source.total >= LEAST_IMAGES):
-                print(f"going on where an earlier run has stopped: {begun.count():,} images")
+                print(f"resuming an earlier run: {begun.count():,} images")
                 return begun, embedder
         begun.close()
     new = fit_model(source, settings, stop)

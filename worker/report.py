@@ -78,7 +78,7 @@ def summary(figures: Figures) -> str:
     if protocol.left_out:
         lines.append(f"{protocol.left_out:,} of them are in the index; no query finds itself")
     if figures.retrieval is None:
-        lines.append(f"without figures of precision: {figures.without_labels}")
+        lines.append(f"no precision figures: {figures.without_labels}")
     rows = list(_estimates(figures))
     width = max(len(name) for name, _ in rows)
     lines.append(f"{'':{width}}     mean   95 % interval")

@@ -25,4 +25,4 @@ class StopSignals:
             os._exit(128 + number)
         self.exit_code = 128 + number
         self.event.set()
-        print("finishing the batch in flight; once more to end at once", file=sys.stderr)
+        print("finishing the current batch; press Ctrl-C again to stop at once", file=sys.stderr)

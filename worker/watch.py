@@ -44,7 +44,7 @@ def changes(folder: Path, without: Path, stop: threading.Event) -> Iterator[set[
         identity = _identity(folder)
         if identity is None:
             if not is_told:
-                _log.warning("%s is gone: waiting until it is back; nothing is taken out", folder)
+                _log.warning("%s is gone: waiting until it is back; nothing is removed", folder)
             is_told = True
             stop.wait(_SECONDS_BETWEEN_LOOKS)
             continue

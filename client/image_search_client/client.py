@@ -77,7 +77,7 @@ class Client:
             transport: Replaces the network, or configures it: httpx2.HTTPTransport(…).
         """
         if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"{base_url!r} does not begin with http:// or https://")
+            raise ValueError(f"{base_url!r} does not start with http:// or https://")
         headers = {"User-Agent": f"image-search-client/{VERSION}"}
         if api_key is not None:
             headers["X-API-Key"] = api_key

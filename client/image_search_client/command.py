@@ -35,14 +35,14 @@ _LISTED_AT_ONCE: Final = 100
 _STANDARD_INPUT: Final = "-"
 _EPILOG: Final = """\
 environment:
-  IMAGE_SEARCH_URL      address of the service, if --service does not say it
-  IMAGE_SEARCH_API_KEY  key, for services that want one
+  IMAGE_SEARCH_URL      address of the service, unless --service is given
+  IMAGE_SEARCH_API_KEY  key, for services that need one
 
 exit codes:
   0    done
-  1    the service cannot be reached, is unavailable, or refuses
+  1    the service cannot be reached, is unavailable, or refuses the request
   2    wrong usage
-  3    some of the images could not be read, are rejected or not in the index; the others are done
+  3    some images could not be read, were rejected or are not in the index; the others are done
   130  stopped by Ctrl-C
 """
 
@@ -109,12 +109,14 @@ def make_parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run, parser=added)
         return added
 
-    query = command("query", _query, "print the images of the index most similar to each picture")
+    query = command(
+        "query", _query, "print the images of the index that are most similar to each picture"
+    )
     query.add_argument(
         "images",
         nargs="*",
         metavar="IMAGE",
-        help="the file of a picture or a video, a URL, or - for standard input",
+        help="a picture or video: a file, a URL, or - for standard input",
     )
     query.add_argument(
         "--id",
@@ -141,13 +143,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--filter",
         type=_json_object,
         metavar="JSON",
-        help="""only images whose metadata pass, as '{"year": {"$gte": 2020}}'""",
+        help="""only images whose metadata passes, such as '{"year": {"$gte": 2020}}'""",
     )
     query.add_argument(
         "--min-score", type=float, metavar="X", help="only matches at least this similar"
     )
     query.add_argument(
-        "--min-confidence", type=float, metavar="X", help="only matches this sure, 0 to 1"
+        "--min-confidence",
+        type=float,
+        metavar="X",
+        help="only matches with at least this confidence, 0 to 1",
     )
     query.add_argument(
         "--deduplicate", action="store_true", help="leave out near-duplicates of better matches"
@@ -162,7 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--pictures",
         choices=("auto", "never"),
         default="auto",
-        help="show pictures where the terminal can: iTerm2, WezTerm, kitty, Ghostty, or 24-bit "
+        help="show pictures if the terminal can: iTerm2, WezTerm, kitty, Ghostty, or 24-bit "
         "colour; needs Pillow (default: auto)",
     )
 
@@ -184,9 +189,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--filter",
         type=_json_object,
         metavar="JSON",
-        help="""only images whose metadata pass, as '{"taken": {"$gte": "2024-07-01"}}'""",
+        help="""only images whose metadata passes, such as '{"taken": {"$gte": "2024-07-01"}}'""",
     )
-    listed.add_argument("--prefix", default="", metavar="TEXT", help="only ids that begin with it")
+    listed.add_argument(
+        "--prefix", default="", metavar="TEXT", help="only ids that start with TEXT"
+    )
     listed.add_argument(
         "--sort",
         metavar="FIELD",
@@ -197,11 +204,11 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         default=100,
         metavar="N",
-        help="at most so many; 0 for all (default: 100)",
+        help="at most N images; 0 for all (default: 100)",
     )
 
     compare = command(
-        "compare", _compare, "print how similar two pictures are, and what that means in the index"
+        "compare", _compare, "print how similar two pictures are, and what that means in this index"
     )
     compare.add_argument(
         "images", nargs="*", metavar="IMAGE", help="a file, a URL, or - for standard input"
@@ -211,16 +218,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     put = command("put", _put, "insert an image into the index, or replace it")
-    put.add_argument("id", metavar="ID")
+    put.add_argument("id", metavar="ID", help="id of the image in the index")
     put.add_argument("image", metavar="IMAGE", help="a file, or - for standard input")
     put.add_argument("--label", metavar="LABEL", help="what it shows")
     put.add_argument(
-        "--metadata", type=_json_object, metavar="JSON", help="""as '{"year": 2020}'"""
+        "--metadata", type=_json_object, metavar="JSON", help="""such as '{"year": 2020}'"""
     )
     delete = command("delete", _delete, "delete images from the index")
-    delete.add_argument("ids", nargs="+", metavar="ID")
+    delete.add_argument("ids", nargs="+", metavar="ID", help="id of an image")
     command("labels", _labels, "print the labels of the index, and how many images have each")
-    command("health", _health, "print what answers searches, or why nothing does")
+    command("health", _health, "print the state of the service, or why it cannot answer")
     return parser
 
 
@@ -332,7 +339,7 @@ def _print_matches(result: SearchResult, protocol: terminal.Protocol | None) -> 
         rows.append((str(number), score, confidence, match.label or "-", *shown, name))
     print(terminal.table(rows, right=(0, 1, 2)))
     if not result.complete:
-        print("There may be more matches: narrow the search with --filter, or ask for fewer.")
+        print("There may be more matches: narrow the search with --filter, or lower --top-k.")
 
 
 def _as_json(outcome: _Outcome) -> dict[str, Any]:

@@ -58,15 +58,15 @@ class RequestTimeoutError(UnreachableError):
 
 
 class UnexpectedAnswerError(ImageSearchError):
-    """The answer is none of this service: another program listens there, or a proxy answered."""
+    """The answer did not come from this service, but from another program or a proxy."""
 
 
 class UnavailableError(ImageSearchError):
-    """The service cannot answer now; repeated in vain."""
+    """The service cannot answer now, even after retries."""
 
 
 class ImageRejectedError(ImageSearchError):
-    """The image cannot be used: no image, damaged, too large, or its URL cannot be fetched."""
+    """The image cannot be used: not an image, damaged, too large, or its URL cannot be fetched."""
 
 
 class ImageNotFoundError(ImageSearchError):
@@ -82,7 +82,7 @@ class InvalidRequestError(ImageSearchError):
 
 
 class ServiceError(ImageSearchError):
-    """The service failed: its log has more."""
+    """The service failed: its log has details."""
 
 
 _SERVER_ERRORS: Final = 500

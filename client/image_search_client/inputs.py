@@ -140,7 +140,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if isinstance(self.labels, str):
-            raise TypeError(f"labels is a list: labels=[{self.labels!r}]")
+            raise TypeError(f"labels must be a list: labels=[{self.labels!r}]")
         object.__setattr__(self, "labels", tuple(self.labels))
 
     def to_json(self) -> JsonObject:
@@ -187,7 +187,7 @@ def to_json_text(value: object) -> str:
 def _plain(value: object) -> object:
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no JSON value")
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
 def _example_json(example: ExampleInput) -> JsonObject:

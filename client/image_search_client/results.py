@@ -347,7 +347,7 @@ def decode(content: bytes, kind: type[Answer]) -> Answer:
         return msgspec.json.decode(content, type=kind, dec_hook=_decode_thumbnail)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise UnexpectedAnswerError(
-            f"the answer is not one of the image search service: {exc}", "unexpected_answer"
+            f"the answer did not come from the image search service: {exc}", "unexpected_answer"
         ) from exc
 
 

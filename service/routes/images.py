@@ -83,23 +83,23 @@ class PageParameters(BaseModel):
         ),
     ] = None
     thumbnails: Annotated[
-        bool, Field(description="Whether images carry their thumbnails.", examples=[True])
+        bool, Field(description="Whether to include the thumbnails.", examples=[True])
     ] = False
     prefix: Annotated[
         str,
         Field(
             max_length=MAX_ID_LENGTH,
             pattern="^[ -~]*$",
-            description="Only ids that begin with this.",
+            description="Only ids that start with this.",
         ),
     ] = ""
     limit: Annotated[
-        int, Field(ge=1, le=schemas.MAX_PAGE, description="How many images at most.")
+        int, Field(ge=1, le=schemas.MAX_PAGE, description="The largest number of images.")
     ] = 100
     cursor: Annotated[
         str,
         Field(
-            description="The `cursor` of the page before; empty for the first.",
+            description="The `cursor` of the previous page; empty for the first.",
             json_schema_extra={"format": "cursor"},
         ),
     ] = ""
@@ -163,13 +163,13 @@ def get_image(request: Request, id: ImageId) -> Response:  # noqa: A002
 @router.put(
     "/images/{id:path}",
     operation_id="put_image",
-    summary="Put an image into the index, or replace it there",
+    summary="Add an image to the index, or replace it",
     status_code=HTTPStatus.CREATED,
     response_model=schemas.ImageResponse,
     responses={
         HTTPStatus.OK.value: {
             "model": schemas.ImageResponse,
-            "description": "The image replaces another.",
+            "description": "The image replaces another one.",
         },
         HTTPStatus.CREATED.value: {"description": "The image is new."},
         **problems.responses(
@@ -242,12 +242,12 @@ async def delete_image(request: Request, id: NewImageId) -> Response:  # noqa: A
             "headers": {
                 "ETag": {"description": "Of this picture.", "schema": {"type": "string"}},
                 "Cache-Control": {
-                    "description": "How long it may be shown without asking.",
+                    "description": "How long it may be cached.",
                     "schema": {"type": "string"},
                 },
             },
         },
-        HTTPStatus.NOT_MODIFIED.value: {"description": "It is the one of `If-None-Match`."},
+        HTTPStatus.NOT_MODIFIED.value: {"description": "It is the one in `If-None-Match`."},
         **problems.responses("image_not_found", "invalid_parameters"),
     },
 )
@@ -255,7 +255,7 @@ def get_thumbnail(
     request: Request,
     id: ImageId,  # noqa: A002
     if_none_match: Annotated[
-        str | None, Header(description="ETags of thumbnails that are at hand.")
+        str | None, Header(description="ETags of thumbnails that the client has.")
     ] = None,
 ) -> Response:
     """As a file that browsers cache."""
@@ -284,7 +284,7 @@ def get_thumbnail(
                 "Accept-Ranges": {"description": "`bytes`.", "schema": {"type": "string"}},
             },
         },
-        HTTPStatus.PARTIAL_CONTENT.value: {"description": "The part of it that `Range` names."},
+        HTTPStatus.PARTIAL_CONTENT.value: {"description": "The part that `Range` names."},
         **problems.responses(
             "image_not_found",
             "original_not_found",
@@ -351,5 +351,5 @@ def _metadata(source: str) -> dict[str, Any]:
     except orjson.JSONDecodeError as exc:
         raise RecordError(f"metadata is not JSON: {exc}") from exc
     if not isinstance(metadata, dict):
-        raise RecordError('metadata is a JSON object, as in {"year": 2026}')
+        raise RecordError('metadata must be a JSON object, such as {"year": 2026}')
     return metadata

@@ -107,7 +107,7 @@ function findScore(a, b) {
       if ([a, b].some((image) => "model" in image && image.model !== modelKey(answer.model))) {
         notify(
           "This link was made with another model",
-          "Its picture was embedded by a model that this index was not built with. Compare the picture itself.",
+          "Its picture was embedded with another model than this index. Compare the picture itself.",
         );
         return;
       }
@@ -133,7 +133,7 @@ function showScore(answer) {
   if (same !== null && different !== null) {
     showShare("same", same);
     showShare("different", different);
-    told = `More alike are ${share(same)} of the pairs of one kind, and ${share(different)} of the pairs of different kinds.`;
+    told = `${share(same)} of the pairs of one kind and ${share(different)} of the pairs of different kinds are more similar.`;
   }
   get("verdict").hidden = false;
   announce(`${get("score").textContent}. ${told}`);

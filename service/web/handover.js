@@ -41,7 +41,7 @@ export function takePictures(use, refuse) {
   takeDrops((file) => {
     if (file) return use(file);
     refuse(
-      "Nothing to search with was dropped",
+      "That cannot be searched with",
       "Pictures of other pages cannot be fetched from here: copy the picture there and paste it here, or save it and drop the file.",
     );
   });

@@ -39,12 +39,12 @@ export function fail(title, problem, again = failed ?? (() => {})) {
   failed = again;
   if (problem.status === 401) {
     notify(
-      hasKey() ? "This key is not accepted" : "This service asks for a key",
-      hasKey() ? sentence(problem.message) : "Whoever runs it can give you one. It is kept until this tab is closed.",
+      hasKey() ? "This key is not accepted" : "This service needs a key",
+      hasKey() ? sentence(problem.message) : "Ask its operator for one. It is kept until this tab is closed.",
       { needsKey: true },
     );
   } else if (problem.passes) {
-    notify(title, `${sentence(problem.message)} The page tries again by itself.`);
+    notify(title, `${sentence(problem.message)} The page keeps trying.`);
     waitForService();
   } else {
     notify(title, sentence(problem.message));

@@ -63,7 +63,7 @@ function fits(model) {
   showNothing("No answer", "");
   notify(
     "This link was made with another model",
-    "Its picture was embedded by a model that this index was not built with, so that they cannot be compared. Search with the picture itself.",
+    "Its picture was embedded with another model than this index, so they cannot be compared. Search with the picture itself.",
   );
   return false;
 }
@@ -78,7 +78,7 @@ function showMatches({ matches: found, took_ms }) {
     const narrowed = only.length > 0 || minConfidence > 0;
     let why = narrowed ? "No image of the index passes these options." : "The index has no other images.";
     // What a match among the images of chosen labels is worth depends on that choice.
-    if (only.length > 0 && minConfidence > 0) why = "Where labels are chosen matches have no confidence: choose one of the two.";
+    if (only.length > 0 && minConfidence > 0) why = "Matches that are filtered by label have no confidence: choose labels or a confidence, not both.";
     showNothing("No matches", why);
     get("reset").hidden = !narrowed;
     offerMeant();
@@ -222,7 +222,7 @@ function enlarge({ target }) {
  */
 function exampleButton(sign, text, match) {
   const button = element("button", { type: "button", className: `round ${sign}` }, text);
-  button.title = sign === "positive" ? "I want more like this, too" : "I don’t want such";
+  button.title = sign === "positive" ? "More like this, too" : "Less like this";
   button.setAttribute("aria-label", `Add ${nameOf(match)} as a ${sign} example`);
   button.disabled = search.value[sign].length >= MAX_EXAMPLES;
   button.addEventListener("click", () => {

@@ -9,7 +9,7 @@ from worker.doctor import as_line, examine
 
 _EXIT_CODES: Final = """\
 exit codes:
-  0    all is well
+  0    all checks passed
   1    a check failed; its line says what to do
   2    wrong usage or bad setting
   130  stopped by SIGINT (Ctrl-C)
@@ -22,8 +22,8 @@ def add(commands: Commands) -> None:
         "doctor",
         help="check this machine and the store",
         description="Check settings, clock, disk, GPU, store and weights, one line each. A record\n"
-        "is written apart from all images, found again, and removed. Paste it into a report:\n"
-        "it shows no key.",
+        "is written apart from all images, found again, and removed. The output contains no key:\n"
+        "please paste it into reports.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

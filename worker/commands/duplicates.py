@@ -14,7 +14,7 @@ from worker.duplicates import find_duplicates, json_lines, summary, text_lines
 
 _EXIT_CODES: Final = """\
 exit codes:
-  0    the groups are listed, if there are any
+  0    the groups, if any, were listed
   1    stopped by an error (no index, store)
   2    wrong usage, bad setting, or a page that cannot be written
   130  stopped by SIGINT (Ctrl-C)
@@ -37,8 +37,8 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "duplicates",
         help="list images that are nearly the same picture",
-        description="List groups of near-duplicates of the whole index: the same picture saved "
-        "again,\nresized or lightly cropped. Nothing is changed.",
+        description="List groups of near-duplicates in the whole index: the same picture saved "
+        "again,\nresized or slightly cropped. Nothing is changed.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
         "--threshold",
         type=_cosine,
         metavar="COSINE",
-        help="how alike two images are at least, above 0 and at most 1 (default: what was "
+        help="least cosine similarity of two near-duplicates, above 0 and at most 1 (default: "
         "measured for the recipe of the index)",
     )
     parser.add_argument(
@@ -56,7 +56,7 @@ def add(commands: Commands) -> None:
         help=f"only the N largest groups (default: {_GROUPS_SHOWN}; with --json all)",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print a JSON object a line, one for each group"
+        "--json", action="store_true", help="print a JSON object per line, one for each group"
     )
     parser.add_argument(
         "--page",

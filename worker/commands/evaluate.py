@@ -27,7 +27,7 @@ _EXIT_CODES: Final = """\
 exit codes:
   0    the report is written
   1    stopped by an error (no index, store, weights, download)
-  2    wrong usage, bad setting, or a source that does not exist or holds no images
+  2    wrong usage, bad setting, or a source that does not exist or has no images
   3    the report is written, but some images could not be read; it lists them
   130  stopped by SIGINT (Ctrl-C)
 """
@@ -38,8 +38,8 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="measure how good the search is",
-        description="Search for images whose labels are known, best such as are not in the index,\n"
-        "and write a report: report.html, and all its figures in figures.json.",
+        description="Search for images whose labels are known, preferably images that are not in\n"
+        "the index, and write a report: report.html, with all its figures in figures.json.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,29 +49,29 @@ def add(commands: Commands) -> None:
         default="auto",
         metavar="SOURCE",
         help="the query images: cifar10 (downloaded), sample (drawn), a folder, zip or tar of "
-        "images with one sub-folder a label, or CIFAR-10's binary archive; auto, the default, is "
-        "cifar10 or sample, whichever the index holds; without labels there are fewer figures",
+        "images with one sub-folder per label, or CIFAR-10's binary archive; auto, the default, is "
+        "cifar10 or sample, whichever the index has; without labels there are fewer figures",
     )
-    add_source_options(parser, "default: test, where the source has it")
+    add_source_options(parser, "default: test, if the source has it")
     parser.add_argument(
         "--queries",
         type=positive,
         default=10_000,
         metavar="N",
-        help="at most so many images of the source, drawn at random (default: 10,000)",
+        help="at most N images of the source, drawn at random (default: 10,000)",
     )
     parser.add_argument(
         "--seed",
         type=natural,
         default=0,
         metavar="N",
-        help="what is random follows from it (default: 0)",
+        help="seed of the random numbers (default: 0)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="where the report goes (default: evaluation, in the data folder)",
+        help="where to write the report (default: evaluation, in the data folder)",
     )
     add_batch_size(parser)
     add_index_options(parser)

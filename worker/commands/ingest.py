@@ -44,12 +44,12 @@ from worker.watch import changed_part, changes, check_watch
 EXIT_CODES: Final = """\
 exit codes:
   0    every image of the source is in the index
-  1    stopped by an error (disk, store, weights, download); start again to go on
-  2    wrong usage, bad setting, or a source that does not exist or holds no images
-  3    finished, but some images could not be read, or were left out; standard error
+  1    stopped by an error (disk, store, weights, download); run it again to resume
+  2    wrong usage, bad setting, or a source that does not exist or has no images
+  3    finished, but some images could not be read or were left out; standard error
        says which, why, and what to do
-  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM: the batch in flight was finished;
-       start again to go on
+  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM, after the current batch; run it
+       again to resume
 
 Settings are environment variables, IMAGE_SEARCH_*; docs/reference/settings.md lists them.
 """
@@ -65,9 +65,9 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "ingest",
-        help="bring images into the index",
-        description="Bring images into the index. Run it again at any time: it goes on where it\n"
-        "stopped, and embeds only what is new or has changed.",
+        help="add images to the index",
+        description="Add the images of a source to the index. Run it again at any time: it\n"
+        "resumes where it stopped, and embeds only what is new or has changed.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -76,7 +76,7 @@ def add(commands: Commands) -> None:
         nargs="?",
         default="auto",
         metavar="SOURCE",
-        help="a folder, zip or tar of images and videos, flat or with one sub-folder a label; an "
+        help="a folder, zip or tar of images and videos, flat or with one sub-folder per label; an "
         "image or video, a table, a list, parquet files, WebDataset; a bucket (s3://, gs://) or an "
         "https:// address; cifar10 (downloaded), sample (drawn); auto, the default, is cifar10 "
         "where it is available and sample otherwise; docs/reference/sources.md lists all",
@@ -96,14 +96,14 @@ def add(commands: Commands) -> None:
         nargs="?",
         const=_MOST_PRUNED_PERCENT,
         metavar="PERCENT",
-        help="afterwards take out of the index what the source no longer has, unless that is more "
-        "than so many of the images that the index has of it (default: 25)",
+        help="afterwards remove from the index what the source no longer has, unless that is more "
+        "than PERCENT of the images that the index has of it (default: 25)",
     )
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="go on and follow a folder: what changes in it is ingested, and what it no longer "
-        "has is taken out, as with --prune; ends at Ctrl-C or SIGTERM",
+        help="keep running and follow a folder: ingest what changes in it, and remove what it no "
+        "longer has, as with --prune; until Ctrl-C or SIGTERM",
     )
     parser.add_argument(
         "--metric",
@@ -113,27 +113,27 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--restore",
         action="store_true",
-        help="bring back what was deleted over HTTP, which stays out of the index otherwise",
+        help="bring back images that were deleted over HTTP, which otherwise stay out of the index",
     )
     parser.add_argument(
         "--frames-per-second",
         type=rate,
         default=1.0,
         metavar="N",
-        help="of a video take at most N frames a second, less those that hardly differ from the "
-        "one before (default: 1)",
+        help="take at most N frames per second of a video, without those that hardly differ from "
+        "the one before (default: 1)",
     )
     parser.add_argument(
         "--key-frames",
         action="store_true",
-        help="of a video take key frames alone, as many of them: several times as fast, but some "
-        "videos have one in ten seconds",
+        help="take only key frames of a video, at most as many per second: several times as fast, "
+        "but some videos have only one in ten seconds",
     )
     parser.add_argument(
         "--max-frames",
         type=positive,
         metavar="N",
-        help="of a video take at most N frames, evenly from all of it (default: no limit)",
+        help="take at most N frames of a video, spread evenly over it (default: no limit)",
     )
     add_batch_size(parser)
     add_index_options(parser)
@@ -171,7 +171,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             if arguments.limit or arguments.split:
                 option = "--watch" if arguments.watch else "--prune"
                 raise SettingsError(
-                    f"{option} needs the whole source: leave --limit and --split out"
+                    f"{option} needs the whole source: leave out --limit and --split"
                 )
             check_prune(source)
         source = source.limited(arguments.limit)
@@ -201,7 +201,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             recalibrate(index, summary.sample, stop.event)
         _report(source, summary, index, settings, time.monotonic() - started)
         if arguments.watch and not stop.exit_code:
-            print(f"following {source.name}: Ctrl-C ends", flush=True)
+            print(f"following {source.name}: press Ctrl-C to stop", flush=True)
         for changed in following:
             if changed is None or changed:
                 source = _bring_in_changes(source, changed, target, arguments, stop)
@@ -229,7 +229,7 @@ class _Target:
                 self.index.check_in_use()
                 return work()
             except IndexReplacedError:
-                _log.warning("the index was replaced, as refit does: going on with the new one")
+                _log.warning("the index was replaced, as refit does: continuing with the new one")
                 self._opened.close()
                 self.index = self._opened.enter_context(open_index(self.settings))
                 self.embedder = load_embedder(self.index, self.settings)
@@ -288,7 +288,7 @@ def _bring_in_changes(
         part = source if changed is None else changed_part(source, before, changed)
         summary, pruned = _bring_in(part, source, target, arguments, stop)
     except SourceError as exc:
-        _log.warning("nothing is changed in the index: %s", exc.in_full)
+        _log.warning("the index is not changed: %s", exc.in_full)
         return before
     index = target.index
     written = summary.embedded + summary.moved + summary.relabelled
@@ -298,7 +298,7 @@ def _bring_in_changes(
         print(
             f"{datetime.now():%H:%M:%S} {source.name}: {summary.embedded:,} images embedded, "
             f"{summary.moved:,} moved, {summary.relabelled:,} got another label or other metadata, "
-            f"{pruned:,} taken out; {index.count():,} images in the index",
+            f"{pruned:,} removed; {index.count():,} images in the index",
             flush=True,
         )
     return source
@@ -328,20 +328,20 @@ def _report(
     if summary.videos:
         print(f"{summary.frames:,} of the images are new frames, {summary.videos:,} videos read")
     if summary.damaged:
-        print(f"{len(summary.damaged):,} videos could be read in part only: see above")
+        print(f"{len(summary.damaged):,} videos could only be read in part: see above")
     if summary.relabelled:
-        print(f"{summary.relabelled:,} images got another label or other metadata")
+        print(f"{summary.relabelled:,} images have a new label or new metadata")
     if summary.moved:
         print(f"{summary.moved:,} images were in the index under another name: not embedded again")
     if summary.deleted:
         print(
-            f"{summary.deleted:,} images stay out of the index, as they were deleted over HTTP: "
+            f"{summary.deleted:,} images were deleted over HTTP and stay out of the index: "
             "--restore brings them back"
         )
     if source.name == "sample":
         print(
-            "these pictures are drawn, for trying; your own need an index of their own: "
+            "these are drawn pictures, to try things out; give your own an index of their own: "
             "--index photos, or make run SOURCE=path/to/folder IMAGE_SEARCH_INDEX=photos"
         )
     if index.retries:
-        print(f"{index.retries:,} requests to the store had to be sent again")
+        print(f"{index.retries:,} requests to the store had to be retried")

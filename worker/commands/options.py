@@ -21,30 +21,33 @@ def add_source_options(parser: argparse.ArgumentParser, default_split: str) -> N
         "--split",
         choices=SPLITS,
         help=f"only this split of the source ({default_split}); folders called validation, dev, "
-        "training and so on count, too",
+        "training and so on are recognised, too",
     )
     parser.add_argument(
         "--label-from",
         choices=LABEL_FROM,
         default="auto",
-        help="which folder of a path is the label: auto, the default, is the first one after "
-        "folders that hold nothing else and after splits; top the first of all, parent the one "
-        "that the image lies in, and none is no label",
+        help="which folder of a path is the label: auto is the first one after wrapper folders "
+        "and splits, top the very first, parent the one that contains the image, and none means "
+        "no label (default: auto)",
     )
 
 
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
     """Add how many images are embedded at once."""
     parser.add_argument(
-        "--batch-size", type=positive, metavar="N", help="images embedded at once (default: 128)"
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="number of images to embed at once (default: 128)",
     )
 
 
 def add_index_options(parser: argparse.ArgumentParser) -> None:
     """Add which index is meant."""
-    parser.add_argument("--index", metavar="NAME", help="index (default: images)")
+    parser.add_argument("--index", metavar="NAME", help="name of the index (default: images)")
     parser.add_argument(
-        "--namespace", metavar="NAME", help="part of the index (default: __default__)"
+        "--namespace", metavar="NAME", help="part of the index to use (default: __default__)"
     )
 
 
@@ -104,8 +107,8 @@ def open_chosen(arguments: argparse.Namespace, settings: Settings, *, held_out: 
     )
     if arguments.split and not source.splits:
         raise SourceError(
-            f"{source.name} has no splits, which would be folders such as train and test: "
-            "leave --split out"
+            f"{source.name} has no splits, that is, folders such as train and test: "
+            "leave out --split"
         )
     return source
 

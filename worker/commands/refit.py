@@ -13,11 +13,11 @@ from worker.sources import SPLITS, Source, open_source
 
 _EXIT_CODES: Final = """\
 exit codes:
-  0    the index is fitted again
-  1    stopped by an error (disk, store, weights); start again to go on
-  2    wrong usage, bad setting, a source that does not exist, or images of the index
+  0    the index was fitted again
+  1    stopped by an error (disk, store, weights); run it again to resume
+  2    wrong usage, bad setting, a source that does not exist, or images in the index
        that no source has
-  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; start again to go on
+  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; run it again to resume
 """
 # A service takes up the new index within a second, and then loads its model.
 _SECONDS_FOR_READERS: Final = 60.0
@@ -29,8 +29,8 @@ def add(commands: Commands) -> None:
         "refit",
         help="fit the index again, and embed all of its images again",
         description="Fit recipe, input size, precision and confidence again, to the images that "
-        "the index\nhas now, and embed all of them again. Searches go on with the index as it is "
-        "until the\nnew one is whole. Start it again to go on after a stop.",
+        "the index\nhas now, and embed all of them again. Searches use the current index until "
+        "the new one\nis complete. Run it again to resume after a stop.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,13 +38,13 @@ def add(commands: Commands) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="where the images of the index are, all that were ingested: as for ingest",
+        help="all sources of the images in the index, as for ingest",
     )
     parser.add_argument(
         "--drop-others",
         action="store_true",
-        help="lose the images that no SOURCE has as the index has them, such as those that were "
-        "put over HTTP; without it, nothing is done if there are any",
+        help="drop the images that no SOURCE has exactly as the index has them, such as those "
+        "that were added over HTTP; without it, nothing is done if there are any",
     )
     add_batch_size(parser)
     add_index_options(parser)
@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         started = time.monotonic()
         done = refit(sources, place, settings, drop_others=arguments.drop_others, stop=stop.event)
     if done is None:
-        print("stopped: start again to go on; until then searches use the index as it was")
+        print("stopped: run it again to resume; until then, searches use the index as it was")
         return stop.exit_code
     print(
-        f"index {settings.index} is fitted again: {done.images:,} images, {done.embedded:,} of "
+        f"fitted index {settings.index} again: {done.images:,} images, {done.embedded:,} of "
         f"them embedded in {time.monotonic() - started:.1f} s; {done.model}"
     )
     if done.dropped:
@@ -79,8 +79,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     while not place.remove_former():
         if time.monotonic() > deadline or stop.event.wait(0.2):
             print(
-                "the files of the index as it was are still in use by a service: the next ingest "
-                "removes them"
+                "the files of the old index are still in use by a service: the next ingest removes "
+                "them"
             )
             break
     return 0

@@ -14,11 +14,11 @@ def add(commands: Commands) -> None:
         "sources",
         help="list where the images of the index came from",
         description="List the sources that were ingested: how many images the index has of each,\n"
-        "when its last ingest ran to its end, and where it is. Images that were put over HTTP are\n"
+        "when its last complete ingest was, and where it is. Images that were added over HTTP are\n"
         "counted under (others).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="print a list of objects")
+    parser.add_argument("--json", action="store_true", help="print JSON, a list of objects")
     add_index_options(parser)
     parser.set_defaults(run=run)
 

@@ -64,8 +64,8 @@ def open_source(
         return at_address(without_secrets(source), opened)
     if not os.path.exists(source):
         raise SourceError(
-            f"there is no {source!r}: give cifar10, sample, auto, or the path of a folder, zip or "
-            "tar, or an address that begins with s3://, gs:// or https://"
+            f"there is no {source!r}: name cifar10, sample or auto, the path of a folder, zip or "
+            "tar, or an address that starts with s3://, gs:// or https://"
         )
     return _open_path(Path(source), choice, dataset_split)
 
@@ -92,6 +92,6 @@ def _open_path(path: Path, choice: Choice, dataset_split: Split, address: str = 
         if path.is_file() and is_image(path):
             return open_image_file(path, choice)
     raise SourceError(
-        f"{printable(address or str(path))} is neither a folder nor an archive or table, and no "
-        "image: docs/reference/sources.md lists what can be ingested"
+        f"{printable(address or str(path))} is not a folder, archive, table or image: "
+        "docs/reference/sources.md lists what can be ingested"
     )

@@ -296,8 +296,8 @@ def open_files(
     if not chosen.files:
         left_out = "".join(f"\n{line}" for line in chosen.skipped.lines())
         raise SourceError(
-            f"{title} holds no images or videos: expected files such as .jpg, .png or .mp4, flat "
-            f"or in one sub-folder a label{left_out}"
+            f"{title} has no images or videos: expected files such as .jpg, .png or .mp4, flat "
+            f"or in one sub-folder per label{left_out}"
         )
     entries = _entries(own_name, chosen)
     layout = find_layout(Counter(_folder(entry.text) for entry in entries), choice.label_from)

@@ -176,9 +176,9 @@ def _rule(
 ) -> str:
     """Where a label stands in a path, such as animals/SPLIT/LABEL/…"""
     if label_from == "none":
-        return "no labels, as asked for"
+        return "no labels, as requested"
     if label_from == "parent":
-        return "the folder that an image lies in"
+        return "the folder that contains the image"
     if label_from == "top":
         return "LABEL in LABEL/…"
     shared: Sequence[str] = next(iter(counts), ())[:wrappers]

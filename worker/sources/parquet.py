@@ -203,7 +203,7 @@ def _image(value: object) -> tuple[bytes | ImageError, str | None]:
         return value, path
     if path:
         return ImageError("the row holds the path of an image, and not the image"), path
-    return ImageError("the row holds no image"), None
+    return ImageError("the row has no image"), None
 
 
 def _value(value: object) -> MetadataValue | None:

@@ -34,7 +34,7 @@ def load(content: bytes) -> dict[str, Any]:
     # Python 2's strings are bytes, or names.
     loaded = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     if not isinstance(loaded, dict):
-        raise pickle.UnpicklingError("it holds no dictionary")
+        raise pickle.UnpicklingError("it has no dictionary")
     return {_text(key): value for key, value in loaded.items()}
 
 

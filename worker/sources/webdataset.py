@@ -63,7 +63,7 @@ def open_webdataset(path: Path, names: Sequence[str], skipped: Skipped, choice: 
     if choice.label_from == "none":
         labels = Counter({None: labels.total()})
     if not labels:
-        raise SourceError(f"{title} holds no images")
+        raise SourceError(f"{title} has no images")
     about = describe("of the .cls or .json file beside an image", labels, splits)
     if columns.names:
         about += f"; metadata: {', '.join(map(printable, columns.names))}"

@@ -19,7 +19,7 @@ def errors_of_the_store(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as exc:
         text = str(exc).lower()
         if "no space left" in text or "file too large" in text:
-            reason = "the disk is full: make room and start again; what was acknowledged is safe"
+            reason = "the disk is full: make room and run it again; what was acknowledged is safe"
         elif "read-only" in text or "permission denied" in text:
             reason = "the folder cannot be written: check its permissions, or set another folder"
         else:

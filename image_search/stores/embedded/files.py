@@ -183,7 +183,7 @@ class IndexFiles:
         return _read(
             self._calibration,
             Calibration.model_validate_json,
-            "matches have no confidence until the worker runs again and fits it",
+            "matches have no confidence until the next ingest",
         )
 
     def write_calibration(self, calibration: Calibration) -> None:
@@ -197,7 +197,7 @@ class IndexFiles:
     def read_sample(self) -> ImageSample:
         """The sample; empty if there is none, or it is damaged, which is told in the log."""
         sample = _read(
-            self._sample, ImageSample.from_bytes, "the sample begins anew with the next images"
+            self._sample, ImageSample.from_bytes, "the sample starts again with the next images"
         )
         return sample or ImageSample()
 

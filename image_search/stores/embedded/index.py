@@ -316,7 +316,7 @@ class EmbeddedIndex(VectorIndex):
         if listing.words and not self._read(self._has_words):
             raise UnsupportedError(
                 "words cannot be searched for yet, as an earlier version made the index: run the "
-                "worker once more, python -m worker ingest SOURCE"
+                "worker again, python -m worker ingest SOURCE"
             )
         sort = listing.sort or Sort("id")
         if sort.field == "id":

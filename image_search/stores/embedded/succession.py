@@ -53,9 +53,9 @@ class Succession:
                     return
             if time.monotonic() > deadline:
                 raise StoreError(
-                    "the index could not be replaced, as other processes keep writing to it: end "
-                    "them, and start again to go on. If there are none, its file system has no "
-                    "locks: move the data folder to one that has"
+                    "the index could not be replaced because other processes keep writing to it: "
+                    "stop them, and run it again to resume. If there are none, its file system has "
+                    "no locks: move the data folder to one that has"
                 )
 
     def put_in_use(self) -> None:
