@@ -276,7 +276,7 @@ def test_a_download_needs_room(
         amazon.open("one/pics.zip", tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bucket_as_users_ingest_it(amazon: AmazonBucket, s3_server: str) -> None:
     for number in range(4):
         amazon.put(f"pics/{number}.png", png(number))

@@ -172,7 +172,7 @@ def test_many_may_come_while_the_service_is_busy(
             stack.enter_context(socket.create_connection(service.address, timeout=20))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_json_is_refused_while_it_is_read(settings: Settings, service: ServiceThread) -> None:
     head = b"POST /query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     length = b"Content-Length: %d\r\n\r\n" % settings.max_upload_bytes

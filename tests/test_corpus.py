@@ -57,7 +57,7 @@ def cpu_seconds() -> float:
     return now + sum(sum(process.cpu_times()[:2]) for process in psutil.Process().children())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_is_answered_within_its_budget(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:

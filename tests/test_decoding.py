@@ -341,7 +341,7 @@ def test_a_process_is_light_and_knows_no_secrets(monkeypatch: pytest.MonkeyPatch
 # --- odd files ---
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_odd_files_are_read_or_refused_at_little_cost(decoder: Decoder) -> None:
     files = list(odd_files())
     assert len(files) > 200

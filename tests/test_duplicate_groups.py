@@ -86,7 +86,7 @@ def assert_same(found: Duplicates, expected: list[tuple[list[str], list[float]]]
     assert found.grouped == sum(len(ids) for ids, _ in expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("threshold", [0.5, 0.97, 0.9978])
 def test_groups_are_those_of_all_pairs(store: str, metric: Metric, threshold: float) -> None:
@@ -241,7 +241,7 @@ class Page(HTMLParser):
         self.text.append(data.strip())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_copies_of_pictures_are_listed_and_shown(
     pictures: set[frozenset[str]], tmp_path: Path
 ) -> None:

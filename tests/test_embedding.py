@@ -70,7 +70,7 @@ def cosines(one: Embeddings, other: Embeddings) -> Any:
     return products / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_embeddings_are_those_of_keras(embedder: Embedder) -> None:
     images = pictures(20)
     embeddings = embedder.embed(images)
@@ -201,7 +201,7 @@ def test_on_a_gpu_with_tensor_cores_tensorflow_computes_in_float16(
     assert import_keras().config.dtype_policy().name == "float32"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_an_older_gpu_tensorflow_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(3)
     expected = keras_embeddings(images)
@@ -236,7 +236,7 @@ def test_a_gpu_that_is_missing_is_told_in_one_line(
 # --- engines and precisions -----------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_engines_agree_on_real_images(embedder: Embedder, real_images: Any) -> None:
     reference = tensorflow.compile_forward(load_weights("bundled")[1], 32, [PLAIN_POOLING])
     images = real_images[:300]
@@ -256,7 +256,7 @@ def test_engines_agree_on_the_features_of_recipes(real_images: Any, pooling: Poo
         assert cosines(features[:, start:end], expected[:, start:end]).min() >= 0.9999
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_int8_keeps_embeddings_and_neighbours_of_real_images(
     embedder: Embedder, real_images: Any
 ) -> None:
@@ -291,7 +291,7 @@ def test_features_of_recipes_are_means_of_keras_maps(pooling: Pooling) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_means_in_float16_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(4, size=64)
     expected = Network("bundled", 64, (), POOLINGS[1]).measure([images])

@@ -50,6 +50,7 @@ def test_help_explains_the_exit_codes() -> None:
             assert expected in out
 
 
+@pytest.mark.long
 def test_auto_without_a_network_is_the_sample_and_says_so(settings: Settings) -> None:
     code, out, err = run("worker", "ingest", "--limit", "50", IMAGE_SEARCH_WEIGHTS="auto")
     assert code == 0
@@ -63,6 +64,7 @@ def test_auto_without_a_network_is_the_sample_and_says_so(settings: Settings) ->
     assert "10 images embedded, 50 unchanged" in out
 
 
+@pytest.mark.long
 def test_auto_leaves_an_index_of_other_images_alone(settings: Settings, tmp_path: Path) -> None:
     assert run("worker", "ingest", str(folder_of(tmp_path / "mine", 3)))[0] == 0
     code, out, _ = run("worker", "ingest")
@@ -506,6 +508,7 @@ def drawn(settings: Settings, limit: int) -> Item:
     return next(open_source("sample", data_dir=settings.data_dir).limited(limit).items())
 
 
+@pytest.mark.long
 def test_an_index_keeps_the_precision_that_it_was_built_in(settings: Settings) -> None:
     code, out, err = run("worker", "ingest", "sample", "--limit", "40")
     assert (code, "int8" in out) == (0, True), err
@@ -536,6 +539,7 @@ def test_float32_is_taken_when_it_is_asked_for(settings: Settings) -> None:
     assert (code, "float32" in err) == (1, True)
 
 
+@pytest.mark.long
 def test_an_index_keeps_the_recipe_that_it_was_built_with(settings: Settings) -> None:
     code, out, err = run("worker", "ingest", "sample", "--limit", "120")
     assert (code, "recipe neighbours" in out) == (0, True), err

@@ -508,7 +508,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return command_line.main()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluate_as_users_run_it(settings: Settings, tmp_path: Path) -> None:
     folder = tmp_path / "drawn"
     for kind in sample.KINDS:

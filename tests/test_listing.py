@@ -69,7 +69,7 @@ def test_what_an_earlier_version_kept_is_read(
         assert set(index.load_sources()) == {"pics", "other"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command(tmp_path: Path) -> None:
     code, _, err = run("worker", "sources")
     assert code == 1

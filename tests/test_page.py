@@ -820,6 +820,7 @@ def test_large_thumbnails_get_room_and_no_label_is_cut(
         expect(page.locator(".match strong").first).to_have_text(label)
 
 
+@pytest.mark.long
 def test_two_pictures_are_compared(
     open_page: Callable[..., Page], settings: Settings, embedder: Embedder
 ) -> None:
@@ -1023,6 +1024,7 @@ def test_an_index_that_is_missing_is_waited_for(
         shown(page)
 
 
+@pytest.mark.long
 def test_a_key_is_asked_for_and_kept_and_nothing_of_others_is_markup(
     open_page: Callable[..., Page], tmp_path: Path, embedder: Embedder
 ) -> None:

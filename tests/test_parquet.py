@@ -180,7 +180,7 @@ def test_rows_without_an_image_are_told(tmp_path: Path) -> None:
     assert isinstance(contents[2], ImageError)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", {"text": ["a"], "number": [1]})
     with pytest.raises(SourceError, match="no column of images: its columns are text, number"):

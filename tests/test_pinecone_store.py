@@ -128,7 +128,7 @@ def test_an_index_is_created_serverless_with_the_settings(
     assert (created.dimension, created.metric) == (DIMENSION, "euclidean")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_creation_waits_until_the_index_is_ready(emulator: PineconeEmulator) -> None:
     emulator.describes_until_ready = 1
     index = create()
@@ -380,7 +380,7 @@ def client(emulator: PineconeEmulator, embedder: Embedder) -> Iterator[TestClien
         yield client
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_service_answers_as_on_the_embedded_store(
     client: TestClient, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,7 +413,7 @@ def throttling(emulator: PineconeEmulator) -> Callable[[], None]:
     return lambda: emulator.fail_randomly(0, [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("trouble", [stop, slow, throttling])
 def test_the_service_answers_503_in_time_and_recovers(
     client: TestClient,
@@ -433,7 +433,7 @@ def test_the_service_answers_503_in_time_and_recovers(
     assert upload(client, encode(QUERY)).status_code == 200
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_key_is_never_shown(
     client: TestClient,
     emulator: PineconeEmulator,

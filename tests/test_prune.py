@@ -136,7 +136,7 @@ def test_a_data_set_does_not_change() -> None:
         check_prune(open_source("sample", data_dir=Path()))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_prune_as_users_run_it(tmp_path: Path) -> None:
     folder = album(tmp_path / "pics", 8)
     assert run("worker", "ingest", str(folder), "--prune")[0] == 0

@@ -172,7 +172,7 @@ def test_the_service_says_whether_its_port_is_free(free_port: int) -> None:
     assert "IMAGE_SEARCH_PORT" in err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sample_does_not_mix_with_other_images(settings: Settings, tmp_path: Path) -> None:
     folder = str(folder_of(tmp_path / "sample-photos", 3))
     code, out, _ = run("worker", "ingest", "sample", "--limit", "5")
@@ -191,7 +191,7 @@ def test_the_sample_does_not_mix_with_other_images(settings: Settings, tmp_path:
     assert run("worker", "ingest", "sample", "--limit", "5")[0] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_index_that_has_both_already_goes_on(settings: Settings, tmp_path: Path) -> None:
     folder = str(folder_of(tmp_path / "photos", 3))
     assert run("worker", "ingest", "sample", "--limit", "5")[0] == 0

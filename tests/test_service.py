@@ -313,7 +313,7 @@ def test_weights_that_cannot_be_had_are_reported(
     assert "mine.h5" in wait_for(new_client, 503, "model_unavailable")["detail"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_broken_store_is_reported_and_recovers(
     new_client: TestClient,
     settings: Settings,

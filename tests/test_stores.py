@@ -170,7 +170,7 @@ def test_equal_scores_are_ordered_by_id(create: Indexes, metric: Metric) -> None
     assert ids(index.query(same, 3)) == ["a", "b", "c"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("metric", METRICS)
 def test_query_stays_right_with_a_vector_index_and_with_rows_added_after_it(
     create: Indexes, metric: Metric, many: int

@@ -179,6 +179,7 @@ def alone(embedded: VectorIndex, fake_embedder: FakeEmbedder) -> Sync:
     return Sync(embedded, fake_embedder)
 
 
+@pytest.mark.long
 def test_another_sampling_or_another_video_takes_the_place_of_what_was_there(
     alone: Sync, embedded: VectorIndex, album: Path, made: Path, fake_embedder: FakeEmbedder
 ) -> None:
@@ -205,6 +206,7 @@ class CrashError(Exception):
     """In place of kill -9."""
 
 
+@pytest.mark.long
 def test_a_run_that_ends_anywhere_inside_videos_goes_on(
     fake_embedder: FakeEmbedder, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

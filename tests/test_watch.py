@@ -57,7 +57,7 @@ def following(folder: Path) -> Iterator[Changes]:
     following.end()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_changes_is_told_once_it_is_at_rest(folder: Path, following: Changes) -> None:
     (folder / "data").mkdir()
     (folder / "data" / "index.png").write_bytes(b"")
