@@ -141,14 +141,10 @@ def test_every_route_is_named() -> None:
         assert path in PAGES[DOCS / "reference" / "api.md"]
 
 
-@pytest.mark.slow
-def test_the_programs_in_the_docs_run(service_url: str) -> None:
-    [short], [long] = (
-        re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-        for page in (README, EXAMPLES)
-    )
+def outputs_of_programs(page: str, service_url: str) -> list[str]:
+    """What each program in a page prints, when it asks this service."""
     outputs = []
-    for program in (short, long):
+    for program in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         run = subprocess.run(
             [sys.executable, "-c", program.replace("http://127.0.0.1:8000", service_url)],
             cwd=ROOT,
@@ -156,8 +152,18 @@ def test_the_programs_in_the_docs_run(service_url: str) -> None:
             text=True,
             check=False,
         )
-        assert run.stderr == ""
-        outputs.append(run.stdout.splitlines())
+        assert (run.returncode, run.stderr) == (0, "")
+        outputs.append(run.stdout)
+    return outputs
+
+
+@pytest.mark.slow
+def test_the_programs_in_the_docs_run(service_url: str) -> None:
+    outputs = [
+        output.splitlines()
+        for page in (README, EXAMPLES)
+        for output in outputs_of_programs(page, service_url)
+    ]
     of_short, [*matches, last] = outputs
     assert of_short == matches
     assert {line.split()[1] for line in matches} <= {"flower", "tree"}
@@ -245,18 +251,9 @@ def test_lists_are_lists_in_the_built_pages_too() -> None:
 
 def test_the_programs_of_the_tutorial_on_notebooks_run(service_url: str) -> None:
     page = PAGES[DOCS / "tutorial" / "notebook.md"]
-    programs = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(programs) == 2
-    for program in programs:
-        run = subprocess.run(
-            [sys.executable, "-c", program.replace("http://127.0.0.1:8000", service_url)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
-        assert "flower" in run.stdout
+    outputs = outputs_of_programs(page, service_url)
+    assert len(outputs) == 2
+    assert all("flower" in output for output in outputs)
 
 
 def test_the_readme_fits_on_a_few_screens() -> None:

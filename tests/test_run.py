@@ -12,6 +12,7 @@ import pytest
 
 from image_search.settings import Settings
 from image_search.stores import open_index
+from service import listening
 from tests.support import ROOT
 from tests.support.images import folder_of
 from tests.support.processes import run
@@ -158,6 +159,20 @@ def run_command(
         text=True,
         check=False,
     )
+
+
+def test_before_anything_is_installed_the_address_is_that_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[tuple[str, int]] = []
+
+    def note(host: str, port: int) -> socket.socket:
+        tried.append((host, port))
+        return socket.socket()
+
+    monkeypatch.setattr(listening, "listen", note)
+    assert listening.main() == 0
+    assert tried == [(Settings.model_fields["host"].default, Settings.model_fields["port"].default)]
 
 
 @pytest.mark.slow
