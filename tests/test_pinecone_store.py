@@ -707,6 +707,36 @@ def test_what_was_put_just_now_is_deleted_while_reads_lag(
         assert "mine" not in emulator.records("images", "__default__.thumbnails")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [Fault(404), Fault(503)], ids=str)
+def test_no_delete_is_lost_to_a_fault(
+    emulator: PineconeEmulator, index: VectorIndex, fault: Fault
+) -> None:
+    index.upsert(records(3))
+    emulator.fail(fault, times=2, route="/vectors/delete")
+    index.delete(["r000000", "r000001"])
+    for namespace in ("__default__", "__default__.thumbnails"):
+        assert emulator.records("images", namespace).keys() == {"r000002"}
+
+
+def test_a_delete_before_anything_was_written_is_not_sent_again(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    index.delete(["none"])
+    assert emulator.count("/vectors/delete") == 2  # of records, and of thumbnails
+    assert index.retries == 0
+
+
+@pytest.mark.slow
+def test_deletions_are_forgotten_while_reads_lag(
+    emulator: PineconeEmulator, index: VectorIndex
+) -> None:
+    index.save_deletions({"a": "1" * 64, "b": "2" * 64})
+    emulator.lag = 0.5
+    index.forget_deletions(["a"])
+    assert index.load_deletions() == {"b": "2" * 64}
+
+
 def test_vectors_keep_their_digits_whatever_their_lengths(
     emulator: PineconeEmulator, index: VectorIndex
 ) -> None:

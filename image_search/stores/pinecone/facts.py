@@ -5,7 +5,6 @@ index holds 120 characters at most, belongs to all namespaces, and cannot be rea
 data-plane key.
 """
 
-import asyncio
 import base64
 import hashlib
 import logging
@@ -25,9 +24,8 @@ from image_search.sample import ImageSample
 from image_search.stores.pinecone.records import ANY_VECTOR, parts
 from image_search.stores.pinecone.requests import (
     LIST_IDS,
-    LONGEST_POLL,
-    SHORTEST_DELAY,
     Requests,
+    poll,
 )
 from image_search.values import DIGEST_FIELD
 
@@ -228,13 +226,22 @@ class Facts:
         )
 
     def _delete_ids(self, ids: Sequence[str]) -> None:
-        async def delete() -> None:
+        """Delete the records, and wait until they are not read any more."""
+
+        async def delete_and_wait() -> None:
+            part: list[str] = []
             for start in range(0, len(ids), _DELETED_AT_ONCE):
                 part = list(ids[start : start + _DELETED_AT_ONCE])
                 request = partial(self._requests.index.delete, ids=part, namespace=_NAMESPACE)
                 await self._requests.send("delete", _NAMESPACE, request)
 
-        self._requests.run(delete, self._requests.patience)
+            # Those before it are gone by then: writes are seen in their order.
+            async def is_gone() -> bool:
+                return not await self._requests.fetch(part, _NAMESPACE)
+
+            await poll(is_gone)
+
+        self._requests.run(delete_and_wait, self._requests.patience)
 
     async def _list(self, prefix: str) -> list[str]:
         ids: list[str] = []
@@ -255,12 +262,10 @@ class Facts:
         async def write_and_wait() -> None:
             for part in parts(records):
                 await self._requests.upsert(part, _NAMESPACE)
-            delay = SHORTEST_DELAY
-            while not all_read(await self._requests.fetch(list(facts), _NAMESPACE)):
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, LONGEST_POLL)
+            await poll(all_read)
 
-        def all_read(found: Mapping[str, Any]) -> bool:
+        async def all_read() -> bool:
+            found = await self._requests.fetch(list(facts), _NAMESPACE)
             return all(
                 id_ in found and dict(found[id_].metadata or {}) == dict(metadata)
                 for id_, metadata in facts.items()

@@ -3,8 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -44,9 +43,8 @@ from image_search.stores.pinecone.records import (
 from image_search.stores.pinecone.requests import (
     CONCURRENCY,
     LIST_IDS,
-    LONGEST_POLL,
-    SHORTEST_DELAY,
     Requests,
+    poll,
     side_by_side,
 )
 from image_search.values import DIGEST_FIELD, LABEL_FIELD, MAX_TOP_K, STATE_FIELD, Embeddings
@@ -324,9 +322,12 @@ class PineconeIndex(VectorIndex):
             part = list(ids[start : start + _DELETE_IDS])
 
             async def delete(part: list[str] = part) -> None:
-                # It answers 404 in a namespace that nothing was written to yet.
-                with suppress(errors.NotFoundError):
+                try:
                     await self._requests.index.delete(ids=part, namespace=namespace)
+                except errors.NotFoundError as exc:
+                    # Nothing was written to the namespace yet; every other 404 may pass.
+                    if "namespace" not in str(exc).lower():
+                        raise
 
             await self._requests.send("delete", namespace, delete)
 
@@ -419,10 +420,10 @@ class PineconeIndex(VectorIndex):
 
         async def wait() -> None:
             for namespace, number in list(self._requests.committed.items()):
-                await _poll(partial(self._shows, namespace, number))
+                await poll(partial(self._shows, namespace, number))
                 self._requests.committed.pop(namespace, None)
             # The SDK does not give the number of a write that deletes.
-            await _poll(self._deleted_are_gone)
+            await poll(self._deleted_are_gone)
 
         try:
             self._requests.run(wait, seconds=self._requests.patience)
@@ -476,10 +477,3 @@ def _about_cursor(error: errors.ApiError, cursor: str) -> Exception:
 def _listed(id_: str, vector: Any, picture: bytes) -> Listed:
     label, metadata, _ = decode(vector.metadata)
     return Listed(id_, label, metadata, picture)
-
-
-async def _poll(is_done: Callable[[], Awaitable[bool]]) -> None:
-    delay = SHORTEST_DELAY
-    while not await is_done():
-        await asyncio.sleep(delay)
-        delay = min(2 * delay, LONGEST_POLL)

@@ -53,8 +53,8 @@ CONCURRENCY: Final = 16
 _PATIENCE: Final = 12
 _FIRST_DELAY: Final = 0.25
 # Between looks whether what was written can be read.
-SHORTEST_DELAY: Final = 0.05
-LONGEST_POLL: Final = 1.0
+_SHORTEST_POLL: Final = 0.05
+_LONGEST_POLL: Final = 1.0
 _LONGEST_DELAY: Final = 20.0
 # These seldom pass by waiting, but do: a new index or key takes a while to be known everywhere.
 _SELDOM_PASSES: Final = (
@@ -284,6 +284,14 @@ async def side_by_side(calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) ->
     except ExceptionGroup as group_error:
         raise group_error.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+async def poll(is_done: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again and again, ever more seldom, until the answer is yes."""
+    delay = _SHORTEST_POLL
+    while not await is_done():
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, _LONGEST_POLL)
 
 
 @functools.cache
