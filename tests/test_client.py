@@ -861,7 +861,7 @@ client.query("id")  # type: ignore[call-arg]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_program_that_uses_the_client_passes_strict_types(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

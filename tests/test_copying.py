@@ -281,7 +281,7 @@ def test_nothing_is_mixed_or_lost(index: VectorIndex, tmp_path: Path) -> None:
         parse_end("Images")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command(index: VectorIndex, tmp_path: Path) -> None:
     file = str(tmp_path / "backup.parquet")
     code, out, _ = run("worker", "copy", "images", file)

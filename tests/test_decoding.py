@@ -365,7 +365,7 @@ def cpu_seconds() -> float:
     return now + sum(sum(process.cpu_times()[:2]) for process in psutil.Process().children())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_descriptor_is_left() -> None:
     before = psutil.Process().num_fds()
     with Decoder(MANY, limits=TIGHT) as decoder:

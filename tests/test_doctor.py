@@ -192,7 +192,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, settings: Settings
     assert "IMAGE_SEARCH_DATA_DIR" in found.text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_ends_with_0_or_1(emulator: PineconeEmulator) -> None:
     assert emulator.indexes == {}
     code, out, err = run("worker", "doctor", IMAGE_SEARCH_STORE="embedded")

@@ -79,7 +79,7 @@ def test_embeddings_are_those_of_keras(embedder: Embedder) -> None:
     np.testing.assert_allclose(embeddings, keras_embeddings(images), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_larger_inputs_are_averaged_over_the_last_feature_map() -> None:
     images = pictures(2, size=64)
     embeddings = Embedder.load("bundled", 64).embed(images)
@@ -325,7 +325,7 @@ def test_what_a_recipe_was_fitted_to_is_not_computed_again(monkeypatch: pytest.M
     assert [len(rows) for rows in network.outputs([])] == [0, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_activation_maxima_are_those_of_keras() -> None:
     images = pictures(40)
     keras = import_keras()

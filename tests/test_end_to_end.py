@@ -460,6 +460,7 @@ def test_an_endless_upload_is_refused_while_it_is_read(free_port: int) -> None:
 # --- real images ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_real_cifar10_end_to_end(
     settings: Settings, cifar10_archive: Path, free_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -234,7 +234,7 @@ def test_the_index_is_what_one_run_gives(
     check(lambda state: kind(state, tmp_path), seed=len(kind.__name__))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [zipped, listed, table], ids=lambda kind: kind.__name__)
 def test_the_index_is_what_one_run_gives_of_an_address(
     kind: Callable[[State, Path], str], tmp_path: Path

@@ -589,6 +589,7 @@ def test_an_index_at_pinecone_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (code, "ingest its images into a new one (--index NAME)" in err) == (2, True)
 
 
+@pytest.mark.long
 def test_at_pinecone_a_second_index_is_taken_by_hand(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -337,6 +337,7 @@ def test_videos_in_parquet_files(
     assert (again.embedded, again.videos, again.unchanged) == (0, 0, len(contents))
 
 
+@pytest.mark.long
 def test_damaged_videos_give_what_they_have_and_are_told(
     alone: Sync,
     embedded: VectorIndex,

@@ -164,7 +164,7 @@ def test_the_index_follows_a_folder(
         assert "moved" in out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_following_goes_on_with_an_index_that_was_fitted_again(
     folder: Path, settings: Settings
 ) -> None:
