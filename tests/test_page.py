@@ -1,14 +1,14 @@
-"""The web page in a real browser: Debian's Chromium, driven by Playwright."""
+"""The web page in real browsers: Debian's Chromium and Firefox, driven by Playwright."""
 
 import base64
 import csv
 import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -43,10 +43,11 @@ from tests.support.pinecone import API_KEY, PineconeEmulator
 from tests.support.servers import ServiceThread, assert_problem
 from tests.support.videos import write_video
 from tests.support.waiting import wait_until
+from tools.browsers import open_browser
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+BOTH = pytest.mark.parametrize("browser", ["chromium", "firefox"], indirect=True)
 TOP_K = 24
 expect.set_options(timeout=10_000)
 KEY = "open sesame"
@@ -75,14 +76,19 @@ def url(module_settings: Settings, index: VectorIndex) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no browser: the page was not tested (on Debian: apt-get install chromium)")
-    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
+    """Chromium, or Firefox in tests that are run in BOTH.
+
+    These need nothing that Firefox's driver lacks, such as touch, a dark scheme or the clipboard.
+    """
+    name = getattr(request, "param", "chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *quiet]
-        )
+        browser = open_browser(playwright, name)
+        if browser is None:
+            package = {"firefox": "firefox-esr"}.get(name, name)
+            pytest.skip(
+                f"no {name}: the page was not tested (on Debian: apt-get install {package})"
+            )
         yield browser
         browser.close()
 
@@ -151,6 +157,7 @@ def is_loaded(image: Locator) -> bool:
 # --- handing a picture over -----------------------------------------------------------------------
 
 
+@BOTH
 def test_an_upload_is_shown_beside_its_matches(
     page: Page, index: VectorIndex, embedder: Embedder
 ) -> None:
@@ -210,6 +217,7 @@ DROP = """([type, base64]) => {
 }"""
 
 
+@BOTH
 def test_a_picture_can_be_dropped_anywhere(
     page: Page, index: VectorIndex, embedder: Embedder
 ) -> None:
@@ -239,6 +247,7 @@ def test_who_has_no_picture_at_hand_takes_one_of_the_page(page: Page, index: Vec
     assert [id_, *shown(page)] == best(index, embedding, TOP_K + 1)
 
 
+@BOTH
 def test_a_photo_is_turned_upright_and_made_small_before_it_is_sent(
     page: Page, index: VectorIndex, embedder: Embedder
 ) -> None:
@@ -364,6 +373,7 @@ def test_a_picture_of_noise_is_shown_too(open_page: Callable[..., Page], page: P
 # --- from one search to the next ------------------------------------------------------------------
 
 
+@BOTH
 def test_more_like_a_match_and_back(page: Page, index: VectorIndex) -> None:
     upload(page, encode(QUERY))
     first = shown(page)
@@ -386,6 +396,136 @@ def test_more_like_a_match_and_back(page: Page, index: VectorIndex) -> None:
     page.get_by_role("button", name="Back").click()
     expect(page.locator("#start")).to_be_visible()
     expect(page.locator("#found")).to_be_hidden()
+
+
+@BOTH
+def test_more_matches_come_by_scrolling(
+    open_page: Callable[..., Page], url: str, index: VectorIndex
+) -> None:
+    query = f"{KINDS[0]}-00"
+    page = open_page(f"{url}#id={query}")
+    expected = best(index, index.fetch([query])[query].embedding, len(KINDS) * PER_KIND)[1:]
+    assert shown(page) == expected[:TOP_K]
+    expect(page.get_by_role("button", name="Show more matches")).to_be_visible()
+    page.mouse.move(700, 500)
+    page.mouse.wheel(0, 4000)
+    assert shown(page, len(expected)) == expected
+    expect(page.locator("#announcement")).to_have_text(
+        f"{len(expected) - TOP_K} more, {len(expected)} matches"
+    )
+    expect(page.get_by_role("heading", name=f"{len(expected)} matches")).to_be_visible()
+    expect(page.locator("#more-matches")).to_be_hidden()
+    expect(page.get_by_role("slider", name="How many")).to_have_value(f"{TOP_K}")
+    # Back leads to the same place, among as many matches.
+    page.locator(".picture").nth(40).scroll_into_view_if_needed()
+    page.locator(".picture").nth(40).click()
+    expect(page.locator("#query-id")).to_have_text(expected[40])
+    shown(page)
+    assert page.evaluate("scrollY") == 0
+    page.get_by_role("button", name="Back").click()
+    expect(page.locator("#query-id")).to_have_text(query)
+    assert shown(page, len(expected)) == expected
+    expect(page.locator(".picture").nth(40)).to_be_in_viewport()
+
+
+def test_more_matches_come_by_the_keyboard_up_to_a_hundred(
+    open_page: Callable[..., Page], photos_url: str
+) -> None:
+    page = open_page(f"{photos_url}#id=trip/%25C3%25A9t%25C3%25A9-000.jpg&top_k=5")
+    first = shown(page, 5)
+    more = page.get_by_role("button", name="Show more matches")
+    more.press("Enter")
+    assert shown(page, 43)[:5] == first
+    expect(page.locator(".picture").nth(5)).to_be_focused()  # the first that is new
+    page.route("**/query", lambda route: route.abort())
+    more.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("More matches could not be loaded")
+    page.unroute("**/query")
+    shown(page, 81)  # tried again by itself
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.mouse.move(700, 500)
+    page.mouse.wheel(0, 9000)
+    assert len(set(shown(page, 100))) == 100
+    expect(more).to_be_hidden()
+    expect(page.locator("#matches-end")).to_contain_text("the 100 best matches")
+    assert page.evaluate("location.hash").endswith("top_k=5")
+    page.reload()
+    shown(page, 100)
+
+
+@BOTH
+def test_what_was_searched_for_is_kept_in_this_browser(
+    open_page: Callable[..., Page], url: str
+) -> None:
+    page = open_page(url)
+    expect(page.locator("#recent-section")).to_be_hidden()
+    upload(page, encode(QUERY))
+    found = shown(page)
+    page.get_by_role("checkbox", name="near-duplicates").check()
+    shown(page)
+    page.locator(".picture").nth(1).click()
+    expect(page.locator("#query-id")).to_have_text(found[1])
+    shown(page)
+    page.get_by_role("link", name="Image search").click()
+    links = page.locator("#recent a")
+    expect(links).to_have_count(2)  # of each picture, the last search
+    label = found[1].rpartition("-")[0]
+    expect(links.first).to_have_attribute("aria-label", re.compile(f"^{label}, searched for on"))
+    expect(links.last).to_have_attribute("aria-label", re.compile("^Your picture, searched for on"))
+    for picture in links.locator("img").all():
+        assert is_loaded(picture)
+
+    # It is this browser's alone: nothing of it is asked for or sent.
+    again = page.context.new_page()
+    requests: list[str] = []
+    again.on("request", lambda request: requests.append(f"{request.url} {request.post_data}"))
+    again.goto(url)
+    expect(again.locator("#recent a")).to_have_count(2)
+    expect(again.locator("#some a")).to_have_count(10)
+    assert not [sent for sent in requests if found[1] in sent]
+    other = open_page(url)
+    expect(other.locator("#some a")).to_have_count(10)
+    expect(other.locator("#recent-section")).to_be_hidden()
+
+    links.last.click()
+    expect(page.get_by_role("checkbox", name="near-duplicates")).to_be_checked()
+    assert shown(page) == found
+    page.get_by_role("link", name="Image search").click()
+    expect(links.first).to_have_attribute("aria-label", re.compile("^Your picture"))
+    page.get_by_role("button", name="Clear the list").click()
+    expect(page.locator("#recent-section")).to_be_hidden()
+    expect(again.locator("#recent-section")).to_be_hidden()
+    page.reload()
+    expect(page.locator("#some a")).to_have_count(10)
+    expect(page.locator("#recent-section")).to_be_hidden()
+
+
+REFUSE = """for (const name of ["localStorage", "sessionStorage"]) {
+    Object.defineProperty(window, name, {
+        get() { throw new DOMException("no", "SecurityError"); },
+    });
+}"""
+
+
+@pytest.mark.parametrize("kept", ["nothing", "what is damaged"])
+def test_a_browser_that_keeps_nothing_is_enough(
+    open_page: Callable[..., Page], url: str, kept: str
+) -> None:
+    page = open_page("about:blank")
+    lists = [
+        "{",
+        '"a"',
+        '[null, {"address": "javascript:0", "name": "a", "picture": null, "at": 0}]',
+    ]
+    damage = f"localStorage.setItem('image-search recent /', {json.dumps(lists)}.at(-1))"
+    page.add_init_script(REFUSE if kept == "nothing" else damage)
+    page.goto(url)
+    expect(page.locator("#some a")).to_have_count(10)
+    expect(page.locator("#recent-section")).to_be_hidden()
+    page.get_by_role("button", name="boat").click()
+    shown(page)
+    page.get_by_role("link", name="Image search").click()
+    expect(page.locator("#recent a")).to_have_count(1)
 
 
 def test_the_page_is_the_same_on_pinecone(
@@ -452,6 +592,7 @@ def browsed(page: Page, numbers: list[int]) -> None:
     expect(page.locator("#images .id bdi")).to_have_text(expected)
 
 
+@BOTH
 def test_the_index_is_browsed_without_a_picture(
     open_page: Callable[..., Page], photos_url: str
 ) -> None:
@@ -461,6 +602,7 @@ def test_the_index_is_browsed_without_a_picture(
     assert page.url.endswith("#browse")
     expect(page.locator("#browse-title")).to_be_focused()
     expect(page.locator("#browse-labels label")).to_have_text(["beach 50", "forest 50"])
+    expect(page.locator("#browse-count")).to_have_text(f"60 of {PHOTOS} images")
     for _ in range(20):
         page.mouse.wheel(0, 4000)
         if page.locator("#images .match").count() == PHOTOS:
@@ -540,6 +682,7 @@ def test_a_match_opens_in_another_tab_too(page: Page) -> None:
     shown(other.value)
 
 
+@BOTH
 def test_examples_move_the_query(page: Page, index: VectorIndex, embedder: Embedder) -> None:
     upload(page, encode(QUERY))
     first = shown(page)
@@ -605,6 +748,7 @@ def test_labels_and_the_number_of_matches_are_chosen(page: Page) -> None:
     expect(page.locator("#start")).to_be_visible()
 
 
+@BOTH
 def test_back_brings_the_options_of_a_search_again(page: Page) -> None:
     upload(page, encode(QUERY))
     shown(page)
@@ -820,6 +964,7 @@ def test_large_thumbnails_get_room_and_no_label_is_cut(
         expect(page.locator(".match strong").first).to_have_text(label)
 
 
+@BOTH
 @pytest.mark.long
 def test_two_pictures_are_compared(
     open_page: Callable[..., Page], settings: Settings, embedder: Embedder
@@ -968,6 +1113,7 @@ def test_ids_are_shown_as_names(
 # --- errors, and waiting --------------------------------------------------------------------------
 
 
+@BOTH
 def test_errors_are_told_in_words(page: Page) -> None:
     upload(page, b"no picture", "notes.png")
     expect(page.get_by_role("alert")).to_contain_text("“notes.png” could not be searched for")
@@ -997,6 +1143,7 @@ def test_the_answer_to_an_outdated_question_is_not_shown(page: Page) -> None:
     expect(page.locator("#progress")).to_be_hidden()
     assert [outdated.value] == [route.request for route in held]
     assert outdated.value.failure == "net::ERR_ABORTED"
+    held[0].abort()  # a route that is never answered is reported in a later test
 
 
 def test_a_service_that_is_away_is_waited_for(page: Page) -> None:
@@ -1057,11 +1204,47 @@ def test_a_key_is_asked_for_and_kept_and_nothing_of_others_is_markup(
         assert is_loaded(page.locator("#query-picture"))
         page.get_by_role("button", name="as a negative example").first.click()
         expect(page.locator("#negative button")).to_have_count(1)
+        # What needs a key is kept no longer than the key.
+        page.get_by_role("link", name="Image search").click()
+        expect(page.locator("#recent a").first).to_have_attribute("title", re.compile("^<img src"))
+        assert page.evaluate("localStorage.length") == 0
+
+
+def test_changes_of_the_index_are_shown_as_they_come(
+    open_page: Callable[..., Page], url: str
+) -> None:
+    page = open_page("about:blank")
+    page.clock.install()
+    count = 1000
+    labels = [{"label": "boat", "count": 1}]
+
+    def health(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "count": count})
+
+    page.route("**/health", health)
+    page.route("**/labels", lambda route: route.fulfill(json={"labels": labels}))
+    page.goto(f"{url}#browse")
+    expect(page.locator("#index-summary")).to_have_text("1,000 images")
+    expect(page.locator("#browse-labels label")).to_have_text(["boat 1"])
+    expect(page.locator("#index-change")).to_be_hidden()
+    for count, change in ((1500, "+500"), (2250, "+1,250"), (900, "\N{MINUS SIGN}100")):
+        page.clock.run_for(5000)
+        expect(page.locator("#index-summary")).to_have_text(f"{count:,} images")
+        expect(page.locator("#index-change")).to_have_text(f"{change} in the last minute")
+    page.locator("#index summary").click()
+    expect(page.locator("#index-facts")).to_contain_text("\N{MINUS SIGN}100 in the last minute")
+    labels = [{"label": "boat", "count": 2}, {"label": "new", "count": 1}]
+    page.clock.run_for(5000)  # it has settled
+    expect(page.locator("#browse-labels label")).to_have_text(["boat 2", "new 1"])
+    for _ in range(20):
+        page.clock.run_for(5000)
+    expect(page.locator("#index-change")).to_be_hidden()
 
 
 # --- everybody ------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_the_keyboard_alone_is_enough(page: Page) -> None:
     def tab_to(element: Locator) -> None:
         for _ in range(60):
@@ -1144,6 +1327,9 @@ def test_every_view_is_accessible_and_fits(
     page.goto(f"{url}#browse&label={KINDS[0]}")
     expect(page.locator("#images .match")).to_have_count(PER_KIND)
     check("browsed")
+    page.get_by_role("link", name="Image search").click()
+    expect(page.locator("#recent a")).to_have_count(1)
+    check("start again")
 
 
 def test_the_page_works_below_a_prefix(open_page: Callable[..., Page], url: str) -> None:
@@ -1264,6 +1450,7 @@ def test_a_video_is_found_once_and_played_from_the_moment_that_was_found(
     assert len(shown(page, SECONDS + 2)) == SECONDS + 2
 
 
+@BOTH
 def test_moments_of_a_video_are_stepped_through_by_mouse_and_by_keys(
     open_page: Callable[..., Page], films: str
 ) -> None:
@@ -1318,6 +1505,7 @@ def test_the_original_of_a_photo_is_seen_large_with_its_path(
     expect(page.locator("#viewer")).to_be_hidden()
 
 
+@BOTH
 def test_an_original_that_is_not_there_is_told_of(
     open_page: Callable[..., Page], films: str
 ) -> None:
@@ -1329,6 +1517,7 @@ def test_an_original_that_is_not_there_is_told_of(
     assert is_loaded(page.locator("#viewer-picture"))
 
 
+@BOTH
 def test_a_video_is_searched_with_as_a_picture_is(
     open_page: Callable[..., Page], films: str, originals: Path
 ) -> None:
@@ -1402,10 +1591,30 @@ def test_the_page_is_small_strict_and_never_old() -> None:
         assert client.head(file).status_code == 200
         assert not re.search(rb"https?://(?!www\.w3\.org)", answer.content)
         size += len(answer.content)
+    manifest = client.get("/web/manifest.webmanifest")
+    assert manifest.headers["content-type"] == "application/manifest+json"
+    icons = {icon["src"] for icon in manifest.json()["icons"]}
+    size += sum(len(client.get(f"/web/{icon}").content) for icon in icons)
     assert size < 250_000
     assert_problem(client.get("/web/nothing.js"), 404, "not_found")
     assert_problem(client.get("/web/../page.py"), 404, "not_found")
     assert_problem(client.get("/web/%2e%2e/page.py"), 404, "not_found")
+
+
+def test_the_page_can_be_installed(open_page: Callable[..., Page], url: str) -> None:
+    page = open_page(url)
+    tools = page.context.new_cdp_session(page)
+    found = tools.send("Page.getAppManifest")
+    assert found["errors"] == []
+    assert found["url"] == f"{url}web/manifest.webmanifest"
+    manifest = json.loads(found["data"])
+    assert urljoin(found["url"], manifest["start_url"]) == url
+    assert urljoin(found["url"], manifest["scope"]) == url
+    for icon in manifest["icons"][1:]:
+        with Image.open(ROOT / "service" / "web" / icon["src"]) as image:
+            assert icon["sizes"] == f"{image.width}x{image.height}"
+    errors = tools.send("Page.getInstallabilityErrors")["installabilityErrors"]
+    assert [error for error in errors if error["errorId"] != "in-incognito"] == []
 
 
 def test_the_page_and_the_documentation_know_their_prefix() -> None:

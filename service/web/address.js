@@ -14,8 +14,13 @@ import {
 } from "./search.js";
 import { browsing, pair, search } from "./state.js";
 
+const MS_BETWEEN_SCROLLS = 150;
+
 /** How many searches of this tab lie behind this one. */
 let depth = Number(history.state?.depth ?? 0);
+/** Whether the page is on its way to where one was: what is shown there may still be missing. */
+let arriving = false;
+let scrolled = 0;
 /** @type {{replace: boolean} | null} How the search that is prepared enters the history. */
 let prepared = null;
 
@@ -93,14 +98,35 @@ export function settle() {
  */
 function record(fragment, { replace }) {
   prepared = null;
+  if (!arriving) keepReached({ top: scrollY });
+  arriving = false;
   const address = fragment || location.pathname + location.search;
   if (!replace) depth += 1;
   if (replace) history.replaceState({ depth }, "", address);
   else history.pushState({ depth }, "", address);
 }
 
+/** How many matches were shown when this search was left, and how far down. */
+export function reached() {
+  const { shown, top } = history.state ?? {};
+  return { shown: Number(shown ?? 0), top: Number(top ?? 0) };
+}
+
+/** @param {Partial<{shown: number, top: number}>} place */
+export function keepReached(place) {
+  history.replaceState({ ...history.state, ...place }, "");
+}
+
+/** All is shown: go down to where one was. */
+export function arrive() {
+  if (!arriving) return;
+  arriving = false;
+  scrollTo({ top: reached().top });
+}
+
 function showAddress() {
   prepared = null;
+  arriving = true;
   depth = Number(history.state?.depth ?? 0);
   try {
     const found = pairFromFragment(location.hash);
@@ -118,5 +144,11 @@ export function followAddress() {
   search.listen(() => { get("back").hidden = depth === 0; });
   get("back").addEventListener("click", () => history.back());
   addEventListener("popstate", showAddress);
+  // The browser would scroll before there is anything to scroll to.
+  history.scrollRestoration = "manual";
+  addEventListener("scroll", () => {
+    clearTimeout(scrolled);
+    scrolled = setTimeout(() => { if (!arriving) keepReached({ top: scrollY }); }, MS_BETWEEN_SCROLLS);
+  }, { passive: true });
   showAddress();
 }

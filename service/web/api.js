@@ -16,6 +16,8 @@
  *   model: Model, created_at: string, version: string, originals: boolean}} Health
  */
 
+import { store, stored } from "./storage.js";
+
 const KEY = "image-search key";
 
 /** An answer of status 400 or more, or none at all: status 0 and code `offline`. */
@@ -43,11 +45,11 @@ export class ProblemError extends Error {
  * @param {string} key
  */
 export function setKey(key) {
-  sessionStorage.setItem(KEY, key);
+  store("sessionStorage", KEY, key);
 }
 
 export function hasKey() {
-  return sessionStorage.getItem(KEY) !== null;
+  return stored("sessionStorage", KEY) !== null;
 }
 
 /**
@@ -58,7 +60,7 @@ export function hasKey() {
  */
 export async function request(path, { form, json, signal } = {}) {
   const headers = new Headers();
-  const key = sessionStorage.getItem(KEY);
+  const key = stored("sessionStorage", KEY);
   if (key !== null) headers.set("X-API-Key", key);
   if (json !== undefined) headers.set("Content-Type", "application/json");
   const body = form ?? (json === undefined ? undefined : JSON.stringify(json));
@@ -123,7 +125,7 @@ export async function originalProblem(path) {
  */
 async function ask(path, fields) {
   const headers = new Headers(fields);
-  const key = sessionStorage.getItem(KEY);
+  const key = stored("sessionStorage", KEY);
   if (key !== null) headers.set("X-API-Key", key);
   return fetch(path, { headers }).catch(() => null);
 }

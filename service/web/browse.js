@@ -6,9 +6,9 @@
  * @import { Browse } from "./search.js"
  */
 
-import { browse, go } from "./address.js";
+import { arrive, browse, go } from "./address.js";
 import { request } from "./api.js";
-import { announce, element, get, input, keepFocus, onPlainClick, thumbnail } from "./dom.js";
+import { announce, element, get, input, isNear, keepFocus, onPlainClick, thumbnail } from "./dom.js";
 import { chosenLabels, showLabelChoice } from "./labels.js";
 import { closeNotice } from "./notice.js";
 import { emptyBrowse, toFragment, toListing, withQuery } from "./search.js";
@@ -44,6 +44,7 @@ function showBrowse(next) {
   if (wanted === shown) {
     // As after going back: it is still there.
     get("more").hidden = cursor === null;
+    arrive();
     return;
   }
   shown = wanted;
@@ -93,12 +94,25 @@ function showImages(images) {
   get("images").append(...images.map(tile));
   const count = get("images").childElementCount;
   const number = count.toLocaleString("en");
-  const told = count === 1 ? "1 image" : `${number} images${cursor === null ? "" : " so far"}`;
+  const all = cursor === null ? null : total();
+  const rest = cursor === null ? "" : " so far";
+  const told = all !== null ? `${number} of ${all.toLocaleString("en")} images`
+    : count === 1 ? "1 image" : `${number} images${rest}`;
   get("browse-count").textContent = count ? told : "";
   get("browse-none").hidden = count > 0;
   get("more").hidden = cursor === null;
   announce(count ? told : "No images");
+  arrive();
   if (cursor !== null && isNear(get("more"))) requestAnimationFrame(() => { if (!loading) void more(); });
+}
+
+/** How many images there are to browse; null if only listing them all would tell. */
+function total() {
+  const now = browsing.value ?? emptyBrowse();
+  if (now.words || now.from || now.to) return null;
+  if (now.labels.length === 0) return health.value?.count ?? null;
+  const counts = now.labels.map((label) => labels.value?.find((one) => one.label === label)?.count ?? null);
+  return counts.reduce((sum, count) => (sum === null || count === null ? null : sum + count), 0);
 }
 
 /** @param {IndexedImage} image */
@@ -133,11 +147,6 @@ function tile(image) {
 function enlarge({ target }) {
   const { naturalWidth, naturalHeight } = /** @type {HTMLImageElement} */ (target);
   if (Math.max(naturalWidth, naturalHeight) > SMALL_SIDE) get("images").classList.add("large");
-}
-
-/** @param {HTMLElement} button */
-function isNear(button) {
-  return button.getBoundingClientRect().top < 2 * innerHeight;
 }
 
 /**

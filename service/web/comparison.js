@@ -159,5 +159,7 @@ export function installComparison() {
   for (const id of ["compare-link", "compare-start"]) {
     onPlainClick(get(id), () => compare({ a: null, b: null }));
   }
-  health.listen(() => { if (answered) showScore(answered); }); // which knows the metric now
+  health.listen((now, before) => {
+    if (answered && now?.metric !== before?.metric) showScore(answered);
+  });
 }

@@ -59,6 +59,15 @@ export function keepFocus(id) {
 }
 
 /**
+ * Whether what follows a list comes into view soon.
+ *
+ * @param {HTMLElement} end
+ */
+export function isNear(end) {
+  return end.getClientRects().length > 0 && end.getBoundingClientRect().top < 1.5 * innerHeight;
+}
+
+/**
  * @param {HTMLImageElement} image
  * @param {string | null | undefined} source
  */

@@ -9,11 +9,12 @@
  */
 
 import { request } from "./api.js";
-import { go } from "./address.js";
-import { announce, element, get, keepFocus, onPlainClick, thumbnail } from "./dom.js";
+import { arrive, go, keepReached, reached } from "./address.js";
+import { announce, element, get, isNear, keepFocus, onPlainClick, thumbnail } from "./dom.js";
 import { closeNotice, notify } from "./notice.js";
 import { momentsOf, stepThrough } from "./moments.js";
-import { MAX_EXAMPLES, isEmpty, isUnfamiliar, modelKey, toBody, toFragment, withQuery } from "./search.js";
+import { remember } from "./recent.js";
+import { MAX_EXAMPLES, MAX_TOP_K, isEmpty, isUnfamiliar, modelKey, toBody, toFragment, withQuery } from "./search.js";
 import { selectButton } from "./selection.js";
 import { health, known, labels, search } from "./state.js";
 import { runAlone } from "./task.js";
@@ -21,9 +22,13 @@ import { labelViewButton, viewButton } from "./viewer.js";
 import { clock, closest, facts, nameOf, percent, readable, titleOf } from "./words.js";
 
 const SMALL_SIDE = 160;
+// From the usual 24 to the most, 100, in two steps: what is shown already is sent again.
+const MORE = 38;
 
 /** Whether scores are distances, of which less is more similar. */
 let distance = false;
+/** Whether more matches are on their way. */
+let adding = false;
 
 /**
  * @param {Search} next
@@ -40,20 +45,94 @@ function showResults(next, before) {
 }
 
 function find() {
+  const topK = Math.max(search.value.topK, reached().shown);
   return runAlone(
     async (signal) => {
-      /** @type {SearchResponse} */
-      const answer = await request("query", { json: toBody(search.value), signal }).catch((error) => {
+      const answer = await ask(topK, signal).catch((error) => {
         if (!signal.aborted) showNothing("No answer", "");
         throw error;
       });
       if (!fits(answer.model)) return;
       closeNotice();
       showMatches(answer);
+      showEnd(answer.matches.length, topK);
+      remember(search.value);
+      arrive();
     },
     "The search failed",
     () => search.set(search.value),
   );
+}
+
+/** Add the next matches to those that are shown. */
+function findMore() {
+  if (adding || get("results").getAttribute("aria-busy") === "true") return undefined;
+  const before = get("matches").childElementCount;
+  const topK = Math.min(MAX_TOP_K, before + MORE);
+  const pressed = document.activeElement === get("more-matches");
+  adding = true;
+  return runAlone(
+    async (signal) => {
+      const { matches } = await ask(topK, signal);
+      const there = new Set([...get("matches").children].map((one) => /** @type {HTMLElement} */ (one).dataset.id));
+      const added = judged(matches).filter(({ id, video }) => !there.has(video ?? id));
+      learnOf(added);
+      const cards = added.map(card);
+      get("matches").append(...cards);
+      const count = get("matches").childElementCount;
+      keepReached({ shown: count });
+      showEnd(matches.length, topK);
+      get("results-title").textContent = counted(count);
+      announce(added.length ? `${added.length} more, ${counted(count)}` : "There are no more matches.");
+      // Whoever pressed the button reads on from there.
+      if (pressed) (cards[0]?.querySelector("a") ?? get("results-title")).focus({ preventScroll: true });
+    },
+    "More matches could not be loaded",
+    () => void findMore(),
+    { adds: true },
+  ).finally(() => { adding = false; });
+}
+
+/**
+ * @param {number} topK
+ * @param {AbortSignal} signal
+ * @returns {Promise<SearchResponse>}
+ */
+function ask(topK, signal) {
+  return request("query", { json: toBody({ ...search.value, topK }), signal });
+}
+
+/**
+ * Offer more matches, or say that there are no others.
+ *
+ * @param {number} found
+ * @param {number} asked
+ */
+function showEnd(found, asked) {
+  get("more-matches").hidden = found < asked || asked >= MAX_TOP_K;
+  get("matches-end").hidden = found < MAX_TOP_K;
+}
+
+/** @param {number} count */
+function counted(count) {
+  return count === 1 ? "1 match" : `${count} matches`;
+}
+
+/**
+ * The matches, without confidence if nothing in the index is like the picture: the service sees no
+ * more than the embedding, which does not tell.
+ *
+ * @param {Match[]} found
+ */
+function judged(found) {
+  return isUnfamiliar(search.value) ? found.map((match) => ({ ...match, confidence: null })) : found;
+}
+
+/** @param {Match[]} matches */
+function learnOf(matches) {
+  for (const { id, label, thumbnail: source, metadata } of matches) {
+    if (source) known.set(id, { id, label, thumbnail: source, metadata });
+  }
 }
 
 /** @param {Model} model */
@@ -71,8 +150,7 @@ function fits(model) {
 /** @param {SearchResponse} answer */
 function showMatches({ matches: found, took_ms }) {
   const unfamiliar = isUnfamiliar(search.value);
-  // The service sees no more than the embedding, which does not tell.
-  const matches = unfamiliar ? found.map((match) => ({ ...match, confidence: null })) : found;
+  const matches = judged(found);
   if (matches.length === 0) {
     const { labels: only, minConfidence } = search.value;
     const narrowed = only.length > 0 || minConfidence > 0;
@@ -84,16 +162,14 @@ function showMatches({ matches: found, took_ms }) {
     offerMeant();
     return;
   }
-  for (const { id, label, thumbnail: source, metadata } of matches) {
-    if (source) known.set(id, { id, label, thumbnail: source, metadata });
-  }
+  learnOf(matches);
   if (matches.some(({ video }) => video)) get("video-option").hidden = false;
   if (matches.some((match) => match.confidence !== null)) get("confidence-option").hidden = false;
   get("matches").replaceChildren(...matches.map(card));
   get("none").hidden = true;
   get("hint").hidden = false;
   get("unfamiliar").hidden = !unfamiliar;
-  get("results-title").textContent = matches.length === 1 ? "1 match" : `${matches.length} matches`;
+  get("results-title").textContent = counted(matches.length);
   get("took").textContent = `in ${took_ms.total < 10 ? took_ms.total.toFixed(1) : Math.round(took_ms.total)} ms`;
   const warning = unfamiliar ? "Nothing like this is in the index. " : "";
   announce(`${warning}${get("results-title").textContent}. Best: ${describe(matches[0])}`);
@@ -106,6 +182,7 @@ function showMatches({ matches: found, took_ms }) {
  */
 function showNothing(title, text) {
   get("matches").replaceChildren();
+  get("more-matches").hidden = get("matches-end").hidden = true;
   get("results-title").textContent = title;
   get("took").textContent = "";
   get("hint").hidden = true;
@@ -168,6 +245,7 @@ function card(match) {
   const about = [...names, ...facts(match.metadata)].join("\n");
   const head = element("p", { className: "line" }, element("strong", {}, titleOf(named(match))));
   const made = element("li", { className: "match" }, link, selectButton(match), head);
+  made.dataset.id = match.video ?? match.id;
   const open = viewButton(match, () => [moments, Math.max(0, place)]);
   link.after(open);
   const bar = element("div", { className: "confidence" });
@@ -253,4 +331,7 @@ export function installResults() {
   // The labels may come after the answer.
   labels.listen(() => { if (!get("none").hidden && get("matches").childElementCount === 0) offerMeant(); });
   get("copy").addEventListener("click", () => void copyLink());
+  get("more-matches").addEventListener("click", () => void findMore());
+  // Only where someone scrolls: as many as were asked for are enough until then.
+  addEventListener("scroll", () => { if (isNear(get("more-matches"))) void findMore(); }, { passive: true });
 }

@@ -19,7 +19,7 @@
  */
 
 export const MAX_EXAMPLES = 16;
-const MAX_TOP_K = 100;
+export const MAX_TOP_K = 100;
 const DIMENSION = 512;
 const RANDOM_AXES = 8;
 const PAGE = 60;

@@ -6,7 +6,7 @@
  */
 
 import { ProblemError, request } from "./api.js";
-import { go } from "./address.js";
+import { arrive, go } from "./address.js";
 import { element, get, keepFocus, onPlainClick, thumbnail } from "./dom.js";
 import { fail } from "./notice.js";
 import { emptySearch, isEmpty, randomEmbedding, toFragment, withQuery } from "./search.js";
@@ -17,7 +17,9 @@ const IMAGES_TO_START_WITH = 10;
 
 function showStart() {
   get("start").hidden = !isEmpty(search.value) || pair.value !== null || browsing.value !== null;
-  if (!get("start").hidden) keepFocus("start-title");
+  if (get("start").hidden) return;
+  keepFocus("start-title");
+  arrive();
 }
 
 /** Fetch the labels of the index and some of its images, unless they are at hand. */
@@ -34,6 +36,16 @@ async function loadIndex() {
     if (!(error instanceof ProblemError)) throw error;
     labels.prepare(null); // those that are shown stay
     if (error.status === 401 || isEmpty(search.value)) fail("The index could not be read", error);
+  }
+}
+
+/** Fetch the labels again: there are other images now. */
+export async function refreshLabels() {
+  if (get("some-section").hidden) return loadIndex();
+  try {
+    labels.set((await request("labels")).labels);
+  } catch (error) {
+    if (!(error instanceof ProblemError)) throw error; // those that are shown stay
   }
 }
 

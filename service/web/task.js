@@ -16,12 +16,13 @@ let progressing = 0;
  * @param {(signal: AbortSignal) => Promise<void>} work
  * @param {string} failure the headline if it fails
  * @param {() => void} again what to do when the service is there again
+ * @param {{adds?: boolean}} [options] whether it adds to what is shown, which stays valid meanwhile
  */
-export async function runAlone(work, failure, again) {
+export async function runAlone(work, failure, again, { adds = false } = {}) {
   running.abort();
   running = new AbortController();
   const { signal } = running;
-  setBusy(true);
+  if (!adds) setBusy(true);
   try {
     await work(signal);
   } catch (error) {
