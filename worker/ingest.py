@@ -35,6 +35,7 @@ from image_search.sample import ImageSample, rank
 from image_search.settings import Settings
 from image_search.values import (
     DIGEST_FIELD,
+    Features,
     Metadata,
     Pixels,
 )
@@ -116,6 +117,15 @@ class _Decoded:
     pixels: Pixels
     thumbnail: bytes
     state: str
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """What a batch gives: its records, and the textures of some of their images by their ids."""
+
+    records: list[Record]
+    ids: list[str]
+    textures: Features
 
 
 def ingest(
@@ -227,7 +237,7 @@ class _Ingestion:
         self._failed = threading.Event()
         self._errors: list[BaseException] = []
         self._decoded: Queue[list[_Decoded | Record] | None] = Queue(_QUEUED_BATCHES)
-        self._records: Queue[list[Record] | None] = Queue(_QUEUED_BATCHES)
+        self._embedded: Queue[_Embedded | None] = Queue(_QUEUED_BATCHES)
 
     def run(self, source: Source) -> Summary:
         with Progress("ingesting", source.total, "images") as progress:
@@ -236,12 +246,12 @@ class _Ingestion:
             upserter = self._start(self._upsert, None)
             try:
                 while (batch := self._take(self._decoded)) is not None:
-                    self._put(self._records, self._embed(batch))
+                    self._put(self._embedded, self._embed(batch))
             except BaseException:
                 self._failed.set()
                 raise
             finally:
-                self._put(self._records, None)
+                self._put(self._embedded, None)
                 reader.join()
                 upserter.join()
         if self._errors:
@@ -588,20 +598,20 @@ class _Ingestion:
             raise ImageError("its record was deleted meanwhile: ingest again")
         return open_image(item.content, self._embedder.model.input_size, self._decoder)
 
-    def _embed(self, batch: list[_Decoded | Record]) -> list[Record]:
+    def _embed(self, batch: list[_Decoded | Record]) -> _Embedded:
         """Records of what was decoded; those that need no embedding stay as they are."""
         records = [one for one in batch if isinstance(one, Record)]
+        self._relabelled.update(record.id for record in records if record.id not in self._moved)
         moved = [record.id for record in records if record.id in self._moved]
         if moved:
             moved = [id_ for id_ in moved if self._moved[id_] in self._sampled]
-            textures = self._sample.textures[[self._sampled[self._moved[id_]] for id_ in moved]]
-            self._summary.sample = self._summary.sample.joined(moved, textures)
-        self._relabelled.update(record.id for record in records if record.id not in self._moved)
         new = [one for one in batch if isinstance(one, _Decoded)]
         pixels = [decoded.pixels for decoded in new]
         embeddings, textures = self._embedder.embed_with_textures(pixels)
         ids = [decoded.id for decoded in new]
-        self._summary.sample = self._summary.sample.joined(ids, textures)
+        if moved:
+            places = [self._sampled[self._moved[id_]] for id_ in moved]
+            textures = np.concatenate([self._sample.textures[places], textures])
         for decoded, embedding in zip(new, embeddings, strict=True):
             try:
                 check_embedding(embedding)
@@ -618,7 +628,7 @@ class _Ingestion:
                     decoded.state,
                 )
             )
-        return records
+        return _Embedded(records, moved + ids, textures)
 
     def _skip(self, id_: str, reason: Exception) -> None:
         self._summary.unreadable[id_] = str(reason)
@@ -627,14 +637,23 @@ class _Ingestion:
 
     def _upsert(self) -> None:
         pending: list[Record] = []
+        ids: list[str] = []
+        textures: list[Features] = []
         due = time.monotonic() + _SECONDS_PER_COMMIT
         last = False
         while not last:
-            records = self._take(self._records)
-            last = records is None
-            pending += records or []
+            embedded = self._take(self._embedded)
+            last = embedded is None
+            if embedded is not None:
+                pending += embedded.records
+                ids += embedded.ids
+                textures.append(embedded.textures)
             enough = len(pending) >= RECORDS_PER_COMMIT or time.monotonic() >= due
             if pending and (last or enough):
+                # All at once, as each time costs milliseconds.
+                sample = self._summary.sample
+                self._summary.sample = sample.joined(ids, np.concatenate(textures))
+                ids, textures = [], []
                 self._before_commit(self._summary.sample)
                 self._commit(pending)
                 old = [r.id in self._relabelled or r.id in self._moved for r in pending]
