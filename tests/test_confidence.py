@@ -99,6 +99,18 @@ def test_the_fit_is_isotonic_as_scikit_learns(rises: bool) -> None:  # noqa: FBT
     assert np.abs(theirs.predict(at) - ours).mean() < 0.03
 
 
+@pytest.mark.parametrize("rises", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fit_of_few_pairs_is_exactly_scikit_learns(seed: int, rises: bool) -> None:  # noqa: FBT001
+    rng = np.random.default_rng(seed)
+    scores = np.sort(rng.random(31))  # each is a point of its own
+    same = rng.random(31) < 0.5
+    found = fit_calibration(scores, same, np.ones(31), rises=rises)
+    np.testing.assert_allclose(found.scores, scores)
+    theirs = IsotonicRegression(increasing=rises).fit_transform(scores, same)
+    np.testing.assert_allclose(found.confidences, theirs, atol=1e-12)
+
+
 @pytest.mark.parametrize("labels", [[None] * 200, ["one"] * 200, ["a", "b"] * 20 + [None] * 160])
 def test_too_few_labels_give_no_calibration(settings: Settings, labels: list[str | None]) -> None:
     rows, _ = clustered(200, seed=1)

@@ -26,6 +26,7 @@ BREAKAGES = {
     "pyav": ("image_search/videos.py", "import av"),
     "openvino": ("image_search/embedding.py", "import openvino"),
     "tensorflow": ("image_search/embedding.py", "import tensorflow"),
+    "evaluate": ("worker/confidence.py", "import sklearn"),
     "opentelemetry": ("service/pipeline.py", "import opentelemetry"),
     "hdf5": ("worker/ingest.py", "import h5py"),
 }

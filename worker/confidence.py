@@ -50,12 +50,6 @@ def recalibrate(index: VectorIndex, ingested: ImageSample, stop: threading.Event
         calibration = calibrate(index, drawn.ids, stop)
         if calibration is not None:
             index.save_calibration(calibration)
-    except ModuleNotFoundError as exc:
-        _log.warning(
-            "matches get no confidence: that needs %s: "
-            "python -m pip install 'image-search[evaluate]'",
-            exc.name,
-        )
     except StoreError as exc:
         _log.warning("confidences could not be fitted, and stay as they were: %s", exc.in_full)
 
@@ -186,9 +180,6 @@ def fit_calibration(
     "Transforming Classifier Scores into Accurate Multiclass Probability Estimates",
     https://doi.org/10.1145/775047.775151. Each point stands for pairs of about the same weight.
     """
-    # It comes with the extra `evaluate`, as the service does not need it.
-    from scipy.optimize import isotonic_regression
-
     order = np.argsort(scores, kind="stable")
     shares = np.cumsum(weights[order]) / weights.sum()
     bins = np.minimum((shares * _KNOTS).astype(np.int64), _KNOTS - 1)
@@ -198,10 +189,26 @@ def fit_calibration(
     )
     used = total > 0
     knots = mean_scores[used] / total[used]
-    fitted = isotonic_regression(
-        mean_same[used] / total[used], weights=total[used], increasing=rises
-    ).x
+    shares_same = mean_same[used] / total[used]
+    fitted = _rising(shares_same if rises else -shares_same, total[used])
+    fitted = fitted if rises else -fitted
     return Calibration(scores=tuple(knots.tolist()), confidences=tuple(fitted.tolist()))
+
+
+def _rising(values: Floats, weights: Floats) -> Floats:
+    """The nearest sequence to `values` [n], in weighted squares, in which none is below the last.
+
+    Pool adjacent violators, https://doi.org/10.1007/BF01580873. SciPy has it, in 125 MB.
+    """
+    pools: list[tuple[float, float, int]] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        mean, total, count = value, weight, 1
+        while pools and pools[-1][0] >= mean:
+            below, least, fewer = pools.pop()
+            mean = (below * least + mean * total) / (least + total)
+            total, count = least + total, fewer + count
+        pools.append((mean, total, count))
+    return np.repeat([mean for mean, _, _ in pools], [count for _, _, count in pools])
 
 
 def fit_pairs(
