@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from image_search import __version__
 from image_search.errors import IndexMismatchError
+from image_search.program import program
 from image_search.values import BUNDLED, DIMENSION, Metric, Precision, RecipeName
 
 
@@ -101,15 +102,15 @@ class Manifest(BaseModel):
             raise IndexMismatchError(
                 f"the index was built with the bundled weights of another version "
                 f"({self.model.fingerprint}), which this one no longer has (it has "
-                f"{model.fingerprint}): build it again, with python -m worker refit SOURCE, or by "
-                "setting IMAGE_SEARCH_INDEX to a new name and ingesting its images again"
+                f"{model.fingerprint}): build it again, with {program('worker')} refit SOURCE, or "
+                "by setting IMAGE_SEARCH_INDEX to a new name and ingesting its images again"
             )
         # A name can differ (a path here, `imagenet` there) where the weights are the same.
         if model.model_copy(update={"weights": self.model.weights}) != self.model:
             raise IndexMismatchError(
                 f"the index was built with {self.model}, but this would be {model}. "
                 "Use the index's own weights, input size, precision and recipe, or another index; "
-                "python -m worker refit SOURCE gives this one a new model"
+                f"{program('worker')} refit SOURCE gives this one a new model"
             )
 
     def require_metric(self, metric: Metric) -> None:

@@ -28,10 +28,10 @@ from image_search.errors import (
     NotAnImageError,
     NoVideoSupportError,
 )
+from image_search.program import install
 from image_search.values import Metadata
 
 _MIB: Final = 1024 * 1024
-_INSTALL: Final = "python -m pip install 'image-search[video]'"
 _SUFFIXES: Final = frozenset(
     {
         *(".3g2", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".ivf", ".m2ts", ".m4v", ".mkv"),
@@ -111,7 +111,7 @@ def is_available() -> bool:
 def require() -> None:
     """Raise NoVideoSupportError, which says what to install, where videos cannot be read."""
     if not is_available():
-        raise NoVideoSupportError(f"this is a video; to read videos: {_INSTALL}")
+        raise NoVideoSupportError(f"this is a video; to read videos: {install('video')}")
 
 
 def file_suffixes() -> frozenset[str]:

@@ -7,6 +7,7 @@ import sys
 from typing import Final
 
 from image_search.errors import ImageSearchError, SettingsError
+from image_search.program import program
 from image_search.settings import load_settings
 from service import access_log, memory, workers
 from service.app import create_app
@@ -16,7 +17,6 @@ from service.listening import ListenError, listen
 # Shorter than the ten seconds after which Docker kills.
 _SECONDS_TO_FINISH: Final = 8
 
-_PROG: Final = "python -m service"
 _HELP: Final = """\
 exit codes:
   0  stopped by SIGINT or SIGTERM, after the requests in flight
@@ -27,9 +27,9 @@ Settings are environment variables, IMAGE_SEARCH_*; docs/reference/settings.md l
 """
 
 
-def main(prog: str = _PROG) -> int:
+def main() -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code."""
-    arguments = make_parser(prog).parse_args()
+    arguments = make_parser(program("service")).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         settings = load_settings()
@@ -62,7 +62,7 @@ def main(prog: str = _PROG) -> int:
     return 0
 
 
-def make_parser(prog: str = _PROG) -> argparse.ArgumentParser:
+def make_parser(prog: str = "python -m service") -> argparse.ArgumentParser:
     """The parser of the command line; `prog` is what the user has called."""
     parser = argparse.ArgumentParser(
         prog=prog,

@@ -23,6 +23,7 @@ from image_search.embedding import min_side
 from image_search.errors import ImageSearchError, NotAnImageError, RecordError
 from image_search.familiarity import is_familiar
 from image_search.index import Match, check_embedding
+from image_search.program import program
 from image_search.settings import Settings
 from image_search.values import Embeddings, Metadata, Pixels
 from service import tracing
@@ -318,7 +319,8 @@ class Pipeline:
         started = time.perf_counter()
         if job.for_record:
             raise NotAnImageError(
-                "this is a video: add videos to the index with the worker, python -m worker ingest"
+                "this is a video: add videos to the index with the worker, "
+                f"{program('worker')} ingest"
             )
         pixels = read_clip(
             _content(job),

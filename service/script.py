@@ -3,6 +3,8 @@
 import sys
 from typing import Final
 
+from image_search.program import install
+
 # Of the extra `service`, what is imported first.
 _NEEDED: Final = {"fastapi", "fastapi_offline", "httptools", "prometheus_client", "uvicorn"}
 
@@ -15,9 +17,8 @@ def main() -> int:
         if exc.name not in _NEEDED:
             raise
         print(
-            f"error: {exc.name} is not installed: install image-search with its extra 'service', "
-            "as in: pipx install '.[service,video]'",
+            f"error: {exc.name} is not installed; to serve: {install('service')}",
             file=sys.stderr,
         )
         return 1
-    return serve("image-search-service")
+    return serve()

@@ -138,12 +138,23 @@ def test_the_commands_run(name: str) -> None:
 def test_the_command_of_the_service_says_what_is_not_installed() -> None:
     done = run_command("image-search-service", "--check", without="fastapi")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: fastapi is not installed")
-    assert "[service" in done.stderr
+    assert done.stderr == (
+        "error: fastapi is not installed; to serve: "
+        "uv tool install '.[service,video]' in a checkout\n"
+    )
+
+
+@pytest.mark.slow
+def test_an_installed_command_names_the_others(tmp_path: Path) -> None:
+    environ = {"IMAGE_SEARCH_DATA_DIR": str(tmp_path), "IMAGE_SEARCH_STORE": "embedded"}
+    done = run_command("image-search-worker", "sources", **environ)
+    assert done.returncode == 1
+    assert "ingest images first, image-search-worker ingest SOURCE" in done.stderr
+    assert "python -m" not in done.stderr
 
 
 def run_command(
-    name: str, *arguments: str, without: str = ""
+    name: str, *arguments: str, without: str = "", **environ: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command as the file does that an installation makes of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -155,6 +166,7 @@ def run_command(
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=ROOT,
+        env={**os.environ, **environ},
         capture_output=True,
         text=True,
         check=False,

@@ -6,23 +6,21 @@ import logging
 import os
 import signal
 import sys
-from typing import Final
 
 from image_search.errors import ImageSearchError, SettingsError, SourceError
+from image_search.program import program
 from image_search.settings import load_settings
 from worker.commands import copy, doctor, duplicates, evaluate, ingest, refit, sources
 from worker.commands.options import EXIT_FAILED, EXIT_USAGE
 
-_PROG: Final = "python -m worker"
 
-
-def main(prog: str = _PROG) -> int:
+def main() -> int:
     """Parse the command line and run; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name must not end what a terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    arguments = make_parser(prog).parse_args()
+    arguments = make_parser(program("worker")).parse_args()
     overrides = {
         name: value
         for name in ("batch_size", "metric", "index", "namespace")
@@ -48,12 +46,7 @@ def main(prog: str = _PROG) -> int:
         return _fail(f"unexpected, please report it: {exc!r} at {where}", EXIT_FAILED)
 
 
-def script() -> int:
-    """What the command image-search-worker runs; returns the exit code."""
-    return main("image-search-worker")
-
-
-def make_parser(prog: str = _PROG) -> argparse.ArgumentParser:
+def make_parser(prog: str = "python -m worker") -> argparse.ArgumentParser:
     """The parser of the command line; `prog` is what the user has called."""
     parser = argparse.ArgumentParser(
         prog=prog,

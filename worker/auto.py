@@ -6,6 +6,7 @@ from typing import Final
 
 from image_search.errors import DownloadError, SettingsError, SourceError
 from image_search.index import VectorIndex
+from image_search.program import program
 from image_search.settings import Settings
 from worker.sources import Source, Split, open_source
 from worker.sources.sample import KINDS
@@ -42,7 +43,7 @@ def source_to_search_for(index: VectorIndex, split: Split | None, settings: Sett
     if held is None:
         raise SourceError(
             "the index has neither CIFAR-10 nor the sample: name the images to search for, "
-            "python -m worker evaluate SOURCE"
+            f"{program('worker')} evaluate SOURCE"
         )
     return open_source(held, split=split, held_out=True, data_dir=settings.data_dir)
 

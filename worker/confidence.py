@@ -190,18 +190,18 @@ def fit_calibration(
     used = total > 0
     knots = mean_scores[used] / total[used]
     shares_same = mean_same[used] / total[used]
-    fitted = _rising(shares_same if rises else -shares_same, total[used])
+    fitted = _rising((shares_same if rises else -shares_same).tolist(), total[used].tolist())
     fitted = fitted if rises else -fitted
     return Calibration(scores=tuple(knots.tolist()), confidences=tuple(fitted.tolist()))
 
 
-def _rising(values: Floats, weights: Floats) -> Floats:
+def _rising(values: Sequence[float], weights: Sequence[float]) -> Floats:
     """The nearest sequence to `values` [n], in weighted squares, in which none is below the last.
 
     Pool adjacent violators, https://doi.org/10.1007/BF01580873. SciPy has it, in 125 MB.
     """
     pools: list[tuple[float, float, int]] = []
-    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+    for value, weight in zip(values, weights, strict=True):
         mean, total, count = value, weight, 1
         while pools and pools[-1][0] >= mean:
             below, least, fewer = pools.pop()

@@ -28,6 +28,7 @@ from image_search.embedding import Embedder
 from image_search.errors import ImageError, IndexNotFoundError, RecordError, SourceError, StoreError
 from image_search.index import Match, Record, VectorIndex, check_embedding
 from image_search.moments import frame_stem, item_of
+from image_search.program import program
 from image_search.progress import Progress
 from image_search.settings import Settings
 from image_search.values import (
@@ -126,7 +127,7 @@ def evaluate(
     if not index.count():
         raise IndexNotFoundError(
             f"the index {settings.index!r} has no images yet: ingest images first, "
-            "python -m worker ingest SOURCE"
+            f"{program('worker')} ingest SOURCE"
         )
     asked = _read_queries(source, embedder, settings, queries, np.random.default_rng(seed))
     if not asked.ids:

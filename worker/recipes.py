@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from image_search.decoding import Decoder
 from image_search.embedding import Network, to_pixels
 from image_search.errors import ImageError, SettingsError
+from image_search.program import program
 from image_search.progress import Progress
 from image_search.recipe import Form, Recipe
 from image_search.settings import Settings, variable
@@ -32,7 +33,7 @@ _LARGE: Final = Form(Pooling((4, 5), 8), 1.4, unit_blocks=True, weights=(0.5, 1)
 IMAGES: Final = 10_000
 LEAST_IMAGES: Final = 100
 _WHEN_THERE_ARE_MORE: Final[dict[Store, str]] = {
-    "embedded": "Once you have ingested more: python -m worker refit SOURCE",
+    "embedded": f"Once you have ingested more: {program('worker')} refit SOURCE",
     "pinecone": "With more images, ingest them into a new index (--index NAME)",
 }
 _LEAST_LABELLED_IMAGES: Final = 500

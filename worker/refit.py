@@ -20,6 +20,7 @@ from image_search.errors import ImageError, IndexMismatchError, SourceError, Sto
 from image_search.index import Record, VectorIndex
 from image_search.manifest import ModelSpec
 from image_search.moments import seconds_of
+from image_search.program import program
 from image_search.progress import Progress
 from image_search.sample import ImageSample
 from image_search.settings import Settings
@@ -265,9 +266,8 @@ def _refuse_others(ids: Collection[str], index: VectorIndex, *, drop_others: boo
     raise SourceError(
         f"{len(ids):,} of the {index.count():,} images of the index cannot be embedded again: "
         f"the source does not have them exactly as the index has: {examples}. If files have "
-        "changed, ingest them first; name all sources of the index (python -m worker sources "
-        "lists them); "
-        "or add --drop-others to drop these images"
+        f"changed, ingest them first; name all sources of the index ({program('worker')} "
+        "sources lists them); or add --drop-others to drop these images"
     )
 
 

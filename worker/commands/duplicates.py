@@ -7,6 +7,7 @@ from typing import Final
 
 from image_search.duplicates import NEAR_DUPLICATE_COSINE
 from image_search.errors import SettingsError
+from image_search.program import install
 from image_search.settings import Settings
 from image_search.stores import open_index
 from worker.commands.options import Commands, add_index_options, positive
@@ -75,9 +76,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             # It comes with an extra, as neither ingest nor the service needs it.
             from worker.duplicates_page import check_page, write_page
         except ModuleNotFoundError as exc:
-            raise SettingsError(
-                f"--page needs {exc.name}: python -m pip install 'image-search[evaluate]'"
-            ) from exc
+            raise SettingsError(f"--page needs {exc.name}: {install('evaluate')}") from exc
         check_page(arguments.page)
     with open_index(settings) as index:
         recipe = index.manifest.model.recipe

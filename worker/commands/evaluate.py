@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from image_search.errors import SettingsError
+from image_search.program import install
 from image_search.settings import Settings
 from image_search.stores import open_index
 from worker.auto import source_to_search_for
@@ -85,9 +86,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         from worker import report
         from worker.evaluate import evaluate
     except ModuleNotFoundError as exc:
-        raise SettingsError(
-            f"evaluate needs {exc.name}: python -m pip install 'image-search[evaluate]'"
-        ) from exc
+        raise SettingsError(f"evaluate needs {exc.name}: {install('evaluate')}") from exc
     with open_index(settings) as index:
         if arguments.source == "auto":
             source = source_to_search_for(index, arguments.split, settings)

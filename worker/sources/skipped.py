@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from image_search.program import install
+
 _EXAMPLES: Final = 3
 
 
@@ -15,7 +17,7 @@ class Kind(Enum):
     NOT_IMAGE = "not an image", "", False
     ARCHIVE = "an archive or data set", "to ingest what is in it, give its path as SOURCE", False
     TABLE = "a table", "for the labels and images in it, give its path as SOURCE", False
-    VIDEO = "a video", "to ingest videos: python -m pip install 'image-search[video]'", False
+    VIDEO = "a video", f"to ingest videos: {install('video')}", False
     LOOP = "a link to a folder that is in the source already", "", False
     UNSUPPORTED = "in a format that cannot be read", "convert it to JPEG or PNG", True
     UNREADABLE = "cannot be opened", "give yourself the right to read it", True

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from image_search.errors import IndexNotFoundError, StoreError
 from image_search.manifest import Manifest
+from image_search.program import program
 from image_search.recipe import Recipe
 from image_search.settings import Settings
 from image_search.stores.embedded import table
@@ -37,7 +38,7 @@ def open_index(settings: Settings) -> EmbeddedIndex:
         if reading is None:
             raise IndexNotFoundError(
                 f"there is no index {settings.index!r} with namespace {settings.namespace!r} "
-                "yet: ingest images first, python -m worker ingest SOURCE",
+                f"yet: ingest images first, {program('worker')} ingest SOURCE",
                 details=f"data folder {settings.data_dir}",
             )
         return EmbeddedIndex.open(files, reading, _most_bytes(settings))

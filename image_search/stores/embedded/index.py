@@ -26,6 +26,7 @@ from image_search.index import (
     best_first,
 )
 from image_search.manifest import Manifest
+from image_search.program import program
 from image_search.provenance import KnownSource
 from image_search.recipe import Recipe
 from image_search.sample import ImageSample
@@ -316,7 +317,7 @@ class EmbeddedIndex(VectorIndex):
         if listing.words and not self._read(self._has_words):
             raise UnsupportedError(
                 "words cannot be searched for yet, as an earlier version made the index: run the "
-                "worker again, python -m worker ingest SOURCE"
+                f"worker again, {program('worker')} ingest SOURCE"
             )
         sort = listing.sort or Sort("id")
         if sort.field == "id":

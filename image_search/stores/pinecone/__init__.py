@@ -6,6 +6,7 @@ from typing import Final
 
 from image_search.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from image_search.manifest import Manifest
+from image_search.program import program
 from image_search.recipe import Recipe
 from image_search.settings import Settings
 from image_search.stores.pinecone.connection import Connection, connect, create
@@ -27,8 +28,8 @@ def open_index(settings: Settings) -> PineconeIndex:
         if known is None:
             raise IndexNotFoundError(
                 f"Pinecone's index {settings.index!r} has no manifest for the namespace "
-                f"{settings.namespace!r} yet: the first ingest, python -m worker ingest SOURCE, "
-                "writes it"
+                f"{settings.namespace!r} yet: the first ingest, "
+                f"{program('worker')} ingest SOURCE, writes it"
             )
         manifest, calibration = known
         if metric is not None:
@@ -41,7 +42,7 @@ def _connected(settings: Settings) -> Connection:
     if connection is None:
         raise IndexNotFoundError(
             f"there is no index {settings.index!r} at Pinecone yet: ingest images first, "
-            "python -m worker ingest SOURCE"
+            f"{program('worker')} ingest SOURCE"
         )
     return connection
 
