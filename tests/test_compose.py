@@ -26,6 +26,7 @@ LIMIT = 2000
 ARCHIVE = "/import/cifar-10-binary.tar.gz"
 QUERY = (ROOT / "examples" / "boat.png").read_bytes()
 API, WORKER = f"image-search-api:{__version__}", f"image-search-worker:{__version__}"
+CPU_WORKER = f"image-search-worker-cpu:{__version__}"
 SERVICES = ("api", "worker", "gateway")
 
 
@@ -127,6 +128,7 @@ def deployment(
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
         pytest.skip("no Docker engine is running")
     deployment = Deployment(tmp_path_factory.mktemp("compose"), cifar10_archive)
+    deployment.compose("-f", "docker-compose.cpu.yml", "build", "worker")
     deployment.compose("build")
     yield deployment
     deployment.compose("down", "--volumes")
@@ -243,7 +245,7 @@ def test_containers_have_no_more_rights_than_they_need(serving: Deployment, serv
 
 
 @pytest.mark.usefixtures("deployment")
-@pytest.mark.parametrize("image", [API, WORKER])
+@pytest.mark.parametrize("image", [API, WORKER, CPU_WORKER])
 def test_images_hold_no_compiler_and_no_cache(image: str) -> None:
     program = (
         "for p in gcc cc make g++; do command -v $p; done; "
@@ -258,16 +260,32 @@ def test_the_api_image_is_at_most_a_third_of_the_workers() -> None:
     assert api <= worker / 3
 
 
-def test_without_a_network_all_start(empty: Deployment) -> None:
+@pytest.mark.usefixtures("deployment")
+def test_the_worker_for_cpus_adds_little_to_the_api() -> None:
+    api, worker = inspect(API), inspect(CPU_WORKER)
+    assert worker["Size"] < 1_000_000_000
+    assert worker["Size"] - api["Size"] < 120_000_000
+    layers = api["RootFS"]["Layers"]
+    assert worker["RootFS"]["Layers"][: len(layers)] == layers
+
+
+@pytest.mark.parametrize("worker", [WORKER, CPU_WORKER])
+def test_without_a_network_all_start(empty: Deployment, worker: str) -> None:
     volume = f"{empty.name}-offline"
     isolated = ["--network", "none", "--read-only", "--tmpfs", "/tmp", "-v", f"{volume}:/data"]
     try:
-        out = docker("run", "--rm", *isolated, WORKER, "ingest", "--limit", "40")
-        assert "finished sample: 40 images embedded" in out
+        out = docker("run", "--rm", *isolated, worker, "ingest", "--limit", "120")
+        assert "finished sample: 120 images embedded" in out
         api = docker("run", "--detach", *isolated, API)
         try:
             wait_until(lambda: inspect(api)["State"]["Health"]["Status"] == "healthy")
-            assert inspect(api)["State"]["Health"]["Log"][-1]["Output"] == "ok: 40 images\n"
+            assert inspect(api)["State"]["Health"]["Log"][-1]["Output"] == "ok: 120 images\n"
+            program = (
+                "from image_search.settings import load_settings\n"
+                "from image_search.stores import open_index\n"
+                "print(open_index(load_settings()).calibration is not None)"
+            )
+            assert docker("exec", api, "python", "-c", program) == "True"
         finally:
             docker("rm", "--force", api)
     finally:

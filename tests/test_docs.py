@@ -76,9 +76,9 @@ def test_all_name_the_one_version() -> None:
     [stated] = (ROOT / "VERSION").read_text().split()
     for distribution in ("image-search", "image-search-client"):
         assert version(distribution) == stated
-    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    for service in services.values():
-        assert service["image"].endswith(f":{stated}")
+    for file in ("docker-compose.yml", "docker-compose.cpu.yml"):
+        for service in yaml.safe_load((ROOT / file).read_text())["services"].values():
+            assert service["image"].endswith(f":{stated}")
     pages = "\n".join(PAGES.values())
     assert set(re.findall(r"image-search (\d+\.\d+\.\d+)", pages)) == {stated}
 
