@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from image_search import images
 from image_search.engines import Forward
 from image_search.manifest import ModelSpec
 from image_search.recipe import Recipe
@@ -35,6 +34,8 @@ PREPROCESSING_VERSION: Final = 2
 # Decoding may reduce an image, but not below this multiple of the network's input; beyond three,
 # the result cannot be told from resizing the full picture (Pillow's documentation, reducing_gap).
 _REDUCING_GAP: Final = 3
+# Enough for a thumbnail. Another number would change embeddings a little.
+_LEAST_SIDE: Final = 256
 
 
 class Network:
@@ -147,7 +148,7 @@ class Embedder:
 
 def min_side(input_size: int) -> int:
     """The shorter side, in pixels, that decoding must leave for `to_pixels` and a thumbnail."""
-    return max(_REDUCING_GAP * input_size, 2 * images.THUMBNAIL_SIDE)
+    return max(_REDUCING_GAP * input_size, _LEAST_SIDE)
 
 
 def to_pixels(image: Image.Image, input_size: int) -> Pixels:

@@ -15,8 +15,11 @@ from image_search.errors import ImageTooLargeError, NotAnImageError
 from image_search.file_metadata import read_file_metadata
 from image_search.values import MOST_PIXELS
 
-THUMBNAIL_SIDE: Final = 128
-_THUMBNAIL_QUALITY: Final = 85
+# As wide as the page shows it. What sides and qualities cost: python -m benchmarks.thumbnails
+THUMBNAIL_SIDE: Final = 240
+_THUMBNAIL_QUALITY: Final = 75
+# Of a picture that is shown larger than it is, each pixel counts.
+_SMALL_PICTURE_QUALITY: Final = 85
 _WHITE: Final = (255, 255, 255, 255)
 # The longer side of a decoded image; only images more than 32 times as long as wide come near.
 _LONGEST_SIDE: Final = 16_384
@@ -133,12 +136,14 @@ def decode(content: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """A JPEG of at most 128x128 pixels of an RGB image, without its comments and profiles."""
+    """A JPEG of at most 240x240 pixels of an RGB image, without its comments and profiles."""
+    quality = _SMALL_PICTURE_QUALITY
     if max(image.size) > THUMBNAIL_SIDE:
         image = image.copy()
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        quality = _THUMBNAIL_QUALITY
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=_THUMBNAIL_QUALITY, comment=b"", icc_profile=None, exif=b"")
+    image.save(out, "JPEG", quality=quality, comment=b"", icc_profile=None, exif=b"")
     return out.getvalue()
 
 

@@ -237,7 +237,7 @@ async def delete_image(request: Request, id: NewImageId) -> Response:  # noqa: A
     response_class=Response,
     responses={
         HTTPStatus.OK.value: {
-            "description": "A JPEG of at most 128x128 pixels.",
+            "description": "A JPEG of at most 240x240 pixels; earlier versions made 128x128.",
             "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
             "headers": {
                 "ETag": {"description": "Of this picture.", "schema": {"type": "string"}},
