@@ -43,6 +43,7 @@ from tests.support.pinecone import API_KEY, PineconeEmulator
 from tests.support.servers import ServiceThread, assert_problem
 from tests.support.videos import write_video
 from tests.support.waiting import wait_until
+from tools import pictures
 from tools.browsers import open_browser
 
 pytestmark = pytest.mark.slow
@@ -1228,16 +1229,16 @@ def test_changes_of_the_index_are_shown_as_they_come(
     expect(page.locator("#browse-labels label")).to_have_text(["boat 1"])
     expect(page.locator("#index-change")).to_be_hidden()
     for count, change in ((1500, "+500"), (2250, "+1,250"), (900, "\N{MINUS SIGN}100")):
-        page.clock.run_for(5000)
+        page.clock.run_for(10_000)
         expect(page.locator("#index-summary")).to_have_text(f"{count:,} images")
         expect(page.locator("#index-change")).to_have_text(f"{change} in the last minute")
     page.locator("#index summary").click()
     expect(page.locator("#index-facts")).to_contain_text("\N{MINUS SIGN}100 in the last minute")
     labels = [{"label": "boat", "count": 2}, {"label": "new", "count": 1}]
-    page.clock.run_for(5000)  # it has settled
+    page.clock.run_for(10_000)  # it has settled
     expect(page.locator("#browse-labels label")).to_have_text(["boat 2", "new 1"])
     for _ in range(20):
-        page.clock.run_for(5000)
+        page.clock.run_for(10_000)
     expect(page.locator("#index-change")).to_be_hidden()
 
 
@@ -1506,6 +1507,34 @@ def test_the_original_of_a_photo_is_seen_large_with_its_path(
 
 
 @BOTH
+def test_large_matches_are_turned_over(open_page: Callable[..., Page], films: str) -> None:
+    page = open_page(f"{films}#browse")
+    expect(page.locator("#images .match")).to_have_count(SECONDS + 2)
+    names = page.locator("#images .match strong").all_text_contents()
+    first, last = names.index("photos/1.jpg"), names.index("photos/2.jpg")
+    assert (first, last) == (SECONDS, SECONDS + 1)
+    tile = page.locator("#images .match").nth(first)
+    tile.hover()
+    tile.get_by_role("button", name="See photos/1.jpg large").click()
+    picture = page.locator("#viewer-picture")
+    wait_until(lambda: picture.evaluate("it => it.naturalWidth") == 700)
+    page.get_by_role("button", name="Next").click()
+    expect(page.locator("#viewer-title")).to_have_text("photos/2.jpg")
+    expect(page.locator("#viewer-problem")).to_contain_text("not in the folder of originals")
+    expect(page.get_by_role("button", name="Next")).to_be_disabled()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#viewer-title")).to_have_text("photos/1.jpg")
+    expect(page.locator("#viewer-problem")).to_be_hidden()
+    wait_until(lambda: picture.evaluate("it => it.naturalWidth") == 700)
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#viewer-title")).to_have_text("clips/été.webm")
+    wait_until(lambda: playing(page)[1])
+    page.keyboard.press("Escape")
+    expect(page.locator("#viewer")).to_be_hidden()
+    before = page.locator("#images .match").nth(first - 1)
+    expect(before.get_by_role("button", name="Play")).to_be_focused()
+
+
 def test_an_original_that_is_not_there_is_told_of(
     open_page: Callable[..., Page], films: str
 ) -> None:
@@ -1565,6 +1594,17 @@ def test_of_a_large_video_frames_are_sent(
     upload(page, (originals / "clips" / "été.webm").read_bytes(), "film.webm", "video/webm")
     assert shown(page, 3)[0] == "clips/été.webm"
     assert len(sent) == 16
+
+
+@pytest.mark.long
+def test_pictures_of_every_state_are_taken(browser: Browser, tmp_path: Path) -> None:
+    with pictures.served(tmp_path) as url:
+        pictures.take_states(browser, "chromium", "dark", url, tmp_path, ["phone"])
+    taken = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert taken == sorted(f"chromium-dark-phone-{state}.png" for state in pictures.STATES)
+    for name in taken:
+        with Image.open(tmp_path / name) as image:
+            assert image.size == (PHONE["width"], PHONE["height"])
 
 
 # --- files ----------------------------------------------------------------------------------------

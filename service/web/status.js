@@ -14,7 +14,7 @@ import { sentence } from "./words.js";
 
 const MS_BETWEEN_CHECKS = 2000;
 // How often to look at an index that is well. Each look at Pinecone is a query that costs.
-const MS_BETWEEN_LOOKS = 5000;
+const MS_BETWEEN_LOOKS = 10_000;
 const MS_BETWEEN_LOOKS_AT_PINECONE = 60_000;
 // A minute, and the pause after which the look before it came.
 const MS_OF_CHANGE = 75_000;

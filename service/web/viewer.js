@@ -15,10 +15,16 @@ import { clock, nameOf, readable, sentence, titleOf } from "./words.js";
 
 /**
  * @typedef {IndexedImage & {video?: string | null, time?: number | null}} Viewed
+ * @typedef {"previous" | "next"} Direction
  */
+
+/** @type {Direction[]} */
+const DIRECTIONS = ["previous", "next"];
 
 /** @type {Viewed | null} The image that is seen. */
 let viewed = null;
+/** @type {HTMLElement | null} The button that opened it. */
+let opener = null;
 /** @type {Moment[]} The moments of its video, by time. */
 let moments = [];
 /** The moment that is chosen, by its place. */
@@ -36,7 +42,10 @@ let retried = false;
 export function viewButton(image, chosen) {
   const kind = typeof image.video === "string" ? "view" : "view photo";
   const button = element("button", { type: "button", className: kind });
-  button.addEventListener("click", () => view(image, ...chosen()));
+  button.addEventListener("click", () => {
+    opener = button;
+    view(image, ...chosen());
+  });
   labelViewButton(button, image, image.time ?? null);
   return button;
 }
@@ -61,6 +70,7 @@ export function labelViewButton(button, image, time) {
  * @param {number} which
  */
 function view(image, others, which) {
+  clear();
   viewed = image;
   moments = others;
   current = which;
@@ -73,9 +83,36 @@ function view(image, others, which) {
   get("viewer-moments").hidden = moments.length < 2;
   get("viewer-moments").replaceChildren(...moments.map(chip));
   showThumbnail();
-  dialog().showModal();
+  for (const direction of DIRECTIONS) {
+    const button = /** @type {HTMLButtonElement} */ (get(`viewer-${direction}`));
+    const ends = neighbour(direction) === null;
+    if (ends && document.activeElement === button) get("viewer-close").focus();
+    button.disabled = ends;
+  }
+  if (!dialog().open) dialog().showModal();
   if (health.value?.originals) load(originalPath(file));
   markMoment();
+}
+
+/**
+ * The button that opens the image before or after this one, in the list that both are in.
+ *
+ * @param {Direction} direction
+ * @returns {HTMLElement | null}
+ */
+function neighbour(direction) {
+  const item = opener?.closest("li");
+  const other = direction === "next" ? item?.nextElementSibling : item?.previousElementSibling;
+  return other?.querySelector("button.view") ?? null;
+}
+
+/** @param {KeyboardEvent} event */
+function turn(event) {
+  const direction = event.key === "ArrowRight" ? "next" : event.key === "ArrowLeft" ? "previous" : null;
+  // Within a player, these keys go through the video.
+  if (!direction || event.ctrlKey || event.metaKey || event.altKey || event.target === player()) return;
+  event.preventDefault();
+  neighbour(direction)?.click();
 }
 
 /** @param {string} address */
@@ -149,6 +186,11 @@ async function explain() {
 }
 
 function close() {
+  clear();
+  opener?.focus();
+}
+
+function clear() {
   viewed = null;
   for (const shown of [player(), picture()]) {
     if (shown.src.startsWith("blob:")) URL.revokeObjectURL(shown.src);
@@ -192,6 +234,10 @@ export function installViewer() {
   dialog().addEventListener("close", close);
   dialog().addEventListener("click", (event) => { if (event.target === dialog()) dialog().close(); });
   get("viewer-close").addEventListener("click", () => dialog().close());
+  for (const direction of DIRECTIONS) {
+    get(`viewer-${direction}`).addEventListener("click", () => neighbour(direction)?.click());
+  }
+  dialog().addEventListener("keydown", turn);
   get("viewer-copy").addEventListener("click", () => void copyPath());
   get("viewer-more").addEventListener("click", () => {
     const id = moments[current]?.id ?? viewed?.id;
