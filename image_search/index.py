@@ -3,7 +3,7 @@
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -160,6 +160,10 @@ class VectorIndex(ABC):
     @abstractmethod
     def save_sample(self, sample: ImageSample) -> None:
         """Replace the sample, for everyone who loads it from now on."""
+
+    @abstractmethod
+    def update_sample(self, change: Callable[[ImageSample], ImageSample]) -> None:
+        """Replace the sample by what is made of it; what two processes add at once is all kept."""
 
     @property
     @abstractmethod

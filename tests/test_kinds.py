@@ -33,6 +33,7 @@ from tests.support import ROOT
 from tests.support.images import png
 from tests.support.indexes import assert_same_records
 from tests.support.servers import Quiet
+from tests.support.sources import opened
 from tests.support.syncing import sync
 from tests.support.videos import scene, write_video
 
@@ -245,6 +246,24 @@ def test_the_index_is_what_one_run_gives_of_an_address(
         url = f"http://127.0.0.1:{server.server_address[1]}"
         check(lambda state: f"{url}/{Path(kind(state, tmp_path)).name}", seed=4)
         server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_shards_have_all_of_a_source_between_them(
+    kind: Callable[[State, Path], str], tmp_path: Path
+) -> None:
+    state = {f"{'ab'[n % 2]}/{n:02d}.png": n for n in range(30)}
+    whole = opened(Path(kind(state, tmp_path)))
+    shards = [whole.shard(number, 4) for number in range(4)]
+    ids = [[item.id for item in shard.items()] for shard in shards]
+    assert [len(part) for part in ids] == [shard.total for shard in shards]
+    assert sorted(id_ for part in ids for id_ in part) == sorted(item.id for item in whole.items())
+    if whole.total > 1:
+        assert max(map(len, ids)) < whole.total / 2
+    few = whole.limited(7)
+    parts = [item.id for number in range(2) for item in few.shard(number, 2).items()]
+    assert sorted(parts) == sorted(item.id for item in few.items())
 
 
 @pytest.mark.long

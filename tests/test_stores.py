@@ -938,6 +938,23 @@ def test_a_sample_is_seen_by_who_opens_the_index_next(create: Indexes) -> None:
     assert index.count() == 0
 
 
+@pytest.mark.slow
+def test_what_two_add_to_the_sample_is_all_kept(create: Indexes) -> None:
+    create()
+    opened = [create.open() for _ in range(2)]
+    rows = np.ones((50, TEXTURES), np.float32)
+
+    def add(number: int) -> None:
+        for start in range(0, 50, 25):
+            new = [f"{number}/{n}" for n in range(start, start + 25)]
+            opened[number].update_sample(lambda sample: sample.joined(new, rows[:25]))  # noqa: B023
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(add, range(2)))
+    expected = {f"{number}/{n}" for number in range(2) for n in range(50)}
+    assert set(create.open().load_sample().ids) == expected
+
+
 def test_all_ids_are_given(create: Indexes) -> None:
     index = create()
     assert list(index.ids()) == []

@@ -60,15 +60,18 @@ def save_sample(index: VectorIndex, ingested: ImageSample, drawn: "Drawn | None"
     The ids of lowest rank in the index, which are `drawn`, have those of the sample among them.
     Without them its records are read.
     """
-    stored = index.load_sample()
-    joined = stored.joined(ingested.ids, ingested.textures, ingested.bound)
-    if drawn is None and any(item_of(id_) != id_ for id_ in joined.ids):
-        drawn = draw(index)
-    if drawn is None:
-        present, count = set(index.fetch(joined.ids, thumbnails=False)), index.count()
-    else:
-        present, count = set(drawn.ids), drawn.count
-    index.save_sample(joined.of_index(present, count))
+
+    def joined(stored: ImageSample) -> ImageSample:
+        sample = stored.joined(ingested.ids, ingested.textures, ingested.bound)
+        chosen = drawn
+        if chosen is None and any(item_of(id_) != id_ for id_ in sample.ids):
+            chosen = draw(index)
+        present = set(chosen.ids) if chosen is not None else set()
+        # Another worker may have added some since then.
+        present.update(index.fetch([i for i in sample.ids if i not in present], thumbnails=False))
+        return sample.of_index(present, index.count() if chosen is None else chosen.count)
+
+    index.update_sample(joined)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from worker.commands.options import (
     percent,
     positive,
     rate,
+    shard,
     tell,
 )
 from worker.confidence import recalibrate, save_sample
@@ -37,6 +38,7 @@ from worker.ingest import Summary, ingest
 from worker.model import create_index_for, load_embedder
 from worker.origin import named_in, remember
 from worker.prune import SeenSource, check_prune, prune
+from worker.shards import Shard
 from worker.signals import StopSignals
 from worker.sources import Source
 from worker.watch import changed_part, changes, check_watch
@@ -91,6 +93,13 @@ def add(commands: Commands) -> None:
         help="only N images and videos, drawn at random, the same in every run",
     )
     parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="only part I, from 0, of N: N workers on any machines, with the source at the same "
+        "path or address, ingest all of it (default: what Slurm or a Kubernetes job sets)",
+    )
+    parser.add_argument(
         "--prune",
         type=percent,
         nargs="?",
@@ -143,6 +152,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Ingest; returns the exit code."""
     stop = StopSignals()
+    part = arguments.shard or Shard.of_environment()
     following: Iterator[set[str] | None] = iter(())
     if arguments.watch:
         if arguments.prune is None:
@@ -155,6 +165,11 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             index: VectorIndex | None = opened.enter_context(open_index(settings))
         except IndexNotFoundError:
             index = None
+        if index is None and part is not None and not part.creates_index:
+            index = part.wait_for_index(settings, stop.event)
+            if index is None:
+                return stop.exit_code
+            opened.enter_context(index)
         if arguments.source == "auto":
             chosen = source_to_ingest(index, arguments.split, settings)
             if chosen is None:
@@ -168,16 +183,21 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             refuse_mixture(index, source, settings)
             source = _named_in(index, source)
         if arguments.prune is not None:
-            if arguments.limit or arguments.split:
+            if arguments.limit or arguments.split or part is not None:
                 option = "--watch" if arguments.watch else "--prune"
                 raise SettingsError(
-                    f"{option} needs the whole source: leave out --limit and --split"
+                    f"{option} needs the whole source: leave out --limit, --split and --shard"
+                    + (f", and unset {part.told_by}" if part is not None and part.told_by else "")
                 )
             check_prune(source)
-        source = source.limited(arguments.limit)
-        tell(source)
+        whole = source.limited(arguments.limit)
+        tell(whole)
+        source = whole.shard(part.number, part.count) if part is not None else whole
+        if part is not None:
+            by = f", as {part.told_by} say" if part.told_by else ""
+            print(f"{part}{by}: {source.total:,} of these", flush=True)
         if index is None:
-            new = create_index_for(source, settings, stop.event)
+            new = create_index_for(whole, settings, stop.event)
             if new is None:
                 return stop.exit_code
             embedder = new[0]

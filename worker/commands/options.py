@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 
 from image_search.errors import SourceError
 from image_search.settings import Settings
+from worker.shards import Shard
 from worker.sources import LABEL_FROM, SPLITS, Source, open_source
 
 EXIT_FAILED: Final = 1
@@ -93,6 +94,14 @@ def rate(text: str) -> float:
 
 
 rate.__name__ = "number"  # argparse names the type in its message
+
+
+def shard(text: str) -> Shard:
+    """An argument such as 0/4."""
+    try:
+        return Shard.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def open_chosen(arguments: argparse.Namespace, settings: Settings, *, held_out: bool) -> Source:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, TypeVar, get_args
+from zlib import crc32
 
 from image_search.errors import ImageError, SourceError
 from image_search.values import Metadata, Pixels
-from worker.sources.names import printable
+from worker.sources.names import file_bytes, printable
 from worker.sources.skipped import Skipped
 
 Part = TypeVar("Part")
@@ -79,8 +80,8 @@ class Source:
     some: Callable[[Collection[int]], Iterator[Item]] | None = field(default=None, repr=False)
     # Of a folder, what following it takes; see worker/watch.py.
     listing: "Listing | None" = field(default=None, repr=False)
-    # The items but those that the function knows, of which it is given all but the content; where
-    # reading costs much, and a version in the metadata tells whether they have changed.
+    # The items but those that the function knows, of which it is given all but the content, in
+    # order; where reading costs much, and a version in the metadata tells what has changed.
     fresh: Callable[[Callable[[list[Item]], list[bool]]], Iterator[Item]] | None = field(
         default=None, repr=False
     )
@@ -97,27 +98,56 @@ class Source:
         items = islice(self.items(), stop)
         return (item for number, item in enumerate(items) if number in positions)
 
-    def limited(self, count: int | None) -> "Source":
+    def limited(self, most: int | None) -> "Source":
         """So many of its items, drawn at random, and the same every time; all without a count.
 
         A larger count draws the same items and others.
         """
-        if count is None or count >= self.total:
+        if most is None or most >= self.total:
             return self
         order = list(range(self.total))
         random.Random(0).shuffle(order)
-        drawn = sorted(order[:count])
+        return self._at(sorted(order[:most]))
+
+    def shard(self, number: int, shards: int) -> "Source":
+        """One of so many parts that have all items between them; the first `number` is 0.
+
+        Files are dealt out by their names, so that a folder may change meanwhile, and others by
+        their positions.
+        """
+        if self.listing is None:
+            return self._at(range(number, self.total, shards))
+        digests = (crc32(file_bytes(path)) for path in self.listing.paths)
+        return self._at([n for n, digest in enumerate(digests) if digest % shards == number])
+
+    def _at(self, chosen: Sequence[int]) -> "Source":
+        """The items at these positions, which rise."""
+        whole_fresh = self.fresh
+        within = set(chosen)
 
         def some(positions: Collection[int]) -> Iterator[Item]:
-            return self.pick({drawn[number] for number in positions if number < count})
+            return self.pick({chosen[number] for number in positions if number < len(chosen)})
+
+        def fresh(are_known: Callable[[list[Item]], list[bool]]) -> Iterator[Item]:
+            are_chosen = (position in within for position in range(self.total))
+
+            def are_known_or_others(items: list[Item]) -> list[bool]:
+                own = list(islice(are_chosen, len(items)))
+                asked = [item for item, is_own in zip(items, own, strict=True) if is_own]
+                known = iter(are_known(asked))
+                return [next(known) if is_own else True for is_own in own]
+
+            assert whole_fresh is not None  # noqa: S101
+            return whole_fresh(are_known_or_others)
 
         return replace(
             self,
-            total=count,
-            items=lambda: self.pick(set(drawn)),
+            total=len(chosen),
+            items=lambda: self.pick(within),
             some=some,
-            fresh=None,
-            videos=frozenset(n for n, position in enumerate(drawn) if position in self.videos),
+            listing=None,
+            fresh=fresh if whole_fresh is not None else None,
+            videos=frozenset(n for n, position in enumerate(chosen) if position in self.videos),
         )
 
 

@@ -168,6 +168,10 @@ class EmbeddedIndex(VectorIndex):
         with self._errors():
             self.files.write_sample(sample)
 
+    def update_sample(self, change: Callable[[ImageSample], ImageSample]) -> None:
+        with self._errors(), alone(self.files.facts_lock):
+            self.files.write_sample(change(self.files.read_sample()))
+
     @property
     def sample_version(self) -> str:
         return self._sample_version

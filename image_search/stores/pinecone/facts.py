@@ -9,7 +9,7 @@ import base64
 import hashlib
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 _NAMESPACE: Final = "__manifest__"
 _SOURCES: Final = TypeAdapter(dict[str, KnownSource])
 _DELETED_AT_ONCE: Final = 1_000  # Pinecone's limit
+_SAMPLE_TRIES: Final = 5
 _PART: Final = 36_000  # characters of base64, which fit into a record's metadata
 
 
@@ -176,18 +177,29 @@ class Facts:
             self._tell_damaged("sample", "it begins anew with the next images")
             return ImageSample()
 
-    def write_sample(self, sample: ImageSample) -> None:
-        """Replace the sample, and wait until it can be read."""
-        former = self._read_sample_version()
-        fingerprint = sample.fingerprint
-        if fingerprint == former:
-            return
-        self._write_parts(self._sample_parts(fingerprint), sample.to_bytes())
-        self._write({self._sample_id: {"fingerprint": fingerprint}})
-        if former:
-            self._delete(self._sample_parts(former))
+    def update_sample(self, change: Callable[[ImageSample], ImageSample]) -> None:
+        """Replace the sample by what is made of it, and wait until it can be read.
+
+        If another process replaces it meanwhile, it is made again, of that one.
+        """
+        for _ in range(_SAMPLE_TRIES):
+            former = self._read_sample_version()
+            sample = change(self.read_sample())
+            fingerprint = sample.fingerprint
+            if fingerprint == former:
+                return
+            self._write_parts(self._sample_parts(fingerprint), sample.to_bytes())
+            if self._read_sample_version() != former:
+                self._delete(self._sample_parts(fingerprint))
+                continue
+            self._write({self._sample_id: {"fingerprint": fingerprint}})
+            if former:
+                self._delete(self._sample_parts(former))
+            if self._read_sample_version() == fingerprint:
+                return
 
     def _read_sample_version(self) -> str:
+        """The fingerprint of the newest sample; empty if there is none."""
         vectors = self._requests.run(lambda: self._requests.fetch([self._sample_id], _NAMESPACE))
         vector = vectors.get(self._sample_id)
         return str(vector.metadata["fingerprint"]) if vector else ""

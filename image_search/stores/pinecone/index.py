@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -96,7 +96,10 @@ class PineconeIndex(VectorIndex):
         return self._facts.read_sample()
 
     def save_sample(self, sample: ImageSample) -> None:
-        self._facts.write_sample(sample)
+        self._facts.update_sample(lambda _: sample)
+
+    def update_sample(self, change: Callable[[ImageSample], ImageSample]) -> None:
+        self._facts.update_sample(change)
 
     @property
     def sample_version(self) -> str:
