@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ from image_search_client import (
     UnavailableError,
     UnexpectedAnswerError,
     UnreachableError,
+    UnreadableImageError,
     errors,
     retries,
 )
@@ -103,6 +105,48 @@ def kind(request: pytest.FixtureRequest) -> Any:
 def client(service_url: str, kind: Any) -> Iterator[Client]:
     with closing(kind(service_url, api_key=SERVICE_KEY)) as client:
         yield client
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_folder_is_sent_and_sent_again_only_what_is_new(client: Client, tmp_path: Path) -> None:
+    folder = tmp_path / "my pets"
+    for name, seed in (("cats/a.png", 0), ("cats/b.png", 1), ("dogs/été.webp", 2), ("top.png", 3)):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(KIND, 50 + seed).save(path)
+    (folder / ".hidden.png").write_bytes(b"hidden")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "broken.jpg").write_bytes(b"no image, either")
+    try:
+        done = client.put_folder(folder, concurrency=2)
+        assert (done.sent, done.unchanged, done.left_out) == (4, 0, 1)
+        [(failed, error)] = done.errors.items()
+        assert failed == str(folder / "broken.jpg")
+        assert isinstance(error, ImageRejectedError)
+        stored = {image.id: image for image in client.iter_images(prefix="my pets/")}
+        assert {id_: image.label for id_, image in stored.items()} == {
+            "my pets/cats/a.png": "cats",
+            "my pets/cats/b.png": "cats",
+            "my pets/dogs/%C3%A9t%C3%A9.webp": "dogs",
+            "my pets/top.png": None,
+        }
+        content = (folder / "cats" / "a.png").read_bytes()
+        assert stored["my pets/cats/a.png"].metadata["sha256"] == sha256(content).hexdigest()
+
+        draw(KIND, 60).save(folder / "cats" / "b.png")
+        draw(KIND, 61).save(folder / "new.png")
+        done = client.put_folder(str(folder))
+        assert (done.sent, done.unchanged, len(done.errors)) == (2, 3, 1)
+        done = client.put_folder(folder, label_from="none")
+        assert (done.sent, done.unchanged) == (3, 2)
+    finally:
+        for image in list(client.iter_images(prefix="my pets/")):
+            client.delete_image(image.id)
+    with pytest.raises(UnreadableImageError, match="nowhere"):
+        client.put_folder(tmp_path / "nowhere")
 
 
 # --- searching -----------------------------------------------------------------------------------
@@ -157,7 +201,8 @@ def test_a_photograph_of_pillow_is_upright_as_its_file_is(client: Client, tmp_pa
         (io.StringIO("text"), TypeError, "'rb'"),
         (5, TypeError, "not int"),
         ("https://example.com/cat.jpg", ValueError, r"query\(url=…\)"),
-        ("missing.png", FileNotFoundError, "missing.png"),
+        ("missing.png", UnreadableImageError, "missing.png cannot be read: No such file"),
+        ("missing.png", OSError, "missing.png"),
         (b"no image", ImageRejectedError, "not an image"),
     ],
 )
@@ -347,7 +392,7 @@ def test_many_images_come_back_in_order_and_bad_ones_alone_fail(
     assert [result[0].id for result in results[10:]] == [result[0].id for result in results[:8]]
     assert {position: type(error) for position, error in results.errors.items()} == {
         8: ImageRejectedError,
-        9: FileNotFoundError,
+        9: UnreadableImageError,
     }
     with pytest.raises(ImageRejectedError):
         results[8]

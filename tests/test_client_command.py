@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_search_client import Client, SearchResult, command, terminal
+from image_search_client import Client, ImageRejectedError, SearchResult, command, terminal
+from tests.support import ROOT
 from tests.support.images import KINDS, QUERY, draw, encode
 from tests.support.servers import SERVICE_KEY
 from worker.sources import sample
@@ -240,6 +241,59 @@ def test_health(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Run(capsys, "health", "--json").out)["count"] == 64
 
 
+@pytest.mark.slow
+def test_a_folder_is_put_and_put_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_API_KEY", SERVICE_KEY)
+    folder = tmp_path / "holiday"
+    (folder / "beach").mkdir(parents=True)
+    for name in ("beach/1.png", "beach/2.png"):
+        (folder / name).write_bytes(encode(draw(KIND, int(name[6]))))
+    ids = ["2026/beach/1.png", "2026/beach/2.png"]
+    try:
+        run = Run(capsys, "put", "2026/", str(folder))
+        assert (run.code, run.err) == (0, "")
+        assert run.out == "2 images sent, 0 unchanged, 0 failed, 0 other files left out\n"
+        listed = Run(capsys, "list", "--prefix", "2026/", "--json").out.splitlines()
+        assert [json.loads(line)["id"] for line in listed] == ids
+        (folder / "bad.png").write_bytes(b"bad")
+        run = Run(capsys, "put", "2026/", str(folder), "--json")
+        assert run.code == command.EXIT_INCOMPLETE
+        answer = json.loads(run.out)
+        assert answer.pop("errors")[str(folder / "bad.png")]["code"] == "not_an_image"
+        assert answer == {"folder": str(folder), "sent": 0, "unchanged": 2, "left_out": 0}
+        assert run.err.startswith(f"image-search: {folder / 'bad.png'}: ")
+    finally:
+        Run(capsys, "delete", *ids)
+    for arguments, message in (
+        (["put", str(folder), "--label", "x"], "--label and --metadata are for single images"),
+        (["put", str(folder / "beach" / "1.png")], "an ID is needed, unless IMAGE is a folder"),
+    ):
+        run = Run(capsys, *arguments)
+        assert run.code == command.EXIT_USAGE
+        assert message in run.err
+
+
+@pytest.mark.slow
+def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    script = Run(capsys, "--print-completion", "bash").out
+
+    def complete(*words: str) -> list[str]:
+        typed = " ".join(f"'{word}'" for word in ("image-search", *words))
+        program = (
+            f"{script}\nCOMP_WORDS=({typed}); COMP_CWORD={len(words)}\n"
+            "$(complete -p image-search | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n"
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert complete("co") == ["compare"]
+    assert complete("query", "--top") == ["--top-k"]
+
+
 def test_help_explains_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["query", "--help"]):
         run = Run(capsys, *arguments)
@@ -275,7 +329,7 @@ def test_requests_in_flight_end_before_the_client_is_closed(
         in_flight.add(threading.get_ident())
         time.sleep(0.1)
         in_flight.discard(threading.get_ident())
-        raise OSError("no answer")
+        raise ImageRejectedError("no answer", "not_an_image")
 
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -323,7 +377,7 @@ def test_a_terminal_of_24_bit_colour_shows_pictures(picture: str) -> None:
         assert process.wait() == 0
     lines = shown.decode().splitlines()
     assert all("▀" in line for line in lines[:8])
-    assert lines[8].split() == ["1", "2"]
+    assert lines[8].split() == ["1", KIND, "2", KIND]
     assert lines[9].startswith("#  score")
 
 
@@ -378,6 +432,51 @@ def test_strips_fit_the_terminal_and_go_on_below() -> None:
     lines = terminal.strips(pictures, "blocks", 40).splitlines()
     assert len(lines) == 3 * 9
     assert [lines[row].split() for row in (8, 17, 26)] == [["1", "2"], ["3", "4"], ["5"]]
+
+
+@pytest.mark.slow
+def test_lines_of_json_are_as_documented(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_API_KEY", SERVICE_KEY)
+    page = (ROOT / "docs" / "how-to" / "search.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`([^|]*)\| ([^|]+) \| ([^|]*)\|$", page, re.MULTILINE)
+    documented = {
+        f"{name}{rest}".strip(): set(re.findall("`(\\w+)`", text)) for name, rest, _, text in rows
+    }
+    image = f"{KIND}/0"
+
+    def fields(*arguments: str) -> set[str]:
+        line = Run(capsys, *arguments, "--json").out.splitlines()[0]
+        assert line.isascii()
+        return set(json.loads(line))
+
+    (tmp_path / "empty").mkdir()
+    queried = (
+        fields("query", picture) | fields("query", "missing.png") | fields("query", "--id", image)
+    )
+    assert queried | {"url", "code", "detail"} == documented["query"]
+    assert fields("list") == documented["list"]
+    compared = fields("compare", picture, "--id", image)
+    assert compared | {"image", "url", "id"} == documented["compare"]
+    try:
+        assert fields("put", "new/1", picture) == documented["put with an image"]
+    finally:
+        assert Run(capsys, "delete", "new/1", "--json").out == ""
+    put = fields("put", str(tmp_path / "empty"))
+    assert put | {"code", "detail"} == documented["put with a folder"]
+    assert documented.keys() >= {"delete", "labels", "health"}
+
+
+def test_captions_are_as_wide_as_pictures() -> None:
+    captions = ["0:12 cat", "a label that is longer", "花" * 12, "\x1b[2Jx"]
+    pictures = [encode(QUERY)] * 4
+    line = terminal.strips(pictures, "blocks", 80, captions).splitlines()[8]
+    assert "\x1b" not in line
+    assert line.split("  ")[-1] != ""
+    cells = ["1  0:12 cat".center(16), "2  a label that…", f"3  {'花' * 6}…"]
+    assert line.startswith(" ".join(cells))
+    assert line.endswith(r"4  \x1b[2Jx".center(16).rstrip())
 
 
 def test_what_is_no_picture_stays_empty() -> None:

@@ -22,11 +22,13 @@ from image_search_client.errors import (
     UnavailableError,
     UnexpectedAnswerError,
     UnreachableError,
+    UnreadableImageError,
 )
-from image_search_client.inputs import Example, GroupBy, ImageInput
+from image_search_client.inputs import Example, GroupBy, ImageInput, LabelFrom
 from image_search_client.results import (
     Comparison,
     EmbedResult,
+    FolderResult,
     Health,
     IndexedImage,
     Match,
@@ -45,6 +47,7 @@ __all__ = [
     "Comparison",
     "EmbedResult",
     "Example",
+    "FolderResult",
     "GroupBy",
     "Health",
     "ImageInput",
@@ -53,6 +56,7 @@ __all__ = [
     "ImageSearchError",
     "IndexedImage",
     "InvalidRequestError",
+    "LabelFrom",
     "Match",
     "Model",
     "Moment",
@@ -65,4 +69,5 @@ __all__ = [
     "UnavailableError",
     "UnexpectedAnswerError",
     "UnreachableError",
+    "UnreadableImageError",
 ]

@@ -1,6 +1,8 @@
 """The synchronous client. Made by `tools/sync_client.py`: change async_client.py."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -8,19 +10,22 @@ from urllib.parse import quote
 import httpx2
 from tqdm.auto import tqdm
 
-from image_search_client import results, retries, threads, tls
+from image_search_client import folders, results, retries, threads, tls
 from image_search_client.errors import (
     ImageRejectedError,
     ImageSearchError,
+    InvalidRequestError,
     RequestTimeoutError,
     UnexpectedAnswerError,
     UnreachableError,
+    UnreadableImageError,
 )
 from image_search_client.inputs import (
     Example,
     ExampleInput,
     GroupBy,
     ImageInput,
+    LabelFrom,
     Options,
     Upload,
     listing_query,
@@ -32,6 +37,7 @@ from image_search_client.inputs import (
 from image_search_client.results import (
     Comparison,
     EmbedResult,
+    FolderResult,
     Health,
     IndexedImage,
     SearchResult,
@@ -153,7 +159,7 @@ class Client:
 
         Raises:
             ImageRejectedError: It is no image, or too large.
-            OSError: The path cannot be read.
+            UnreadableImageError: The path cannot be read.
         """
         options = Options(
             top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate, group_by
@@ -200,10 +206,10 @@ class Client:
             top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate, group_by
         )
 
-        def outcome(image: ImageInput) -> SearchResult | ImageSearchError | OSError:
+        def outcome(image: ImageInput) -> SearchResult | ImageSearchError:
             try:
                 return self._search(image, options)
-            except (ImageRejectedError, OSError) as exc:
+            except (ImageRejectedError, UnreadableImageError) as exc:
                 return exc
 
         outcomes = []
@@ -237,7 +243,7 @@ class Client:
         those of `search`.
 
         Raises:
-            OSError: A path cannot be read.
+            UnreadableImageError: A path cannot be read.
         """
         options = Options(
             top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate, group_by
@@ -292,7 +298,7 @@ class Client:
         Raises:
             ImageNotFoundError: There is no image with such an id.
             ImageRejectedError: It is no image, too large, or cannot be fetched.
-            OSError: A path cannot be read.
+            UnreadableImageError: A path cannot be read.
         """
         options = Options(
             top_k, labels, filter, min_score, min_confidence, thumbnails, deduplicate, group_by
@@ -323,7 +329,7 @@ class Client:
             ImageNotFoundError: There is no image with such an id.
             ImageRejectedError: One of them, which is named, is no image, too large, or cannot be
                 fetched.
-            OSError: A path cannot be read.
+            UnreadableImageError: A path cannot be read.
         """
         body = threads.in_thread(pair_json, a, b)
         response = self._send(
@@ -364,6 +370,7 @@ class Client:
 
         Raises:
             ImageRejectedError: It is no image, or too large.
+            UnreadableImageError: The path cannot be read.
             AccessError: The key is missing or wrong, or the service does not allow writing.
         """
         parameters: dict[str, str] = {}
@@ -373,6 +380,70 @@ class Client:
             parameters["metadata"] = to_json_text(metadata)
         response = self._upload("PUT", f"/images/{_quoted(id)}", image, parameters)
         return decode(response.content, IndexedImage)
+
+    def put_folder(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        prefix: str | None = None,
+        label_from: LabelFrom = "folder",
+        concurrency: int = 8,
+        progress: bool = True,
+    ) -> FolderResult:
+        """Insert the images of a folder into the index, or replace them; needs a key.
+
+        Images that the index has already, by id and content, are not sent. So a second call
+        resumes one that was stopped, and sends what is new or has changed. An image that fails does
+        not stop the others. For folders that the worker can read, it is faster.
+
+        Args:
+            folder: Its images, and those of the folders in it, but for hidden ones.
+            prefix: What ids begin with, before the path in the folder; None for the folder's name
+                and a slash.
+            label_from: Whether images in sub-folders get the folder's name as their label.
+            concurrency: How many requests at once.
+            progress: Show a progress bar, on a terminal and in Jupyter.
+
+        Raises:
+            UnreadableImageError: The folder cannot be read.
+            AccessError: The key is missing or wrong, or the service does not allow writing.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
+        root = Path(folder)
+        if prefix is None:
+            prefix = quote(root.resolve().name, safe=folders.KEPT) + "/"
+        try:
+            images, others = threads.in_thread(
+                folders.images_of, root, prefix, labels=label_from == "folder"
+            )
+        except OSError as exc:
+            raise UnreadableImageError.of_file(exc) from exc
+        known = {
+            image.id: (image.metadata.get("sha256"), image.label)
+            for image in self.iter_images(prefix=prefix, page_size=1000)
+        }
+        errors: dict[str, ImageSearchError] = {}
+
+        def put(image: folders.FolderImage) -> bool:
+            try:
+                if image.id in known:
+                    content = threads.in_thread(folders.digest, image.path)
+                    if known[image.id] == (content, image.label):
+                        return False
+                self.put_image(image.id, image.path, label=image.label)
+            except (ImageRejectedError, InvalidRequestError, UnreadableImageError) as exc:
+                errors[str(image.path)] = exc
+            except OSError as exc:
+                errors[str(image.path)] = UnreadableImageError.of_file(exc)
+            return True
+
+        sent = 0
+        with tqdm(total=len(images), unit=" images", disable=None if progress else True) as bar:
+            for was_sent in threads.map_ordered(put, images, concurrency):
+                sent += was_sent
+                bar.update()
+        return FolderResult(sent - len(errors), len(images) - sent, others, errors)
 
     def delete_image(self, id: str) -> None:  # noqa: A002
         """Delete an image from the index; needs a key.

@@ -13,12 +13,15 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
+import shtab
+
 from image_search_client import terminal, threads
 from image_search_client.client import Client
 from image_search_client.errors import (
     ImageNotFoundError,
     ImageRejectedError,
     ImageSearchError,
+    UnreadableImageError,
 )
 from image_search_client.inputs import Example, read_image
 from image_search_client.names import clock, readable
@@ -93,6 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    shtab.add_argument_to(
+        parser, "--print-completion", help="print what completes this command in a shell"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
@@ -217,10 +223,24 @@ def make_parser() -> argparse.ArgumentParser:
         "--id", action="append", default=[], metavar="ID", help="an image of the index; repeatable"
     )
 
-    put = command("put", _put, "insert an image into the index, or replace it")
-    put.add_argument("id", metavar="ID", help="id of the image in the index")
-    put.add_argument("image", metavar="IMAGE", help="a file, or - for standard input")
-    put.add_argument("--label", metavar="LABEL", help="what it shows")
+    put = command("put", _put, "insert an image, or all images of a folder, or replace them")
+    put.add_argument(
+        "id",
+        nargs="?",
+        metavar="ID",
+        help="id of the image in the index; for a folder what ids begin with (default: its name)",
+    )
+    put.add_argument(
+        "image",
+        metavar="IMAGE",
+        help="a file, - for standard input, or a folder, of which only images are sent that are "
+        "new or have changed",
+    )
+    put.add_argument(
+        "--label",
+        metavar="LABEL",
+        help="what the image shows; of a folder, each image gets the name of its sub-folder",
+    )
     put.add_argument(
         "--metadata", type=_json_object, metavar="JSON", help="""such as '{"year": 2020}'"""
     )
@@ -255,7 +275,7 @@ def _asked(arguments: Arguments) -> list[_Asked]:
     ] + [_Asked(name, "id") for name in arguments.id]
 
 
-_Outcome = SearchResult | ImageSearchError | OSError
+_Outcome = SearchResult | ImageSearchError
 
 
 def _query(client: Client, arguments: Arguments) -> int:
@@ -283,7 +303,7 @@ def _query(client: Client, arguments: Arguments) -> int:
             if query.kind == "url":
                 return client.query(url=query.name, **options)
             return client.search(_image(query.name), **options)
-        except (ImageRejectedError, ImageNotFoundError, OSError) as exc:
+        except (ImageRejectedError, ImageNotFoundError, UnreadableImageError) as exc:
             return exc
 
     status = 0
@@ -326,9 +346,14 @@ def _print_matches(result: SearchResult, protocol: terminal.Protocol | None) -> 
         print(UNFAMILIAR)
     if protocol:
         columns = shutil.get_terminal_size().columns
-        times = ["" if match.time is None else clock(match.time) for match in result]
+        captions = [
+            " ".join(
+                filter(None, [clock(match.time) if match.time is not None else "", match.label])
+            )
+            for match in result
+        ]
         pictures = [match.thumbnail for match in result]
-        print(terminal.strips(pictures, protocol, columns, times))
+        print(terminal.strips(pictures, protocol, columns, captions))
     of_videos = any(match.time is not None for match in result)
     rows = [("#", "score", "confidence", "label", *(("time",) if of_videos else ()), "id")]
     for number, match in enumerate(result, 1):
@@ -352,8 +377,7 @@ def _as_json(outcome: _Outcome) -> dict[str, Any]:
             "model": asdict(outcome.model),
             "took_ms": asdict(outcome.took_ms),
         }
-    code = outcome.code if isinstance(outcome, ImageSearchError) else "unreadable"
-    return {"problem": {"code": code, "detail": _reason(outcome)}}
+    return {"problem": {"code": outcome.code, "detail": _reason(outcome)}}
 
 
 def _compare(client: Client, arguments: Arguments) -> int:
@@ -364,7 +388,7 @@ def _compare(client: Client, arguments: Arguments) -> int:
     for each in asked:
         try:
             examples.append(_example(each))
-        except OSError as exc:
+        except UnreadableImageError as exc:
             return _fail(f"{each.name}: {_reason(exc)}", EXIT_INCOMPLETE)
     try:
         comparison = client.compare(*examples)
@@ -406,6 +430,10 @@ def _share(share: float | None) -> str:
 
 
 def _put(client: Client, arguments: Arguments) -> int:
+    if os.path.isdir(arguments.image):
+        return _put_folder(client, arguments)
+    if arguments.id is None:
+        arguments.parser.error("an ID is needed, unless IMAGE is a folder")
     try:
         stored = client.put_image(
             arguments.id,
@@ -413,11 +441,31 @@ def _put(client: Client, arguments: Arguments) -> int:
             label=arguments.label,
             metadata=arguments.metadata,
         )
-    except (ImageRejectedError, OSError) as exc:
+    except (ImageRejectedError, UnreadableImageError) as exc:
         return _fail(f"{arguments.image}: {_reason(exc)}", EXIT_INCOMPLETE)
     if arguments.json:
         _print_json({"id": stored.id, "label": stored.label, "metadata": stored.metadata})
     return 0
+
+
+def _put_folder(client: Client, arguments: Arguments) -> int:
+    if arguments.label is not None or arguments.metadata is not None:
+        arguments.parser.error("--label and --metadata are for single images")
+    done = client.put_folder(arguments.image, prefix=arguments.id)
+    if arguments.json:
+        errors = {
+            path: {"code": exc.code, "detail": _reason(exc)} for path, exc in done.errors.items()
+        }
+        counts = {"sent": done.sent, "unchanged": done.unchanged, "left_out": done.left_out}
+        _print_json({"folder": arguments.image, **counts, "errors": errors})
+    else:
+        print(
+            f"{done.sent:,} images sent, {done.unchanged:,} unchanged, {len(done.errors):,} "
+            f"failed, {done.left_out:,} other files left out"
+        )
+    for path, exc in done.errors.items():
+        _fail(f"{path}: {_reason(exc)}", EXIT_INCOMPLETE)
+    return EXIT_INCOMPLETE if done.errors else 0
 
 
 def _delete(client: Client, arguments: Arguments) -> int:
@@ -499,10 +547,8 @@ def _image(name: str) -> str | bytes:
     return sys.stdin.buffer.read() if name == _STANDARD_INPUT else name
 
 
-def _reason(error: ImageSearchError | OSError) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return str(error)
+def _reason(error: ImageSearchError) -> str:
+    return str(error.strerror if isinstance(error, UnreadableImageError) else error)
 
 
 def _print_json(value: object) -> None:

@@ -1,4 +1,4 @@
-"""Every error that a call raises, but for arguments of a wrong type or value, and unreadable files.
+"""Every error that a call raises, except for arguments of a wrong type or value.
 
 ImageSearchError
 ├── UnreachableError         no answer: connection refused or lost, name not known
@@ -7,6 +7,7 @@ ImageSearchError
 ├── UnavailableError         429, 502, 503, 504: starting, no_index, overloaded and so on
 ├── ImageRejectedError       413, not_an_image, no_video_support, image_too_costly, too_many_pixels,
 │                            upload_too_large, unsupported_media_type, url_not_fetched
+├── UnreadableImageError     a path that cannot be read; an OSError, too
 ├── ImageNotFoundError       image_not_found, original_not_found
 ├── AccessError              401, 403: unauthorized, writing_disabled, urls_disabled,
 │                            originals_disabled
@@ -67,6 +68,18 @@ class UnavailableError(ImageSearchError):
 
 class ImageRejectedError(ImageSearchError):
     """The image cannot be used: not an image, damaged, too large, or its URL cannot be fetched."""
+
+
+class UnreadableImageError(ImageSearchError, OSError):
+    """The file of an image cannot be read; `errno`, `strerror` and `filename` say why."""
+
+    @classmethod
+    def of_file(cls, error: OSError) -> "UnreadableImageError":
+        """The error of a file that could not be opened or read."""
+        reason = error.strerror or str(error)
+        own = cls(f"{error.filename} cannot be read: {reason}", "unreadable")
+        own.errno, own.strerror, own.filename = error.errno, reason, error.filename
+        return own
 
 
 class ImageNotFoundError(ImageSearchError):

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
+from image_search_client.errors import UnreadableImageError
 from image_search_client.results import IndexedImage, Match
 
 # What Pillow writes into a PNG as it is.
@@ -39,6 +40,7 @@ Arrays are uint8 [height, width, 3] in RGB or [height, width] in grey, and need 
 """
 
 JsonObject: TypeAlias = dict[str, Any]
+LabelFrom: TypeAlias = Literal["folder", "none"]
 GroupBy: TypeAlias = Literal["none", "video"]
 
 
@@ -52,14 +54,17 @@ class Upload(NamedTuple):
 def read_image(image: ImageInput) -> Upload:
     """The image as a file's bytes.
 
-    Raises OSError when a path cannot be read, TypeError or ValueError for what is no image, and
-    ImportError where an array needs Pillow.
+    Raises UnreadableImageError when a path cannot be read, TypeError or ValueError for what is no
+    image, and ImportError where an array needs Pillow.
     """
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         raise ValueError(f"{image} is a URL, not a path: use query(url=…) or Example(url=…)")
     if isinstance(image, str | os.PathLike):
         path = Path(image)
-        return Upload(path.name, path.read_bytes())
+        try:
+            return Upload(path.name, path.read_bytes())
+        except OSError as exc:
+            raise UnreadableImageError.of_file(exc) from exc
     if isinstance(image, bytes | bytearray | memoryview):
         return Upload("image", bytes(image))
     if _is_pillow(image) or hasattr(image, "__array_interface__"):

@@ -166,7 +166,7 @@ class SearchResults(Sequence[SearchResult]):
     index or in a loop; `outcomes` holds results and errors side by side.
     """
 
-    outcomes: tuple[SearchResult | ImageSearchError | OSError, ...]
+    outcomes: tuple[SearchResult | ImageSearchError, ...]
 
     def __len__(self) -> int:
         return len(self.outcomes)
@@ -184,7 +184,7 @@ class SearchResults(Sequence[SearchResult]):
         raise outcome.with_traceback(None)
 
     @property
-    def errors(self) -> dict[int, ImageSearchError | OSError]:
+    def errors(self) -> dict[int, ImageSearchError]:
         """The error of each image that could not be searched with, by its position."""
         return {
             position: outcome
@@ -246,6 +246,19 @@ class IndexedImage:
     label: str | None
     metadata: dict[str, MetadataValue] = field(default_factory=dict)
     thumbnail: Thumbnail | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderResult:
+    """What became of the images of a folder: how many were sent, and how many the index had.
+
+    `left_out` counts files that are not images. `errors` has those that failed, by their path.
+    """
+
+    sent: int
+    unchanged: int
+    left_out: int
+    errors: dict[str, ImageSearchError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

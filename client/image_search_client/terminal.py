@@ -63,15 +63,15 @@ def strips(
     pictures: Sequence[bytes | None],
     protocol: Protocol,
     columns: int,
-    times: Sequence[str] = (),
+    captions: Sequence[str] = (),
 ) -> str:
     """The pictures side by side, as many as fit into `columns`, with their numbers below.
 
-    `times` follow the numbers; empty for a picture without one.
+    `captions` follow the numbers, as far as they fit below a picture.
     """
     titles = [
-        f"{number}  {time}".rstrip()
-        for number, (_, time) in enumerate(zip_longest(pictures, times, fillvalue=""), 1)
+        _cut(f"{number}  {printable(caption)}".rstrip(), _COLUMNS)
+        for number, (_, caption) in enumerate(zip_longest(pictures, captions, fillvalue=""), 1)
     ]
     fit = max(1, (columns + 1) // (_COLUMNS + 1))
     parts = []
@@ -79,7 +79,7 @@ def strips(
         row = pictures[start : start + fit]
         below = titles[start : start + fit]
         parts.append(_strip(row, protocol))
-        parts.append(" ".join(title.center(_COLUMNS) for title in below).rstrip())
+        parts.append(" ".join(map(_centred, below)).rstrip())
     return "\n".join(parts)
 
 
@@ -90,6 +90,19 @@ def _width(text: str) -> int:
         else 1 + (unicodedata.east_asian_width(character) in "WF")
         for character in text
     )
+
+
+def _cut(text: str, columns: int) -> str:
+    if _width(text) <= columns:
+        return text
+    while _width(text) >= columns:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _centred(title: str) -> str:
+    free = _COLUMNS - _width(title)
+    return " " * (free // 2) + title + " " * (free - free // 2)
 
 
 def _strip(pictures: Sequence[bytes | None], protocol: Protocol) -> str:
