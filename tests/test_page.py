@@ -508,18 +508,22 @@ REFUSE = """for (const name of ["localStorage", "sessionStorage"]) {
 }"""
 
 
-@pytest.mark.parametrize("kept", ["nothing", "what is damaged"])
-def test_a_browser_that_keeps_nothing_is_enough(
-    open_page: Callable[..., Page], url: str, kept: str
-) -> None:
-    page = open_page("about:blank")
-    lists = [
+@pytest.mark.parametrize(
+    "kept",
+    [
+        None,
         "{",
         '"a"',
         '[null, {"address": "javascript:0", "name": "a", "picture": null, "at": 0}]',
-    ]
-    damage = f"localStorage.setItem('image-search recent /', {json.dumps(lists)}.at(-1))"
-    page.add_init_script(REFUSE if kept == "nothing" else damage)
+        '[{"address": "#embedding=AAAA", "name": "a", "picture": null, "at": 0}]',
+    ],
+)
+def test_a_browser_that_keeps_nothing_is_enough(
+    open_page: Callable[..., Page], url: str, kept: str | None
+) -> None:
+    page = open_page("about:blank")
+    damage = f"localStorage.setItem('image-search recent /', {json.dumps(kept)})"
+    page.add_init_script(REFUSE if kept is None else damage)
     page.goto(url)
     expect(page.locator("#some a")).to_have_count(10)
     expect(page.locator("#recent-section")).to_be_hidden()
@@ -652,6 +656,38 @@ def test_the_index_is_browsed_without_a_picture(
     page.get_by_role("link", name="Image search").click()
     expect(page.locator("#start")).to_be_visible()
     expect(page.locator("#browse")).to_be_hidden()
+
+
+def test_images_are_selected_while_browsing(
+    open_page: Callable[..., Page], photos_url: str
+) -> None:
+    page = open_page(f"{photos_url}#browse&label=beach")
+    page.locator("#images .match").nth(1).hover()
+    page.get_by_role("button", name="Select beach, trip/été-003.jpg").click()
+    page.locator("#browse-labels label", has_text="beach").click()
+    expect(page.locator("#images .match")).to_have_count(60)
+    chosen = page.get_by_role("button", name="Select beach, trip/été-003.jpg")
+    expect(chosen).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("button", name="Select trip/été-002.jpg").click()
+    bar = page.get_by_role("region", name="Selected images")
+    expect(bar).to_contain_text("2 selected")
+    with page.expect_download() as download:
+        bar.get_by_role("button", name="Download as CSV").click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text(), newline="")))
+    assert [(row["name"], row["label"], row["score"]) for row in rows] == [
+        ("trip/été-003.jpg", "beach", ""),
+        ("trip/été-002.jpg", "", ""),
+    ]
+    page.get_by_role("link", name="Image search").click()
+    expect(bar).to_be_hidden()
+    page.go_back()
+    bar.get_by_role("button", name="Compare").click()
+    expect(page.locator("#a-picture")).to_have_attribute("title", "trip/été-003.jpg")
+    expect(bar).to_be_hidden()
+    page.go_back()
+    bar.get_by_role("button", name="Clear").click()
+    expect(page.locator("#browse-title")).to_be_focused()
+    expect(chosen).to_have_attribute("aria-pressed", "false")
 
 
 def test_a_listing_that_fails_is_tried_again(
@@ -913,7 +949,7 @@ def test_selected_matches_are_downloaded(page: Page, tmp_path: Path) -> None:
     page.locator(".picture").nth(4).click()  # another search keeps them
     expect(page.locator("#query-id")).not_to_have_text(f"{KINDS[0]}-00")
     shown(page)
-    expect(page.get_by_role("region", name="Selected matches")).to_contain_text("3 selected")
+    expect(page.get_by_role("region", name="Selected images")).to_contain_text("3 selected")
 
     def saved(kind: str) -> str:
         with page.expect_download() as download:
@@ -932,7 +968,7 @@ def test_selected_matches_are_downloaded(page: Page, tmp_path: Path) -> None:
     assert table[1]["metadata.path"] == '\'=HYPERLINK("x"), too'  # no formula
     assert table[1]["metadata.year"] == "2026"
     page.get_by_role("button", name="Clear").click()
-    expect(page.get_by_role("region", name="Selected matches")).to_be_hidden()
+    expect(page.get_by_role("region", name="Selected images")).to_be_hidden()
 
 
 @pytest.mark.parametrize("side", [128, 256])

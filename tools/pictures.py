@@ -224,6 +224,12 @@ def browse(page: Page) -> None:
     expect(page.locator("#images img").first).to_be_visible()
 
 
+def browse_selected(page: Page) -> None:
+    browse(page)
+    for button in page.locator("#images button.select").all()[:2]:
+        button.evaluate("it => it.click()")
+
+
 def browse_nothing(page: Page) -> None:
     go(page, "browse&words=nothing")
     expect(page.locator("#browse-none")).to_be_visible()
@@ -266,6 +272,7 @@ STATES: Final[dict[str, Callable[[Page], None]]] = {
     "compared": compared,
     "browse": browse,
     "browse-nothing": browse_nothing,
+    "browse-selected": browse_selected,
     "refused": refused,
     "key": key,
     "offline": offline,

@@ -12,6 +12,7 @@ import { announce, element, get, input, isNear, keepFocus, onPlainClick, thumbna
 import { chosenLabels, showLabelChoice } from "./labels.js";
 import { closeNotice } from "./notice.js";
 import { emptyBrowse, toFragment, toListing, withQuery } from "./search.js";
+import { selectButton } from "./selection.js";
 import { browsing, health, known, labels, search } from "./state.js";
 import { runAlone } from "./task.js";
 import { viewButton } from "./viewer.js";
@@ -136,7 +137,8 @@ function tile(image) {
     video: typeof video === "string" ? video : null,
     time: typeof time === "number" ? time : null,
   };
-  return element("li", { className: "match" }, link, viewButton(viewed, () => [[], 0]), head, id);
+  const view = viewButton(viewed, () => [[], 0]);
+  return element("li", { className: "match" }, link, view, selectButton(image), head, id);
 }
 
 /**

@@ -10,7 +10,7 @@
 import { go } from "./address.js";
 import { hasKey } from "./api.js";
 import { announce, element, get, onPlainClick, thumbnail } from "./dom.js";
-import { fromFragment, toFragment } from "./search.js";
+import { fromFragment, isEmpty, toFragment } from "./search.js";
 import { health, known, learn, search } from "./state.js";
 import { store, stored } from "./storage.js";
 import { titleOf } from "./words.js";
@@ -37,7 +37,8 @@ function recent() {
 /** @param {Partial<Recent> | null} one as another version may have kept it */
 function isRecent(one) {
   return typeof one?.address === "string" && one.address.startsWith("#") && typeof one.name === "string"
-    && (one.picture === null || `${one.picture}`.startsWith("data:image/")) && Number.isFinite(one.at);
+    && (one.picture === null || `${one.picture}`.startsWith("data:image/")) && Number.isFinite(one.at)
+    && !isEmpty(fromFragment(one.address));
 }
 
 /**

@@ -1,41 +1,42 @@
 // @ts-check
 /**
- * Matches that were selected, over all searches of this tab, and the list of them.
+ * Images that were selected, among matches and while browsing, and the list of them.
  *
- * @import { Match } from "./api.js"
+ * @import { IndexedImage, Match } from "./api.js"
+ * @typedef {IndexedImage & Partial<Match>} Selected Without a score if it was no match.
  */
 
 import { compare } from "./address.js";
 import { announce, element, get } from "./dom.js";
-import { search } from "./state.js";
+import { browsing, search } from "./state.js";
 import { nameOf, readable } from "./words.js";
 
-/** @type {Map<string, Match>} In the order in which they were selected. */
+/** @type {Map<string, Selected>} In the order in which they were selected. */
 const selected = new Map();
 
 /**
- * The button that selects a match.
+ * The button that selects an image.
  *
- * @param {Match} match
+ * @param {Selected} image
  */
-export function selectButton(match) {
+export function selectButton(image) {
   const button = element("button", { type: "button", className: "select", title: "Select" }, "✓");
-  button.dataset.id = match.id;
-  button.setAttribute("aria-label", `Select ${nameOf(match)}`);
-  button.setAttribute("aria-pressed", `${selected.has(match.id)}`);
+  button.dataset.id = image.id;
+  button.setAttribute("aria-label", `Select ${nameOf(image)}`);
+  button.setAttribute("aria-pressed", `${selected.has(image.id)}`);
   button.addEventListener("click", () => {
-    if (!selected.delete(match.id)) selected.set(match.id, match);
+    if (!selected.delete(image.id)) selected.set(image.id, image);
     showSelection();
   });
   return button;
 }
 
 function showSelection() {
-  for (const button of get("matches").querySelectorAll("button.select")) {
+  for (const button of document.querySelectorAll("button.select")) {
     const { id } = /** @type {HTMLElement} */ (button).dataset;
     button.setAttribute("aria-pressed", `${selected.has(id ?? "")}`);
   }
-  get("matches").classList.toggle("selecting", selected.size > 0);
+  document.body.classList.toggle("selecting", selected.size > 0);
   get("selection").hidden = selected.size === 0;
   get("selection-compare").hidden = toCompare() === null;
   get("selection-count").textContent = `${selected.size} selected`;
@@ -45,14 +46,14 @@ function showSelection() {
 /** Two that are selected; or one, and the picture that was searched with. */
 function toCompare() {
   const [first, second, ...others] = [...selected.keys()].map((id) => ({ id }));
-  const { query } = search.value;
+  const query = browsing.value ? null : search.value.query;
   if (first && second && others.length === 0) return { a: first, b: second };
   return first && !second && query ? { a: query, b: first } : null;
 }
 
-/** @param {Match} match */
-function row({ id, label, score, confidence, metadata }) {
-  return { id, name: readable(id), label, score, confidence, metadata };
+/** @param {Selected} image */
+function row({ id, label, score, confidence, metadata = {} }) {
+  return { id, name: readable(id), label, score: score ?? null, confidence: confidence ?? null, metadata };
 }
 
 function toJson() {
@@ -93,15 +94,16 @@ function save(name, content, type) {
 
 export function installSelection() {
   search.listen(() => { if (selected.size) get("selection-compare").hidden = toCompare() === null; });
+  browsing.listen(() => { if (selected.size) get("selection-compare").hidden = toCompare() === null; });
   get("selection-compare").addEventListener("click", () => {
     const pair = toCompare();
     if (pair) compare(pair);
   });
-  get("selection-csv").addEventListener("click", () => save("matches.csv", toCsv(), "text/csv"));
-  get("selection-json").addEventListener("click", () => save("matches.json", toJson(), "application/json"));
+  get("selection-csv").addEventListener("click", () => save("selected.csv", toCsv(), "text/csv"));
+  get("selection-json").addEventListener("click", () => save("selected.json", toJson(), "application/json"));
   get("selection-clear").addEventListener("click", () => {
     selected.clear();
     showSelection();
-    get("results-title").focus({ preventScroll: true });
+    get(browsing.value ? "browse-title" : "results-title").focus({ preventScroll: true });
   });
 }
