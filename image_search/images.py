@@ -73,7 +73,7 @@ _NOT_READ: Final = (
     (rb"II\*\0.{4}CR|....ftypcrx|FUJIFILMCCD-RAW|II(RO|RS|U)|MMOR|FOVb|\0MRM", _RAW),
     (
         rb"....ftyp(isom|mp4|qt|M4V)|\x1aE\xdf\xa3|\0\0\x01[\xb3\xba]",
-        "a video: take a picture of it",
+        "a video: send one of its frames as a picture",
     ),
 )
 _TIFF_NEW_SUBFILE_TYPE: Final = 254

@@ -230,13 +230,13 @@ class VideoFrames:
             case "memory":
                 return ImageTooCostlyError(
                     f"the video takes more than {self._limits.memory // _MIB:,} MiB of memory to "
-                    "decode: make its pictures smaller"
+                    "decode: make its frames smaller"
                 )
             case "crashed":
                 return NotAnImageError("the video is damaged: its decoder crashed")
             case _:
                 return ImageTooCostlyError(
-                    "the video takes too long to decode: make its pictures smaller, or it shorter"
+                    "the video takes too long to decode: make it smaller or shorter"
                 )
 
 

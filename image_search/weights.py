@@ -68,7 +68,7 @@ def load_weights(weights: str) -> tuple[str, list[Convolution]]:
         with h5py.File(path) as file:
             arrays = [np.asarray(array, np.float32) for array in _arrays(file)]
     except (OSError, KeyError) as exc:
-        raise _not_vgg16(path, "it is no HDF5 file, or lacks what such a file has") from exc
+        raise _not_vgg16(path, "it is not an HDF5 file, or is incomplete") from exc
     shapes = [array.shape for array in arrays]
     if shapes != list(_shapes()):
         raise _not_vgg16(path, f"it holds {len(shapes)} arrays, of the shapes {shapes}")

@@ -94,7 +94,7 @@ async def _fetch(url: str, max_bytes: int, allowed: Callable[[Address], bool]) -
                 return await _body(url, response, max_bytes)
             finally:
                 await response.aclose()
-    raise _not_fetched(url, f"it leads through more than {MAX_REDIRECTS} redirects")
+    raise _not_fetched(url, f"it has more than {MAX_REDIRECTS} redirects")
 
 
 async def _request(

@@ -366,7 +366,7 @@ class MatchResponse(BaseModel):
 
     id: Annotated[str, Field(description="Its id.", examples=[EXAMPLE_ID])]
     label: Annotated[
-        str | None, Field(description="What it shows, where that is known.", examples=["cat"])
+        str | None, Field(description="What it shows, if that is known.", examples=["cat"])
     ]
     score: Annotated[
         float,
@@ -380,8 +380,8 @@ class MatchResponse(BaseModel):
         float | None,
         Field(
             description="Estimated probability that it shows the same kind of thing as the query; "
-            "null where that cannot be estimated: without labels, of a query that is not "
-            "familiar, and where matches are filtered by label.",
+            "null if that cannot be estimated: without labels, if the query is not familiar, and "
+            "if matches are filtered by label.",
             examples=[0.87],
         ),
     ]
@@ -433,16 +433,16 @@ Familiarity = Annotated[
     float | None,
     Field(
         description="How usual the query is among the images of the index: the share of them, 0 "
-        "to 1, that are as unlike the others, a p-value. Null where it cannot be told: of a query "
-        "that is not a single image file, and in an index of few images or an earlier version.",
+        "to 1, that are as unlike the others, a p-value. Null if it is not known: for a query "
+        "that is not a single image file, and in an index of few images or of an earlier version.",
         examples=[0.43],
     ),
 ]
 Familiar = Annotated[
     bool | None,
     Field(
-        description="False where the query is unlike everything in the index; its matches have no "
-        "confidence then. Null where `familiarity` is.",
+        description="False if the query is unlike everything in the index; then no match has a "
+        "confidence. Null if `familiarity` is null.",
         examples=[True],
     ),
 ]
@@ -485,7 +485,7 @@ class ComparisonResponse(BaseModel):
         float | None,
         Field(
             description="Share of the index's pairs of images with one label whose score is "
-            "higher, 0 to 1; null where the index has too few labels.",
+            "higher, 0 to 1; null if the index has too few labels.",
             examples=[0.12],
         ),
     ]
@@ -493,7 +493,7 @@ class ComparisonResponse(BaseModel):
         float | None,
         Field(
             description="Share of the index's pairs of images with two labels whose score is "
-            "higher, 0 to 1; null where the index has too few labels.",
+            "higher, 0 to 1; null if the index has too few labels.",
             examples=[0.002],
         ),
     ]
@@ -547,7 +547,7 @@ class ListedImage(BaseModel):
 
     id: Annotated[str, Field(description="Its id.", examples=[EXAMPLE_ID])]
     label: Annotated[
-        str | None, Field(description="What it shows, where that is known.", examples=["cat"])
+        str | None, Field(description="What it shows, if that is known.", examples=["cat"])
     ]
     metadata: Annotated[
         dict[str, MetadataValue],

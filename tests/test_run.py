@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,34 @@ def test_what_running_needs_is_locked_as_for_development() -> None:
     names = {name for name, _ in run}
     assert {"fastapi", "av", "msgspec", "openvino"} <= names
     assert not names & {"tensorflow-cpu", "tensorflow", "pytest", "uv"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("project", "packages"),
+    [(".", ["image_search", "service", "worker"]), ("client", ["image_search_client"])],
+)
+def test_an_installation_has_every_file(tmp_path: Path, project: str, packages: list[str]) -> None:
+    copy = tmp_path / "copy"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in packages:
+        shutil.copytree(ROOT / project / name, copy / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "VERSION"):
+        shutil.copy(ROOT / project / name, copy / name)
+    build = ["uv", "build", "--wheel", "--offline", "--no-build-isolation", "--quiet"]
+    done = subprocess.run(
+        [*build, "--python", sys.executable, "--out-dir", tmp_path, copy],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        installed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    files = {path for name in packages for path in (copy / name).rglob("*") if path.is_file()}
+    assert installed == {str(path.relative_to(copy)) for path in files}
 
 
 @pytest.mark.slow

@@ -250,7 +250,7 @@ def _verify(reader: _Reader, copied: Iterator[list[Record]], *, exact: bool) -> 
             )
     if (other := next(copies, None)) is not None:
         raise StoreError(
-            f"the copy has an image more, {other.id}: if FROM is being changed, copy again"
+            f"the copy has one more image, {other.id}: if FROM is being changed, copy again"
         )
 
 

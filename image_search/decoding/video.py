@@ -168,8 +168,7 @@ class _Video:
             if not opened.tell():
                 raise NotAnImageError("the file is empty: send the bytes of a video") from exc
             raise NotAnImageError(
-                "not a video in a format that can be read, or damaged where it says what it holds: "
-                "save it as MP4"
+                "not a video in a format that can be read, or its header is damaged: save it as MP4"
             ) from exc
 
     def _choose_stream(self) -> VideoStream:
@@ -180,7 +179,7 @@ class _Video:
             if not stream.disposition & Disposition.attached_pic
         ]
         if not streams:
-            raise NotAnImageError("the file holds sound, and no moving pictures")
+            raise NotAnImageError("the file has sound, but no video")
         stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
         context = stream.codec_context
         if context is None:
@@ -198,7 +197,7 @@ class _Video:
         most = self._task["max_pixels"]
         if width * height > most:
             raise ImageTooLargeError(
-                f"the video's pictures are {width}x{height}, which is more than {most:,} pixels: "
+                f"the video's frames are {width}x{height}, which is more than {most:,} pixels: "
                 "make them smaller"
             )
 

@@ -137,7 +137,7 @@ def _python(title: str, files: dict[str, bytes], version: _Version, split: Split
             batches.append((labels, planes))
     except pickled.PICKLE_DAMAGE as exc:
         reason = printable(str(exc)) or type(exc).__name__
-        raise SourceError(f"{title}: {name} is no batch of CIFAR-10: {reason}") from exc
+        raise SourceError(f"{title}: {name} is not a batch of CIFAR-10: {reason}") from exc
     return classes, batches
 
 

@@ -99,7 +99,7 @@ _KNOWN: Final[dict[tuple[str, str], Callable[..., Any]]] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not to be run")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not allowed")
         return _KNOWN[module, name]
 
 

@@ -122,7 +122,7 @@ class Remote:
                 done = path.stat().st_size
                 if not response.headers.get("content-range", "").startswith(f"bytes {done}-"):
                     begun.unlink()
-                    raise httpx2.RemoteProtocolError("it sent another part than was asked for")
+                    raise httpx2.RemoteProtocolError("it sent a different part than was requested")
             length = response.headers.get("content-length")
             total = done + int(length) if length else None
             with (

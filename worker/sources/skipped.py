@@ -13,19 +13,19 @@ _EXAMPLES: Final = 3
 class Kind(Enum):
     """Why something is left out, what to do about it, and whether it may have been an image."""
 
-    HIDDEN = "hidden, or of a system's own", "", False
+    HIDDEN = "hidden, or a system file", "", False
     NOT_IMAGE = "not an image", "", False
     ARCHIVE = "an archive or data set", "to ingest what is in it, give its path as SOURCE", False
     TABLE = "a table", "for the labels and images in it, give its path as SOURCE", False
     VIDEO = "a video", f"to ingest videos: {install('video')}", False
     LOOP = "a link to a folder that is in the source already", "", False
     UNSUPPORTED = "in a format that cannot be read", "convert it to JPEG or PNG", True
-    UNREADABLE = "cannot be opened", "give yourself the right to read it", True
+    UNREADABLE = "cannot be opened", "change its permissions", True
     SPECIAL = "a FIFO, socket or device", "only files are read; remove it", True
-    BROKEN_LINK = "a link that leads to nothing", "mend or remove it", True
+    BROKEN_LINK = "a broken link", "repair or remove it", True
     ARCHIVE_LINK = "a link to a folder, in an archive", "unpack it and give the folder", True
-    NO_PATH = "a row that names no image", "fill in its path", True
-    REPEATED = "an image that a row before names", "give it one row", True
+    NO_PATH = "a row without an image", "fill in its path", True
+    REPEATED = "an image that an earlier row names", "give it one row", True
     SAME_NAME = "named like another file, in another spelling", "rename it", True
 
     def __init__(self, reason: str, advice: str, is_loss: bool) -> None:  # noqa: FBT001

@@ -37,4 +37,4 @@ def put_off_by_conflict(what: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as exc:
         if "conflict" not in str(exc).lower():
             raise
-        _log.debug("%s was put off: %s", what, exc)
+        _log.debug("%s was postponed: %s", what, exc)

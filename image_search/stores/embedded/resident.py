@@ -319,7 +319,7 @@ class Resident:
         joined = pa.concat_tables([*known, rows.with_row_id().to_arrow()])
         recent = Recent.of(joined, self._metric)
         if not np.array_equal(recent.addresses, addresses):
-            raise RuntimeError("the table has not all of its rows")
+            raise RuntimeError("the table does not have all of its rows")
         return recent
 
     def _newest_snapshot(self, table: Any, addresses: Addresses) -> Snapshot | None:
@@ -341,7 +341,7 @@ class Resident:
             except FileNotFoundError:  # another process has just replaced it
                 continue
             except (DamagedSnapshotError, *_ERRORS) as exc:
-                _log.info("a snapshot of the index is not used, and made anew: %s", exc)
+                _log.info("a snapshot of the index cannot be used, and is made again: %s", exc)
                 continue
             return snapshot
         return None

@@ -258,7 +258,7 @@ def _write_files(
             rows.write_batch(pa.record_batch(columns, schema=_SCHEMA))
             written += len(batch)
     if written != count:
-        raise OSError("the table has not all of its rows")
+        raise OSError("the table does not have all of its rows")
     vectors = np.load(place / "vectors.npy", mmap_mode="r")
     if former is not None and 2 * len(former) >= count:
         codes = faiss.clone_index(former.codes)

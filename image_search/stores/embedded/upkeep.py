@@ -97,7 +97,7 @@ def _compact(table: Any, files: IndexFiles) -> None:
     """
     with put_off_by_conflict("compaction"), ExitStack() as alone:
         if not alone.enter_context(nobody_writing(files.lock)):
-            _log.debug("compaction was put off: another process is writing")
+            _log.debug("compaction was postponed: another process is writing")
             return
         if clock_is_right(files.lock):
             alone.close()

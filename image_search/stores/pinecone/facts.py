@@ -174,7 +174,7 @@ class Facts:
         try:
             return ImageSample.from_bytes(self._read_parts(self._sample_parts(fingerprint)))
         except (KeyError, TypeError, ValueError):
-            self._tell_damaged("sample", "it begins anew with the next images")
+            self._tell_damaged("sample", "it starts again with the next images")
             return ImageSample()
 
     def update_sample(self, change: Callable[[ImageSample], ImageSample]) -> None:

@@ -431,7 +431,7 @@ class PineconeIndex(VectorIndex):
         try:
             self._requests.run(wait, seconds=self._requests.patience)
         except StoreError as exc:
-            _log.warning("Pinecone does not show all that it acknowledged yet: %s", exc)
+            _log.warning("Pinecone does not yet show everything that it has acknowledged: %s", exc)
 
     async def _shows(self, namespace: str, number: int) -> bool:
         query = partial(self._requests.index.query, top_k=1, vector=ANY_VECTOR, namespace=namespace)
