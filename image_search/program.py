@@ -24,6 +24,11 @@ def install(extra: str) -> str:
     return f"{_python()} -m pip install 'image-search[{extra}]'"
 
 
+def or_make(text: str) -> str:
+    """A text about make, where there may be a checkout; else nothing."""
+    return "" if _is_command() else text
+
+
 def _is_command() -> bool:
     return Path(sys.argv[0]).name.startswith(_COMMAND)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from image_search.program import install, program
+from image_search.program import install, or_make, program
 from tests.support import ROOT
 
 FOLDERS = ("image_search", "service", "worker")
@@ -23,6 +23,7 @@ def test_an_installed_command_names_installed_commands(
     assert program("service") == "image-search-service"
     assert install("evaluate") == "uv tool install '.[evaluate,service,video]' in a checkout"
     assert install("video") == "uv tool install '.[service,video]' in a checkout"
+    assert or_make("make run") == ""
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def test_a_module_is_run_by_the_python_that_is_at_hand(
     monkeypatch.setattr(sys, "executable", str(tmp_path / executable))
     monkeypatch.setenv("PATH", str(tmp_path / path))
     assert program("worker") == f"{python} -m worker"
+    assert or_make("make run") == "make run"
     assert install("evaluate") == f"{python} -m pip install 'image-search[evaluate]'"
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from image_search.errors import DownloadError, SettingsError, SourceError
 from image_search.index import VectorIndex
-from image_search.program import program
+from image_search.program import or_make, program
 from image_search.settings import Settings
 from worker.sources import Source, Split, open_source
 from worker.sources.sample import KINDS
@@ -60,8 +60,8 @@ def refuse_mixture(index: VectorIndex, source: Source, settings: Settings) -> No
         raise SettingsError(
             f"the index {settings.index} holds the drawn sample, whose pictures would come up "
             "among your images. Give them an index of their own: add --index photos here, and set "
-            "IMAGE_SEARCH_INDEX=photos for the service. With make: "
-            "make run SOURCE=path/to/folder IMAGE_SEARCH_INDEX=photos"
+            "IMAGE_SEARCH_INDEX=photos for the service"
+            + or_make(". With make: make run SOURCE=path/to/folder IMAGE_SEARCH_INDEX=photos")
         )
     if others and not of_sample and is_sample:
         raise SettingsError(

@@ -16,6 +16,7 @@ from image_search.errors import (
     SourceError,
 )
 from image_search.index import VectorIndex
+from image_search.program import or_make
 from image_search.settings import Settings
 from image_search.stores import open_index
 from image_search.videos import Sampling
@@ -361,7 +362,8 @@ def _report(
     if source.name == "sample":
         print(
             "these are drawn pictures, to try things out; give your own an index of their own: "
-            "--index photos, or make run SOURCE=path/to/folder IMAGE_SEARCH_INDEX=photos"
+            "--index photos"
+            + or_make(", or make run SOURCE=path/to/folder IMAGE_SEARCH_INDEX=photos")
         )
     if index.retries:
         print(f"{index.retries:,} requests to the store had to be retried")
