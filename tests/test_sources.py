@@ -243,7 +243,7 @@ def test_a_pickle_runs_nothing(cifar10: tuple[Path, Any], tmp_path: Path, protoc
     ):
         batch = {b"labels": [0, 0], b"data": hostile}
         (path / "data_batch_1").write_bytes(pickle.dumps(batch, protocol))
-        with pytest.raises(SourceError, match="data_batch_1 is no batch"):
+        with pytest.raises(SourceError, match="data_batch_1 is not a batch"):
             opened(path)
     assert not proof.exists()
 
@@ -267,7 +267,7 @@ def test_a_pickle_runs_nothing(cifar10: tuple[Path, Any], tmp_path: Path, protoc
 def test_damaged_cifar10_of_python(cifar10: tuple[Path, Any], tmp_path: Path, batch: bytes) -> None:
     path = python_version(tmp_path / "py", cifar10[1], python2)
     (path / "data_batch_2").write_bytes(batch)
-    with pytest.raises(SourceError, match=r"data_batch_2 is no batch|label has no name"):
+    with pytest.raises(SourceError, match=r"data_batch_2 is not a batch|label has no name"):
         opened(path)
     (path / "data_batch_2").unlink()
     with pytest.raises(SourceError, match="Python layout: data_batch_2 missing"):

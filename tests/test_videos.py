@@ -326,7 +326,7 @@ def test_music_with_a_cover_has_no_pictures(tmp_path: Path) -> None:
     )
     ffmpeg(*tone, tmp_path / "sound.mp4")
     for name in ("music.m4a", "sound.mp4"):
-        with pytest.raises(NotAnImageError, match="holds sound, and no moving pictures"):
+        with pytest.raises(NotAnImageError, match="has sound, but no video"):
             read(tmp_path / name)
 
 
