@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from image_search.calibration import Calibration
 from image_search.errors import ImageSearchError
 from image_search.familiarity import is_familiar
 from image_search.index import Listed, Match, Page, Record
+from image_search.manifest import ModelSpec
 from image_search.moments import time_of, video_of
 from service import problems
 from service.loaded_index import LoadedIndex
@@ -95,8 +97,13 @@ def labels(counts: Mapping[str, int | None]) -> Response:
 
 def _made_with(loaded: LoadedIndex, timing: Timing, answer: dict[str, Any]) -> Response:
     """An answer with the model that it was made with, and where the time went."""
-    model = loaded.index.manifest.model.model_dump()
+    model = _model(loaded.index.manifest.model)
     return _json({**answer, "model": model, "took_ms": timing.milliseconds()})
+
+
+@lru_cache(maxsize=2)
+def _model(model: ModelSpec) -> dict[str, Any]:
+    return model.model_dump()
 
 
 def _found(result: SearchResult, *, thumbnails: bool) -> dict[str, Any]:

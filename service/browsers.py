@@ -1,11 +1,12 @@
 """What keeps web pages of others from using the service: hosts, origins and policies."""
 
+import functools
 import ipaddress
 import socket
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,6 +14,7 @@ from image_search.errors import SettingsError
 from image_search.settings import Settings
 
 _ANY: Final = "*"
+_HOSTS_REMEMBERED: Final = 64
 
 # Answers are data: no browser runs them, shows them in a frame, or lends them to other sites.
 HEADERS: Final = {
@@ -98,11 +100,12 @@ class Guard:
     ) -> None:
         self._app = app
         self._root_path = root_path
-        self._hosts = hosts
+        self._trusts = functools.lru_cache(_HOSTS_REMEMBERED)(hosts.trusts)
         self._refuse = refuse
-        self._headers = dict(HEADERS)
+        headers = dict(HEADERS)
         if shared:
-            self._headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+            headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or refuse."""
@@ -123,9 +126,10 @@ class Guard:
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self._headers.items():
-                    headers.setdefault(name, value)
+                given = list(message["headers"])
+                names = {name for name, _ in given}
+                given += [header for header in self._headers if header[0] not in names]
+                message["headers"] = given
             elif is_head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
@@ -135,5 +139,5 @@ class Guard:
             to_page = RedirectResponse(scope["path"] + "/")
             await to_page(scope, receive, guarded)
             return
-        trusted = self._hosts.trusts(Headers(scope=scope).get("host", ""))
+        trusted = self._trusts(Headers(scope=scope).get("host", ""))
         await (self._app if trusted else self._refuse)(scope, receive, guarded)

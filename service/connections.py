@@ -5,6 +5,7 @@ Uvicorn and httptools have no limits of these kinds; the proxies that have them 
 
 import json
 import socket
+import time
 from http import HTTPStatus
 from operator import attrgetter
 from typing import Any, Final, cast
@@ -57,6 +58,8 @@ def config(app: Any, *, seconds_to_finish: int | None = None, **others: Any) -> 
         log_config=None,
         access_log=False,
         server_header=False,
+        # Nothing asks where a request came from.
+        proxy_headers=False,
         backlog=_ACCEPTED_AT_ONCE,
         timeout_keep_alive=_SECONDS_OF_KEEP_ALIVE,
         timeout_graceful_shutdown=seconds_to_finish,
@@ -76,8 +79,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._refusal = ("bad_request", "this is not a valid HTTP request")
         self._timer: Any = None
-        # When the connection last began to wait for a request.
-        self._waits_since = self.loop.time()
+        # When the connection last began to wait for a request; the loop counts milliseconds alone.
+        self._waits_since = time.monotonic()
         # Whether a request's head, and whether its body, is being received.
         self._in_body = False
         # Bytes received that became neither a request nor a part of its body.
@@ -154,7 +157,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of this one."""
-        self._waits_since = self.loop.time()
+        self._waits_since = time.monotonic()
         super().on_response_complete()
         if (self._in_body and self.is_idle) or self.transport.is_closing():
             self._close_after(SECONDS_AFTER_ANSWER)

@@ -1,5 +1,6 @@
 """One model and one index, opened by themselves once they are there; without HTTP."""
 
+import gc
 import logging
 import math
 import threading
@@ -157,6 +158,7 @@ class IndexFollower:
             loaded = _with_confidence(loaded, index)
             if self._replace(state, loaded):
                 unused.pop_all()
+                _let_be()
                 _log.info("ready: %d images, %s", index.count(), index.manifest.model)
 
     def _replace(self, state: LoadedIndex | ImageSearchError, loaded: LoadedIndex) -> bool:
@@ -198,6 +200,13 @@ class IndexFollower:
         manifest.require_model(embedder.model)
         embedder.warm_up()
         return embedder
+
+
+def _let_be() -> None:
+    """Let the garbage collector look no more at what is there: most of it stays until the end."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _with_confidence(loaded: LoadedIndex, index: VectorIndex) -> LoadedIndex:

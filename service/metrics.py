@@ -90,6 +90,7 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=self._registry,
         )
+        self._stages = {stage: self._seconds.labels(stage) for stage in STAGES}
         self._index_images = _IndexImages()
         self._shown.register(self._index_images)
         for familiar in (True, False, None):
@@ -111,7 +112,7 @@ class Metrics:
     def answered(self, seconds: dict[str, float]) -> None:
         """Count the stages of one search."""
         for stage, value in seconds.items():
-            self._seconds.labels(stage).observe(value)
+            self._stages[stage].observe(value)
 
     def searched(self, familiar: bool | None) -> None:  # noqa: FBT001
         """Count a search by whether its query is familiar; None where that cannot be told."""
