@@ -14,7 +14,8 @@ class Stage(Generic[Job]):
 
     No job waits for others to come: batches grow while the threads are busy. The queue has no bound
     of its own; who puts jobs in has. When `work` raises, `fail` gets its jobs and the error, and
-    the thread goes on; what is no Exception, as SystemExit, ends the thread, until `start`.
+    the thread goes on; what is no Exception, as SystemExit, ends the thread, until `start`. A job
+    may also be done by the thread that brings it; no more than `threads` work at once all the same.
     """
 
     def __init__(
@@ -79,14 +80,46 @@ class Stage(Generic[Job]):
             self._waiting.extend(jobs)
             self._changed.notify()
 
+    def put_or_do(self, job: Job) -> None:
+        """Do a job in this thread, where one of the stage's own would begin with it at once.
+
+        Else another thread has to wake up for it. What is no Exception ends this thread, as it ends
+        the stage's own.
+        """
+        with self._changed:
+            if self._waiting or self._all_busy or self._closing:
+                self._waiting.append(job)
+                self._changed.notify()
+                return
+            self._begin()
+        try:
+            self._work([job])
+        except Exception as exc:
+            self._fail([job], exc)
+        finally:
+            self._end()
+
+    @property
+    def _all_busy(self) -> bool:
+        return len(self._since) >= self._count
+
+    def _begin(self) -> None:
+        self._since[threading.current_thread()] = time.monotonic()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._since.pop(threading.current_thread(), None)
+            if self._waiting:
+                self._changed.notify()
+
     def _take(self) -> list[Job]:
         with self._changed:
-            while not self._waiting and not self._closing:
+            while (not self._waiting or self._all_busy) and not self._closing:
                 self._changed.wait()
             batch = [self._waiting.popleft() for _ in range(min(len(self), self._max_batch))]
             if self._waiting:
                 self._changed.notify()
-            self._since[threading.current_thread()] = time.monotonic()
+            self._begin()
             return batch
 
     def _run(self) -> None:
@@ -101,7 +134,6 @@ class Stage(Generic[Job]):
                 self._fail(batch, exc)
                 return
             finally:
-                with self._changed:
-                    self._since.pop(threading.current_thread(), None)
+                self._end()
             # Else an idle thread would keep the last jobs, and all that they refer to.
             del batch

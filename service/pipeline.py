@@ -345,7 +345,7 @@ class Pipeline:
             job.thumbnail = images.thumbnail(image)
             job.file_metadata = file_metadata.chosen(image.info, self._file_metadata)
         job.timing.add("decode", started, time.perf_counter())
-        self._embedding.put([job])
+        self._embedding.put_or_do(job)
 
     def _embed(self, jobs: list[_ImageJob]) -> None:
         self._metrics.queued(self.queue_depth)

@@ -383,13 +383,18 @@ def busy(server: Server, stage: str) -> Iterator[None]:
 @pytest.fixture
 def puts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with each search that comes to a stage."""
-    put, seen = Stage.put, list[int]()
+    put, put_or_do, seen = Stage.put, Stage.put_or_do, list[int]()
 
     def counted(self: Stage[Any], jobs: Sequence[Any]) -> None:
         put(self, jobs)
         seen.extend([0] * len(jobs))
 
+    def counted_one(self: Stage[Any], job: Any) -> None:
+        put_or_do(self, job)
+        seen.append(0)
+
     monkeypatch.setattr(Stage, "put", counted)
+    monkeypatch.setattr(Stage, "put_or_do", counted_one)
     return seen
 
 
