@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import psutil
@@ -31,6 +31,7 @@ INPUT_SIZE = 96 if load_settings().input_size == "auto" else int(load_settings()
 ACTIVATION_IMAGES = 256  # as many as the worker takes
 BATCH = 128
 MEBI = 1024 * 1024
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,15 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def in_turns(
-    peers: Mapping[str, Callable[[], object]], rounds: int, calls: int
-) -> dict[str, list[float]]:
+    peers: Mapping[Name, Callable[[], object]], rounds: int, calls: int
+) -> dict[Name, list[float]]:
     """Seconds of each call of each peer.
 
     In a round every peer has its turn, in random order: a call that is not counted, while the
     threads of the one before come to rest and caches are filled, and then `calls` that are.
     """
     order = random.Random(0)
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    seconds: dict[Name, list[float]] = {name: [] for name in peers}
     for _ in range(rounds):
         for name in order.sample(list(peers), len(peers)):
             peers[name]()
@@ -145,7 +146,7 @@ def in_turns(
     return seconds
 
 
-def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+def medians(seconds: Mapping[Name, list[float]]) -> dict[Name, float]:
     """The median of each peer."""
     return {name: statistics.median(times) for name, times in seconds.items()}
 

@@ -11,11 +11,12 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.faiss_comparison import THREADS, TOP_K, FaissComparison
+from benchmarks.faiss_comparison import RANKS, THREADS, TOP_K, FaissComparison
 from benchmarks.measure import (
     Default,
     Table,
@@ -41,6 +42,10 @@ TITLES = {
     AT_ONCE: f"Embedded store: {AT_ONCE} queries at once, top {TOP_K}",
 }
 
+# Of all records, those that filters let through.
+SHARES = (0.1, 0.01, 0.001)
+FILTER_QUERIES = 200
+
 READER_PROCESS = """
 import sys
 from pathlib import Path
@@ -55,13 +60,18 @@ for query in numpy.load(sys.argv[2])[:200]:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one size; `p50` in seconds, by queries at once and store."""
+    """Of one size; `p50` in seconds, by queries at once and store.
+
+    `filtered` is that of ours by queries at once and share that passes, `recalls` by share.
+    """
 
     size: int
     p50: dict[int, dict[str, float]]
     recall: float
     build_seconds: float
     reader_mebibytes: float
+    filtered: dict[int, dict[float | None, float]]
+    recalls: dict[float, float]
 
 
 def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> list[Table]:
@@ -85,27 +95,62 @@ def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> list[Tabl
                 at_once: medians(in_turns(askers(both, queries, at_once), ROUNDS[at_once], calls))
                 for at_once, calls in CALLS.items()
             }
+            filtered = {
+                at_once: medians(
+                    in_turns(filterers(both, queries, at_once), ROUNDS[at_once], calls)
+                )
+                for at_once, calls in CALLS.items()
+            }
+            recalls = {
+                share: recall_of(both, queries[:FILTER_QUERIES], ranks_of(share))
+                for share in SHARES
+            }
             _, mebibytes = ready_process(READER_PROCESS, folder, str(file))
-            results.append(Result(size, p50, recall, seconds, mebibytes))
-    return [*(query_table(results, at_once) for at_once in CALLS), build_table(results)]
+            results.append(Result(size, p50, recall, seconds, mebibytes, filtered, recalls))
+    return [
+        *(query_table(results, at_once) for at_once in CALLS),
+        filter_table(results),
+        build_table(results),
+    ]
+
+
+def ranks_of(share: float | None) -> int | None:
+    """The ranks that a share of the records are below."""
+    return None if share is None else round(share * RANKS)
+
+
+def asker(
+    ask: Callable[[Embeddings], object], queries: Embeddings, at_once: int
+) -> Callable[[], object]:
+    """What asks the next queries at each call."""
+    upcoming = itertools.cycle(batches(queries[: len(queries) // at_once * at_once], at_once))
+    return lambda: ask(next(upcoming))
 
 
 def askers(
     both: FaissComparison, queries: Embeddings, at_once: int
 ) -> dict[str, Callable[[], object]]:
-    """For each store, what asks it the next queries at each call."""
-
-    def asker(ask: Callable[[Embeddings], object]) -> Callable[[], object]:
-        upcoming = itertools.cycle(batches(queries[: len(queries) // at_once * at_once], at_once))
-        return lambda: ask(next(upcoming))
-
-    return {OURS: asker(both.ours), FAISS: asker(both.faiss)}
+    """For each store, what asks it."""
+    return {
+        name: asker(ask, queries, at_once)
+        for name, ask in zip((OURS, FAISS), (both.ours, both.faiss), strict=True)
+    }
 
 
-def recall_of(both: FaissComparison, queries: Embeddings) -> float:
+def filterers(
+    both: FaissComparison, queries: Embeddings, at_once: int
+) -> dict[float | None, Callable[[], object]]:
+    """For each share of the records that may pass, and for no filter, what asks our store."""
+    return {
+        share: asker(partial(both.ours, ranks=ranks_of(share)), queries, at_once)
+        for share in (None, *SHARES)
+    }
+
+
+def recall_of(both: FaissComparison, queries: Embeddings, ranks: int | None = None) -> float:
     """The part of FAISS's exact answers that our index finds."""
     found, exact = (
-        [ids for batch in batches(queries, AT_ONCE) for ids in ask(batch)]
+        [ids for batch in batches(queries, AT_ONCE) for ids in ask(batch, ranks)]
         for ask in (both.ours, both.faiss)
     )
     pairs = zip(found, exact, strict=True)
@@ -137,6 +182,26 @@ def query_table(results: Sequence[Result], at_once: int) -> Table:
     header = ["vectors", "ours, p50 ms", f"FAISS flat, {THREADS} threads, p50 ms"]
     header += ["ours / FAISS", f"ours / ours at {first.size:,}", f"recall@{TOP_K}"]
     return Table(TITLES[at_once], header, rows, [], figures)
+
+
+def filter_table(results: Sequence[Result]) -> Table:
+    """Median times of queries with a filter, and what they find."""
+    rows = []
+    figures: dict[str, float] = {}
+    for result in results:
+        for share in SHARES:
+            row = [f"{result.size:,}", f"{share:.1%}"]
+            for at_once, p50 in result.filtered.items():
+                times = p50[share] / p50[None]
+                row += [f"{1000 * p50[share]:.1f}", f"{times:.2f}"]
+                figures[f"{share:.1%} pass: times without, {at_once} @ {result.size}"] = times
+            rows.append([*row, f"{result.recalls[share]:.4f}"])
+            figures[f"{share:.1%} pass: recall @ {result.size}"] = result.recalls[share]
+    header = ["vectors", "pass"]
+    for at_once in CALLS:
+        header += [f"{at_once} at once, p50 ms", "times without"]
+    title = "Embedded store: queries with a filter"
+    return Table(title, [*header, f"recall@{TOP_K}"], rows, [], figures)
 
 
 def build_table(results: Sequence[Result]) -> Table:
