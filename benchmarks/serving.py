@@ -45,7 +45,7 @@ BOUNDARY = "a-boundary-of-requests"
 def measure(source: str, images: int) -> list[Table]:
     """All of it, over an index of the first `images` of the train split."""
     queries, _ = load_images(source, "test", QUERIES)
-    requests = [search_request(image) for image in queries]
+    requests = [search_request(as_png(image)) for image in queries]
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "IMAGE_SEARCH_DATA_DIR": folder}
         worker = [sys.executable, "-m", "worker", "ingest", source, "--limit", str(images)]
@@ -189,9 +189,9 @@ def soak(process: psutil.Process, requests: list[bytes]) -> Table:
     )
 
 
-def search_request(image: Pixels) -> bytes:
-    """A whole HTTP request that searches for an image, sent as PNG."""
-    body, content_type = image_form(as_png(image))
+def search_request(file: bytes) -> bytes:
+    """A whole HTTP request that searches for an image file."""
+    body, content_type = image_form(file)
     headers = f"Host: 127.0.0.1:{PORT}\r\nContent-Type: {content_type}\r\n"
     headers += f"Content-Length: {len(body)}\r\n\r\n"
     return b"POST /search HTTP/1.1\r\n" + headers.encode() + body
