@@ -260,6 +260,9 @@ def _write_files(
     if written != count:
         raise OSError("the table does not have all of its rows")
     vectors = np.load(place / "vectors.npy", mmap_mode="r")
+    # Several threads wait actively for each other: where others need the cores, too, two took 25
+    # times as long to train as one.
+    faiss.omp_set_num_threads(1)
     if former is not None and 2 * len(former) >= count:
         codes = faiss.clone_index(former.codes)
         codes.reset()
@@ -310,7 +313,7 @@ def _in_batches(table: Any) -> Iterator[pa.Table]:
 def _untrained(count: int, metric: Metric) -> Any:
     partitions = max(1, round(_PARTITIONS_PER_ROOT * math.sqrt(count)))
     codes = faiss.index_factory(DIMENSION, f"IVF{partitions},{_CODES}", _faiss_metric(metric))
-    codes.cp.niter = _ITERATIONS
+    codes.cp.niter = codes.pq.cp.niter = _ITERATIONS
     codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = 1
     return codes
 
