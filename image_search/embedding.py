@@ -15,6 +15,7 @@ from PIL import Image
 
 from image_search.engines import Forward
 from image_search.manifest import ModelSpec
+from image_search.progress import Progress
 from image_search.recipe import Recipe
 from image_search.sample import TEXTURE_BLOCKS, TEXTURES
 from image_search.values import (
@@ -170,7 +171,8 @@ def measure_activation_maxima(weights: str, pixels: Pixels) -> tuple[float, ...]
     from image_search.engines import openvino
 
     _, convolutions = load_weights(weights)
-    return openvino.measure_activation_maxima(convolutions, pixels)
+    with Progress("measuring activations", len(pixels), "images") as progress:
+        return openvino.measure_activation_maxima(convolutions, pixels, progress)
 
 
 @cache

@@ -303,9 +303,11 @@ def test_help_explains_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.slow
-def test_the_reader_may_stop_reading(picture: str) -> None:
+@pytest.mark.parametrize("completes", [True, False])
+def test_the_reader_may_stop_reading(picture: str, completes: bool) -> None:  # noqa: FBT001
+    arguments = ["--print-completion", "bash"] if completes else ["query", *[picture] * 20]
     process = subprocess.Popen(
-        [sys.executable, "-m", "image_search_client", "query", *[picture] * 20],
+        [sys.executable, "-m", "image_search_client", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

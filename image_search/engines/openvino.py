@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_search.engines import MEAN_RGB, Forward
+from image_search.progress import Progress
 from image_search.values import BLOCKS, Pooling
 from image_search.weights import Convolution
 
@@ -61,16 +62,17 @@ def compile_forward(
 
 
 def measure_activation_maxima(
-    convolutions: Sequence[Convolution], pixels: NDArray[np.uint8]
+    convolutions: Sequence[Convolution], pixels: NDArray[np.uint8], progress: Progress
 ) -> tuple[float, ...]:
     """The largest input of each convolution after the first, over uint8 RGB [n, size, size, 3]."""
     (parameter, _, *inputs), _ = _network(convolutions, pixels.shape[1], ())
     # Here and not in NumPy, so that the activations of no layer are put out.
     largest = [ops.reduce_max(activations, [0, 1, 2, 3]).output(0) for activations in inputs]
     request = _compile(largest, parameter)
-    maxima = [
-        list(request.infer([part]).values()) for part in _parts(pixels, _PIXELS_MEASURED_AT_ONCE)
-    ]
+    maxima = []
+    for part in _parts(pixels, _PIXELS_MEASURED_AT_ONCE):
+        maxima.append(list(request.infer([part]).values()))
+        progress.update(len(part))
     return tuple(np.max(maxima, axis=0).tolist())
 
 
