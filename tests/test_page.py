@@ -1056,7 +1056,7 @@ def test_two_pictures_are_compared(
         found = index.query(index.fetch([f"{KINDS[0]}-00"])[f"{KINDS[0]}-00"].embedding, 2)[1]
         expect(page.locator("#score")).to_have_text(f"score {found.score:.3f}")
         page.go_back()
-        assert shown(page) == first
+        expect(page.locator(".id").first).to_have_text(first[0])
 
 
 def test_an_index_without_labels_says_that_it_cannot_tell(
@@ -1270,6 +1270,14 @@ def test_changes_of_the_index_are_shown_as_they_come(
         expect(page.locator("#index-change")).to_have_text(f"{change} in the last minute")
     page.locator("#index summary").click()
     expect(page.locator("#index-facts")).to_contain_text("\N{MINUS SIGN}100 in the last minute")
+    count = 1_000_000
+    for width in (390, 320):
+        page.set_viewport_size({"width": width, "height": 640})
+        count += 100_000
+        page.clock.run_for(10_000)
+        expect(page.locator("#index-summary")).to_have_text(f"{count:,} images")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert Axe().run(page).response["violations"] == []
     labels = [{"label": "boat", "count": 2}, {"label": "new", "count": 1}]
     page.clock.run_for(10_000)  # it has settled
     expect(page.locator("#browse-labels label")).to_have_text(["boat 2", "new 1"])
