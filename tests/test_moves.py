@@ -2,6 +2,8 @@
 
 import random
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -21,7 +23,7 @@ from worker.confidence import draw, save_sample
 from worker.ingest import Summary, ingest
 from worker.origin import named_in, remember
 from worker.prune import SeenSource, prune
-from worker.sources import open_source
+from worker.sources import Item, open_source
 
 
 class Sync:
@@ -119,6 +121,24 @@ def test_what_was_deleted_stays_deleted_until_restored(
     # What was restored is no longer deleted.
     index.delete(["pics/label0/renamed.png"])
     assert sync(folder).deleted == 0
+
+
+@pytest.mark.slow
+def test_what_is_deleted_while_an_ingest_runs_stays_deleted(
+    index: VectorIndex, fake_embedder: FakeEmbedder, tmp_path: Path
+) -> None:
+    folder = folder_of(tmp_path / "pics", 6)
+    source = open_source(str(folder), data_dir=Path())
+    ingest(source, index, fake_embedder, load_settings())
+    all_ids = records(index).keys()
+
+    def items() -> Iterator[Item]:
+        delete(index, "pics/label0/0000.png")
+        yield from source.items()
+
+    summary = ingest(replace(source, items=items), index, fake_embedder, load_settings())
+    assert (summary.deleted, summary.embedded) == (1, 0)
+    assert records(index).keys() == all_ids - {"pics/label0/0000.png"}
 
 
 @pytest.mark.slow

@@ -176,13 +176,17 @@ class _Deletions:
     """What was deleted over HTTP: digests by id."""
 
     def __init__(self, digests: Mapping[str, str], *, restore: bool) -> None:
+        self.update(digests)
+        self._restore = restore
+        # Ids of deletions that no longer hold.
+        self.restored: set[str] = set()
+
+    def update(self, digests: Mapping[str, str]) -> None:
+        """Know what was deleted meanwhile, too."""
         self._digests = digests
         self._ids: dict[str, list[str]] = {}
         for id_, one in digests.items():
             self._ids.setdefault(one, []).append(id_)
-        self._restore = restore
-        # Ids of deletions that no longer hold.
-        self.restored: set[str] = set()
 
     def hold_for(self, item: Item, found: str, *, has_copy: bool) -> bool:
         """Whether the image was deleted under this id, or under another and no copy was kept."""
@@ -474,6 +478,9 @@ class _Ingestion:
         if self._deletions is None:
             return _Known(digests, held, records, {})
         new = {one for item, one in pairs if not record_of(item, one, records)}
+        if new:
+            # After the records, as what was deleted since the start is among neither.
+            self._deletions.update(self._index.load_deletions())
         found = {one: min(ids) for one, ids in self._index.find_digests(new).items()}
         copies = self._index.fetch(list(found.values()))
         return _Known(
