@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.photo
 
-The index is of the drawn sample. The parts, decoding, embedding and the query, take turns with the
-service, in a process of their own.
+The index has some of the drawn sample. The parts, decoding, embedding and the query, take turns
+with the service, in a process of their own.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from worker.ingest import make_decoder
 
 SIZE = (4000, 3000)
 INPUT_SIZE = 160
+IMAGES = 200
 NOT_COUNTED = 3
 TURNS = 40
 ASKED_MS = 3
@@ -54,7 +55,7 @@ def measure() -> Table:
             "IMAGE_SEARCH_DATA_DIR": folder,
             "IMAGE_SEARCH_INPUT_SIZE": str(INPUT_SIZE),
         }
-        worker = [sys.executable, "-m", "worker", "ingest", "sample"]
+        worker = [sys.executable, "-m", "worker", "ingest", "sample", "--limit", str(IMAGES)]
         subprocess.run(worker, env=environ, check=True, stdout=subprocess.DEVNULL)
         with service(environ):
             took = asyncio.run(in_turns(content, folder))
