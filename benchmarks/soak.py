@@ -47,7 +47,7 @@ FILES_PER_INGEST = 0.02
 SECONDS_TO_BE_SEEN = 1.0
 SECONDS_BETWEEN_WRITES = 0.1
 SECONDS_BETWEEN_KILLS = 15.0
-REFIT_EVERY = 4  # runs of the worker
+REFIT_EVERY = 2  # runs of the worker
 WORKERS_KILLED = 0.3
 SCORE_TOLERANCE = 1e-3
 KEY = "soak"
@@ -271,6 +271,7 @@ class Soak:
         elif process.returncode:
             # As where another process wrote; what is wrong with the index shows in answers.
             self.found.counts["workers that gave up"] += 1
+            print(err.strip().splitlines()[-1], file=sys.stderr, flush=True)
         if "Traceback" in err:
             self._tell(err)
         return process.returncode == 0
