@@ -9,7 +9,7 @@ from benchmarks.soak import soak
 
 @pytest.mark.long
 def test_answers_are_those_of_an_exact_search_whatever_befalls_the_index(tmp_path: Path) -> None:
-    found = soak("sample", 200, 45, tmp_path)
+    found = soak("sample", 200, 25, tmp_path)
     assert found.wrong == []
     assert set(found.recalls) == {1.0}, "all of so few images are compared"
     seen = {name for name, count in found.counts.items() if count}
