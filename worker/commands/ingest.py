@@ -2,10 +2,12 @@
 
 import argparse
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, TypeVar
 
 from image_search.embedding import Embedder
@@ -21,6 +23,7 @@ from image_search.settings import Settings
 from image_search.stores import open_index
 from image_search.videos import Sampling
 from worker.auto import refuse_mixture, source_to_ingest
+from worker.cluster import Cluster, Job, Share
 from worker.commands.options import (
     EXIT_UNREADABLE,
     Commands,
@@ -101,6 +104,24 @@ def add(commands: Commands) -> None:
         "path or address, ingest all of it (default: what Slurm or a Kubernetes job sets)",
     )
     parser.add_argument(
+        "--on",
+        choices=("ray",),
+        help="ingest on a cluster of Ray: the one that RAY_ADDRESS names, or that this machine "
+        "belongs to; or one that is started here",
+    )
+    parser.add_argument(
+        "--actors",
+        type=positive,
+        metavar="N",
+        help="with --on, how many processes embed (default: one for each GPU, or for each node)",
+    )
+    parser.add_argument(
+        "--gpus-per-actor",
+        type=float,
+        metavar="N",
+        help="with --on, how much of a GPU each has, such as 0.5 (default: 1 if there are any)",
+    )
+    parser.add_argument(
         "--prune",
         type=percent,
         nargs="?",
@@ -153,7 +174,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Ingest; returns the exit code."""
     stop = StopSignals()
-    part = arguments.shard or Shard.of_environment()
+    part = arguments.shard or (None if arguments.on else Shard.of_environment())
     following: Iterator[set[str] | None] = iter(())
     if arguments.watch:
         if arguments.prune is None:
@@ -162,6 +183,11 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         following = changes(check_watch(arguments.source), settings.data_dir.resolve(), stop.event)
         next(following, None)
     with ExitStack() as opened:
+        cluster = None
+        if arguments.on:
+            _check_cluster(arguments)
+            share = Share(arguments.actors, arguments.gpus_per_actor)
+            cluster = opened.enter_context(Cluster(share))
         try:
             index: VectorIndex | None = opened.enter_context(open_index(settings))
         except IndexNotFoundError:
@@ -209,14 +235,21 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
                 f"({built.input_size_reason}), recipe {built.model.recipe}",
                 flush=True,
             )
-        else:
+        elif cluster is None:
             embedder = load_embedder(index, settings)
         remember(index, source)
-        embedder.warm_up()
         started = time.monotonic()
-        target = _Target(index, embedder, settings, opened)
-        summary, _ = _bring_in(source, source, target, arguments, stop, restore=arguments.restore)
-        index = target.index
+        if cluster is not None:
+            summary = _bring_in_on(cluster, source, arguments, settings, stop)
+            if not summary.interrupted:
+                remember(index, source, datetime.now(UTC))
+        else:
+            embedder.warm_up()
+            target = _Target(index, embedder, settings, opened)
+            summary, _ = _bring_in(
+                source, source, target, arguments, stop, restore=arguments.restore
+            )
+            index = target.index
         index.flush()
         if summary.embedded or summary.relabelled or summary.moved or index.calibration is None:
             recalibrate(index, summary.sample, stop.event)
@@ -278,9 +311,7 @@ def _bring_in(
             target.index,
             target.embedder,
             target.settings,
-            sampling=Sampling(
-                arguments.frames_per_second, arguments.key_frames, arguments.max_frames
-            ),
+            sampling=_sampling(arguments),
             stop=stop.event,
             restore=restore,
         )
@@ -292,6 +323,45 @@ def _bring_in(
         return summary, pruned
 
     return target.do(work)
+
+
+def _sampling(arguments: argparse.Namespace) -> Sampling:
+    return Sampling(arguments.frames_per_second, arguments.key_frames, arguments.max_frames)
+
+
+def _check_cluster(arguments: argparse.Namespace) -> None:
+    if arguments.shard or arguments.watch or arguments.prune is not None:
+        raise SettingsError("--on cannot be combined with --shard, --watch or --prune")
+    if arguments.source == "auto":
+        raise SettingsError("--on needs to be told the SOURCE, as others open it, too")
+
+
+def _bring_in_on(
+    cluster: Cluster,
+    source: Source,
+    arguments: argparse.Namespace,
+    settings: Settings,
+    stop: StopSignals,
+) -> Summary:
+    if os.path.exists(arguments.source):  # others start in other folders
+        arguments.source = os.path.abspath(arguments.source)
+    settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
+    name = source.origin.name if source.origin is not None else ""
+    job = Job(
+        partial(_open_again, arguments, settings, name),
+        settings,
+        _sampling(arguments),
+        arguments.restore,
+    )
+    return cluster.ingest(job, source.total, stop.event)
+
+
+def _open_again(arguments: argparse.Namespace, settings: Settings, name: str) -> Source:
+    """The source as another process opened it, which is known by this name in the index."""
+    source = open_chosen(arguments, settings, held_out=False)
+    if source.origin is not None:
+        source = source.origin.named(name)
+    return source.limited(arguments.limit)
 
 
 def _bring_in_changes(
