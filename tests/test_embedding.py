@@ -86,6 +86,7 @@ def test_larger_inputs_are_averaged_over_the_last_feature_map() -> None:
     np.testing.assert_allclose(embeddings, keras_embeddings(images, 64), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(200, 120), (33, 31), (16, 16), (1, 1)])
 def test_other_sizes_are_resized_with_antialiasing(
     embedder: Embedder, size: tuple[int, int]
@@ -140,7 +141,7 @@ def test_bundled_weights_embed_as_their_original(real_images: Any, size: int, co
     assert cosines(features, of_original).min() >= 0.9998
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_original
 def test_bundled_weights_are_made_of_their_original(tmp_path: Path) -> None:
     made = tmp_path / "made.npz"
@@ -184,7 +185,7 @@ class Gpu:
         self.memory_grows = enable
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_a_gpu_with_tensor_cores_tensorflow_computes_in_float16(
     embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +276,7 @@ def test_int8_keeps_embeddings_and_neighbours_of_real_images(
     assert np.mean(overlap) > 9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_features_of_recipes_are_means_of_keras_maps(pooling: Pooling) -> None:
     images = pictures(6, size=64)
@@ -350,7 +351,7 @@ def real_images(cifar10_archive: Path) -> Any:
     return images
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @saves_with_keras
 def test_a_file_of_keras_weights_can_be_used(embedder: Embedder, tmp_path: Path) -> None:
     path = tmp_path / "mine.weights.h5"
@@ -373,6 +374,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path, content: bytes |
         Embedder.load(str(path), 32)
 
 
+@pytest.mark.long
 @saves_with_keras
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     keras = import_keras()

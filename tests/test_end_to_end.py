@@ -180,6 +180,7 @@ def test_a_write_that_fails_is_explained(settings: Settings) -> None:
     assert count(settings) == 0
 
 
+@pytest.mark.long
 def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
     data = tmp_path / "data"
     command = ("worker", "ingest", "sample", "--limit", "20")
@@ -564,6 +565,7 @@ def test_an_index_keeps_the_recipe_that_it_was_built_with(settings: Settings) ->
     assert count(settings) == 120
 
 
+@pytest.mark.long
 def test_an_index_that_began_with_few_images_stays_plain(settings: Settings) -> None:
     code, out, err = run("worker", "ingest", "sample", "--limit", "10")
     assert (code, "recipe none" in out) == (0, True)

@@ -48,7 +48,9 @@ from tools.browsers import open_browser
 
 pytestmark = pytest.mark.slow
 
-BOTH = pytest.mark.parametrize("browser", ["chromium", "firefox"], indirect=True)
+BOTH = pytest.mark.parametrize(
+    "browser", ["chromium", pytest.param("firefox", marks=pytest.mark.long)], indirect=True
+)
 TOP_K = 24
 expect.set_options(timeout=10_000)
 KEY = "open sesame"
@@ -429,6 +431,7 @@ def test_more_matches_come_by_scrolling(
     expect(page.locator(".picture").nth(40)).to_be_in_viewport()
 
 
+@pytest.mark.long
 def test_more_matches_come_by_the_keyboard_up_to_a_hundred(
     open_page: Callable[..., Page], photos_url: str
 ) -> None:
@@ -1319,6 +1322,7 @@ def test_the_keyboard_alone_is_enough(page: Page) -> None:
     expect(page.locator("#positive button")).to_have_count(0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("scheme", "viewport"),
     [

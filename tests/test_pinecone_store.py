@@ -645,6 +645,7 @@ def assert_below_the_limit(times: list[float]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_more_queries_at_once_than_the_limits_allow_in_time_are_answered(
     index: VectorIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -657,6 +658,7 @@ def test_more_queries_at_once_than_the_limits_allow_in_time_are_answered(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_requests_of_each_kind_are_spread_below_the_limits(
     index: VectorIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:

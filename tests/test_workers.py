@@ -85,6 +85,7 @@ def killed(service: Workers) -> None:
     service.workers()[0].kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "stay", "may_fail"), [(replaced_by_signal, 0, 0), (killed, WORKERS - 1, 2)]
 )

@@ -16,6 +16,7 @@ from image_search.manifest import Manifest, ModelSpec
 from image_search.sample import TEXTURES
 from image_search.settings import Settings
 from image_search.stores import create_index, open_index
+from image_search.stores.pinecone import requests
 from image_search.values import DIMENSION, Embeddings, Features, Pixels
 from tests.support.images import KINDS, PER_KIND, drawn
 from tests.support.pinecone import API_KEY, Fault, PineconeEmulator
@@ -87,6 +88,9 @@ def use_store(name: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
         patch.setenv("IMAGE_SEARCH_STORE", "pinecone")
         patch.setenv("IMAGE_SEARCH_PINECONE_HOST", emulator.host)
         patch.setenv("PINECONE_API_KEY", API_KEY)
+        # Nobody waits here for what test_pinecone_store.py tests.
+        emulator.rate_limits = dict.fromkeys(emulator.rate_limits, 10_000)
+        patch.setattr(requests, "_LIMITS", emulator.rate_limits)
         if name == STRAINED:
             emulator.lag = float(os.environ.get("PINECONE_LAG", "0.05"))
             emulator.fail_randomly(0.1, _PASSING_FAULTS, "/vectors|/query|stats")
