@@ -271,16 +271,23 @@ class Facts:
             for id_, metadata in facts.items()
         ]
 
+        async def read() -> dict[str, dict[str, Any]]:
+            found = await self._requests.fetch(list(facts), _NAMESPACE)
+            return {id_: dict(vector.metadata or {}) for id_, vector in found.items()}
+
         async def write_and_wait() -> None:
+            before = await read()
             for part in parts(records):
                 await self._requests.upsert(part, _NAMESPACE)
-            await poll(all_read)
 
-        async def all_read() -> bool:
-            found = await self._requests.fetch(list(facts), _NAMESPACE)
-            return all(
-                id_ in found and dict(found[id_].metadata or {}) == dict(metadata)
-                for id_, metadata in facts.items()
-            )
+            # What is neither this nor what was there before, another process has written since.
+            async def is_seen() -> bool:
+                found = await read()
+                return all(
+                    id_ in found and (found[id_] == dict(fact) or found[id_] != before.get(id_))
+                    for id_, fact in facts.items()
+                )
+
+            await poll(is_seen)
 
         self._requests.run(write_and_wait, self._requests.patience)
