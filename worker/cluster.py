@@ -258,6 +258,8 @@ def _work(
             try:
                 result = run.ray.get(ref)
             except run.ray.exceptions.RayActorError as exc:
+                if is_stopping:
+                    continue
                 progress.message("an actor was lost: what it had not committed is done again")
                 _give_back(run, part, exc)
                 if replacements:
