@@ -412,13 +412,10 @@ class Client:
             raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
         root = Path(folder)
         if prefix is None:
-            prefix = quote(root.resolve().name, safe=folders.KEPT) + "/"
-        try:
-            images, others = threads.in_thread(
-                folders.images_of, root, prefix, labels=label_from == "folder"
-            )
-        except OSError as exc:
-            raise UnreadableImageError.of_file(exc) from exc
+            prefix = folders.prefix_of(root)
+        images, others = threads.in_thread(
+            folders.images_of, root, prefix, labels=label_from == "folder"
+        )
         known = {
             image.id: (image.metadata.get("sha256"), image.label)
             for image in self.iter_images(prefix=prefix, page_size=1000)
@@ -434,8 +431,6 @@ class Client:
                 self.put_image(image.id, image.path, label=image.label)
             except (ImageRejectedError, InvalidRequestError, UnreadableImageError) as exc:
                 errors[str(image.path)] = exc
-            except OSError as exc:
-                errors[str(image.path)] = UnreadableImageError.of_file(exc)
             return True
 
         sent = 0
