@@ -415,7 +415,22 @@ def throttling(emulator: PineconeEmulator) -> Callable[[], None]:
     return lambda: emulator.fail_randomly(0, [])
 
 
+@pytest.fixture
+def strays_collected() -> Iterator[None]:
+    """Collect what other tests would be blamed for.
+
+    anyio drops a connection without closing it whose task is cancelled while it is being made. A
+    service keeps from the collector all that is there once it has loaded its index.
+    """
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.unfreeze()
+        gc.collect()
+
+
 @pytest.mark.long
+@pytest.mark.usefixtures("strays_collected")
 @pytest.mark.parametrize("trouble", [stop, slow, throttling])
 def test_the_service_answers_503_in_time_and_recovers(
     client: TestClient,
@@ -433,13 +448,10 @@ def test_the_service_answers_503_in_time_and_recovers(
     forget_failures()
     wait_for(client, 200)
     assert upload(client, encode(QUERY)).status_code == 200
-    # asyncio leaves a connection to the collector that is given up while it is being made.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("strays_collected")
 def test_the_key_is_never_shown(
     client: TestClient,
     emulator: PineconeEmulator,
@@ -603,9 +615,14 @@ def test_each_request_is_sent_once_by_the_sdk(
 @pytest.mark.long
 @pytest.mark.parametrize(("limit", "count"), [(100, 1_000), (30, 250)])
 def test_calibration_keeps_to_the_limits(
-    unchecked: PineconeEmulator, index: VectorIndex, limit: int, count: int
+    unchecked: PineconeEmulator,
+    index: VectorIndex,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    count: int,
 ) -> None:
     """As many queries as PINECONE_QUERIES says: the limit of 30 makes 1,000 wait 40 seconds."""
+    sent = watch_sends(monkeypatch, "query")["query"]
     count = int(os.environ.get("PINECONE_QUERIES", count))
     unchecked.rate_limits["query"] = limit
     index.upsert(records(count, b"x" * 2000))
@@ -620,7 +637,9 @@ def test_calibration_keeps_to_the_limits(
         f"limit of {limit} a second: {count:,} images calibrated in {seconds:.0f} s with "
         f"{len(queries):,} queries, {refused} of them refused"
     )
-    assert refused == 0 if limit == 100 else refused < 100
+    assert refused < 100
+    if limit == 100:
+        assert_below_the_limit(sent)
     assert unchecked.count("thumbnails") == 0
     read = sum(request.answer_bytes for request in unchecked.requests)
     # 50 matches and one embedding for each image; its thumbnails alone would be 125 KB.
