@@ -171,6 +171,7 @@ def _decode(content: bytes, max_pixels: int, min_side: int) -> Image.Image:
         factor = max(1, min(image.size) // min_side)
         upright = _upright_rgb(image, factor)
         shown = (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
+        upright.info.clear()
         upright.info.update(read_file_metadata(image, shown, content))
         return upright
 
@@ -217,22 +218,31 @@ def _unidentified(content: bytes) -> str:
 
 
 def _upright_rgb(image: Image.Image, factor: int) -> Image.Image:
-    """Convert, turn and reduce by `factor`, in bands: the whole picture is never copied."""
+    """Convert, turn and reduce by `factor`, in bands: a large picture is never copied whole."""
     orientation = _orientation(image)
     width, height = image.size[::-1] if orientation in _ON_ITS_SIDE else image.size
     factors = (_long_factor(width, factor), _long_factor(height, factor))
     numbers = image.mode.startswith(("I", "F"))
     mode = ("F" if image.mode == "F" else "I") if numbers else "RGB"
-    upright = Image.new(mode, (-(-width // factors[0]), -(-height // factors[1])))
     transparent = not numbers and image.has_transparency_data
-    for top, bottom in _bands(width, height, factors[1]):
+
+    def reduced(top: int, bottom: int) -> Image.Image:
         band = _to_mode(_band(image, orientation, top, bottom), transparent=transparent)
         if orientation in _UPRIGHT:
             band = band.transpose(_UPRIGHT[orientation])
-        band = band.reduce(factors)
+        if factors != (1, 1):
+            band = band.reduce(factors)
         if transparent:
             band = Image.alpha_composite(Image.new("RGBA", band.size, _WHITE), band)
-        upright.paste(band.convert(mode), (0, top // factors[1]))
+        return band.convert(mode)
+
+    bands = list(_bands(width, height, factors[1]))
+    if len(bands) == 1:
+        upright = reduced(*bands[0])
+    else:
+        upright = Image.new(mode, (-(-width // factors[0]), -(-height // factors[1])))
+        for top, bottom in bands:
+            upright.paste(reduced(top, bottom), (0, top // factors[1]))
     if numbers:
         return _to_8_bit(upright, sixteen_bit=image.mode.startswith("I;16")).convert("RGB")
     return upright

@@ -11,6 +11,7 @@ import orjson
 from fastapi import Request, params
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartParser
 from starlette.types import Message
 
 from service.problems import ProblemError
@@ -39,6 +40,9 @@ _BASE64_PART: Final = 1024 * 1024
 _BASE64: Final = (string.ascii_letters + string.digits + "+/=").encode()
 # More are read than are allowed, to say how many there are.
 _MAX_PARTS: Final = {"max_files": 2 * MAX_IMAGES, "max_fields": MAX_IMAGES}
+# Up to so many bytes a file is held in memory, as a photo is: `admission` bounds them all together.
+# Writing one of 5 MB to a file, as Starlette does above 1 MB, and reading it took 5 ms.
+MultiPartParser.spool_max_size = 8 * 1024 * 1024
 # What clients send when they do not know a file's type.
 _UNKNOWN_TYPES: Final = {"", "application/octet-stream", "binary/octet-stream"}
 
