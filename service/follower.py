@@ -30,6 +30,9 @@ _SECONDS_BETWEEN_CHECKS: Final[dict[Store, float]] = {"embedded": 1.0, "pinecone
 # The first restart of an engine that failed is at once; when it fails again, the pauses double.
 _MOST_SECONDS_BETWEEN_RESTARTS: Final = 60.0
 _SECONDS_UNTIL_FORGIVEN: Final = 120.0
+# The garbage collector looks after so many new objects, not 700: a search makes some hundred, and
+# hardly any of them in a circle.
+_NEW_OBJECTS: Final = 10_000
 _ENGINE_FAILED: Final = "the model could not be run: the service is loading it again"
 
 
@@ -207,6 +210,7 @@ def _let_be() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS)
 
 
 def _with_confidence(loaded: LoadedIndex, index: VectorIndex) -> LoadedIndex:
