@@ -40,6 +40,7 @@ _SCHEMA: Final = pa.schema(
         pa.field("thumbnail", pa.binary()),
     ]
 )
+_NO_FIELDS: Final = memoryview(b"{}")
 _ROWS_OF_A_BATCH: Final = 2048
 _ROWS_ADDED_AT_ONCE: Final = 16_384
 
@@ -69,10 +70,10 @@ class Cells:
         if column.null_count:
             self._given = column.is_valid().to_numpy(zero_copy_only=False)
 
-    def __getitem__(self, row: int) -> bytes | None:
+    def __getitem__(self, row: int) -> memoryview | None:
         if self._given is not None and not self._given[row]:
             return None
-        return bytes(self._values[self._offsets[row] : self._offsets[row + 1]])
+        return self._values[self._offsets[row] : self._offsets[row + 1]]
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,16 @@ class Rows:
 
     def read(
         self, position: int, *, thumbnails: bool = False
-    ) -> tuple[str, str | None, bytes, bytes]:
+    ) -> tuple[str, str | None, memoryview, bytes]:
         """Id, label, metadata in JSON and thumbnail; it is empty unless asked for."""
         batch, row = divmod(position, self.size)
         id_, label, metadata, thumbnail = self.batches[batch]
         name = label[row]
         return (
-            (id_[row] or b"").decode(),
-            None if name is None else name.decode(),
-            metadata[row] or b"{}",
-            (thumbnail[row] if thumbnails else None) or b"",
+            str(id_[row] or b"", "utf-8"),
+            None if name is None else str(name, "utf-8"),
+            metadata[row] or _NO_FIELDS,
+            bytes((thumbnail[row] if thumbnails else None) or b""),
         )
 
 
