@@ -75,7 +75,7 @@ def pixels(name: str, split: Split, size: int, count: int) -> Pixels:
     decoder = make_decoder(settings)
 
     def images() -> Iterator[Image.Image]:
-        source = open_source(name, split=split, data_dir=settings.data_dir)
+        source = open_source(name, split=split, data_dir=settings.local_dir)
         for item in source.limited(count).items():
             if not isinstance(item.content, ImageError):
                 yield open_image(item.content, size, decoder)

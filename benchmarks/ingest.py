@@ -34,7 +34,7 @@ def measure(source: str, images: int) -> list[Table]:
 
 def against_bare_engine(source: str, images: int) -> Table:
     """Images a second from the source into new indexes, and of the engine alone, in turns."""
-    opened = open_source(source, split="train", data_dir=load_settings().data_dir)
+    opened = open_source(source, split="train", data_dir=load_settings().local_dir)
     total = min(images, opened.total)
     pixels, _ = load_images(source, "train", BARE_IMAGES)
     default = Default.of(pixels)

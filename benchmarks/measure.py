@@ -82,7 +82,7 @@ def load_images(source: str, split: Split, count: int) -> tuple[Pixels, list[str
     uint8 [n, INPUT_SIZE, INPUT_SIZE, 3].
     """
     pixels, labels = [], []
-    opened = open_source(source, split=split, data_dir=load_settings().data_dir)
+    opened = open_source(source, split=split, data_dir=load_settings().local_dir)
     for item in islice(opened.items(), count):
         if isinstance(item.content, bytes | Exception):
             sys.exit("the benchmark needs a source of pixels: cifar10, its archive, or sample")

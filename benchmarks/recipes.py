@@ -332,7 +332,7 @@ def automatic(size: int) -> tuple[str, Form]:
 
 def load(source: str, split: Split) -> Images:
     """All images of a split, in random order."""
-    items = list(open_source(source, split=split, data_dir=load_settings().data_dir).items())
+    items = list(open_source(source, split=split, data_dir=load_settings().local_dir).items())
     return Images(random.Random(0).sample(items, len(items)))
 
 

@@ -369,7 +369,7 @@ def soak(source: str, images: int, seconds: float, folder: Path) -> Found:
     """What was seen in so many seconds with images of a source; files go to the folder."""
     items, queries = [], []
     for split in ("train", "test"):
-        opened = open_source(source, split=split, data_dir=load_settings().data_dir)
+        opened = open_source(source, split=split, data_dir=load_settings().local_dir)
         for number, each in enumerate(
             islice(opened.items(), images if split == "train" else QUERIES)
         ):

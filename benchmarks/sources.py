@@ -64,7 +64,7 @@ def kinds(source: str, images: int) -> Table:
     """Images a second from each kind into new indexes."""
     default = Default.of(load_images(source, "train", 2560)[0])
     default.embedder.warm_up()
-    opened = open_source(source, split="train", data_dir=load_settings().data_dir)
+    opened = open_source(source, split="train", data_dir=load_settings().local_dir)
     items = list(islice(opened.items(), images))
     took: dict[str, float] = {}
     processor: dict[str, float] = {}

@@ -5,10 +5,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, PlainValidator, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from image_search.errors import SettingsError
+from image_search.object_storage import S3_SCHEME, S3Folder
 from image_search.values import MOST_PIXELS, FileMetadata, Metric, Precision, RecipeName, Store
 
 ENV_PREFIX = "IMAGE_SEARCH_"
@@ -24,6 +25,17 @@ def _in_home(path: Path) -> Path:
         raise ValueError(f"{path.parts[0]} is no home folder: {exc}") from exc
 
 
+def _data_dir(value: object) -> Path | S3Folder:
+    if isinstance(value, S3Folder):
+        return value
+    text = str(value)
+    if text.lower().startswith(S3_SCHEME):
+        return S3Folder.parse(text)
+    if "://" in text:
+        raise ValueError(f"write the path of a folder, or {S3_SCHEME}BUCKET/PREFIX")
+    return _in_home(Path(text))
+
+
 class Settings(BaseSettings):
     """One field per variable; the field's name in capitals follows the prefix."""
 
@@ -34,9 +46,13 @@ class Settings(BaseSettings):
         Field(description="Where the index is: embedded (in the data folder) or pinecone."),
     ] = "embedded"
     data_dir: Annotated[
-        Path,
-        AfterValidator(_in_home),
-        Field(description="Folder for the index and for downloads."),
+        Path | S3Folder,
+        NoDecode,
+        PlainValidator(_data_dir),
+        Field(
+            description="Folder for the index and for downloads, or s3://BUCKET/PREFIX for an "
+            "embedded index in object storage."
+        ),
     ] = Path("data")
     # Pinecone's rule for index names, so that a name fits every store.
     index: Annotated[
@@ -86,7 +102,8 @@ class Settings(BaseSettings):
     s3_endpoint: Annotated[
         str,
         Field(
-            description="Server of s3:// sources, such as https://s3.example.org, if not Amazon's."
+            description="Server of s3:// addresses, such as https://s3.example.org, if not "
+            "Amazon's."
         ),
     ] = ""
     weights: Annotated[
@@ -195,6 +212,14 @@ class Settings(BaseSettings):
     ] = "off"
     host: Annotated[str, Field(description="Address that the service listens on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port of the service.")] = 8000
+
+    @property
+    def local_dir(self) -> Path:
+        """The folder for what stays on this machine: the data folder, or a cache of the user's."""
+        if isinstance(self.data_dir, Path):
+            return self.data_dir
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(caches) / "image-search"
 
 
 def variable(field: str) -> str:

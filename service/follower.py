@@ -13,6 +13,7 @@ from image_search.embedding import Embedder
 from image_search.errors import ImageSearchError, StoreError
 from image_search.familiarity import Familiarity
 from image_search.index import VectorIndex
+from image_search.object_storage import S3Folder
 from image_search.settings import Settings
 from image_search.stores import open_index
 from image_search.values import AUTO, BUNDLED, IMAGENET, Store
@@ -25,8 +26,9 @@ from service.writer import Writer
 _log = logging.getLogger(__name__)
 
 _SECONDS_UNTIL_READY: Final = 1.0
-# Each look at Pinecone's manifest is a request that costs.
+# Each look at Pinecone's manifest is a request that costs, and those in object storage are several.
 _SECONDS_BETWEEN_CHECKS: Final[dict[Store, float]] = {"embedded": 1.0, "pinecone": 60.0}
+_SECONDS_BETWEEN_CHECKS_OF_A_BUCKET: Final = 10.0
 # The first restart of an engine that failed is at once; when it fails again, the pauses double.
 _MOST_SECONDS_BETWEEN_RESTARTS: Final = 60.0
 _SECONDS_UNTIL_FORGIVEN: Final = 120.0
@@ -118,11 +120,14 @@ class IndexFollower:
                 self._fail(StoreError("the index could not be opened: see the service's log"))
             self._looked.set()
             ready = isinstance(self._state, LoadedIndex)
-            self._wake.wait(
-                _SECONDS_BETWEEN_CHECKS[self._settings.store] if ready else _SECONDS_UNTIL_READY
-            )
+            self._wake.wait(self._seconds_between_checks() if ready else _SECONDS_UNTIL_READY)
             self._wake.clear()
             self._closing.wait(max(0, self._restart_at - time.monotonic()))
+
+    def _seconds_between_checks(self) -> float:
+        if self._settings.store == "embedded" and isinstance(self._settings.data_dir, S3Folder):
+            return _SECONDS_BETWEEN_CHECKS_OF_A_BUCKET
+        return _SECONDS_BETWEEN_CHECKS[self._settings.store]
 
     def _engine_failed(self, failed: set[LoadedIndex]) -> None:
         with self._state_lock:

@@ -45,12 +45,12 @@ def test_all_is_well_and_nothing_stays(
     with use_store(store, monkeypatch):
         settings = load_settings()
         index = fill(settings, fake_embedder)
-        files = {path for path in settings.data_dir.rglob("*") if "scratch" in path.name}
+        files = {path for path in settings.local_dir.rglob("*") if "scratch" in path.name}
         found = examined(settings)
         assert all(finding.is_well for finding in found.values()), found
         assert "48 images, cosine" in found["index"].text
         assert "removed" in found["records"].text
-        assert files == {path for path in settings.data_dir.rglob("*") if "scratch" in path.name}
+        assert files == {path for path in settings.local_dir.rglob("*") if "scratch" in path.name}
         assert index.count() == 48
         index.close()
 

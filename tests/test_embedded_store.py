@@ -42,12 +42,12 @@ def create(settings: Settings, fingerprint: str = "0" * 16) -> EmbeddedIndex:
 
 
 def table_folder(settings: Settings) -> Path:
-    return settings.data_dir / "indexes" / settings.index / f"{settings.namespace}.lance"
+    return settings.local_dir / "indexes" / settings.index / f"{settings.namespace}.lance"
 
 
 def test_an_index_that_was_replaced_is_not_used_with_the_old_model(settings: Settings) -> None:
     index = create(settings, "old")
-    shutil.rmtree(settings.data_dir)
+    shutil.rmtree(settings.local_dir)
     create(settings, "new")
     with pytest.raises(StoreError, match="replaced"):
         index.query(VECTOR, 1)
@@ -165,10 +165,10 @@ def test_errors_name_folders_to_the_operator_alone(
     damage(table_folder(settings))
     with pytest.raises(VectorIndexError) as caught:
         open_index(settings).query(VECTOR, 1)
-    assert str(settings.data_dir) not in str(caught.value)
-    assert settings.data_dir.name not in str(caught.value).lower().split()
+    assert str(settings.local_dir) not in str(caught.value)
+    assert settings.local_dir.name not in str(caught.value).lower().split()
     assert ".lance" not in str(caught.value)
-    assert str(settings.data_dir) in caught.value.in_full
+    assert str(settings.local_dir) in caught.value.in_full
 
 
 @pytest.mark.slow

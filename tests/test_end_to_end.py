@@ -246,14 +246,14 @@ def test_kill_9_of_the_worker_loses_and_breaks_nothing(
     counts = [0]
     with create_index(settings, manifest), forks(IMPORTS, INGEST) as start_worker:
         for kill in range(KILLS):
-            before = set(settings.data_dir.rglob("*"))
+            before = set(settings.local_dir.rglob("*"))
             worker = start_worker()
 
             # Half of the kills hit as soon as anything is written, half after more is committed.
             def is_time(odd: int = kill % 2, before: set[Path] = before) -> bool:
                 if odd:
                     return count(settings) > counts[-1]
-                return set(settings.data_dir.rglob("*")) != before
+                return set(settings.local_dir.rglob("*")) != before
 
             wait_until(lambda: is_time() or not worker.is_running())  # noqa: B023
             time.sleep(moments.uniform(0, 0.1))
@@ -479,7 +479,7 @@ def test_real_cifar10_end_to_end(
         assert item.label is not None
         queries.setdefault(item.label, [])
         if len(queries[item.label]) < 10:
-            path = settings.data_dir / "query.png"
+            path = settings.local_dir / "query.png"
             Image.fromarray(np.asarray(item.content)).save(path)
             queries[item.label].append(path.read_bytes())
     assert len(queries) == 10
@@ -507,7 +507,7 @@ def test_real_cifar10_end_to_end(
 
 def drawn(settings: Settings, limit: int) -> Item:
     """One of the images that `ingest sample --limit` ingests."""
-    return next(open_source("sample", data_dir=settings.data_dir).limited(limit).items())
+    return next(open_source("sample", data_dir=settings.local_dir).limited(limit).items())
 
 
 @pytest.mark.long

@@ -149,7 +149,7 @@ def test_images_that_are_all_the_same_are_no_trouble() -> None:
 def client(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Iterator[TestClient]:
     """Of an index of 300 drawings, as the worker leaves it."""
     settings = load_settings(data_dir=tmp_path_factory.mktemp("familiarity"))
-    source = open_source("sample", split="train", data_dir=settings.data_dir).limited(300)
+    source = open_source("sample", split="train", data_dir=settings.local_dir).limited(300)
     manifest = Manifest.new(embedder.model, settings.metric, settings.namespace)
     with create_index(settings, manifest) as index:
         summary = ingest(source, index, embedder, settings)

@@ -61,7 +61,7 @@ def test_what_an_earlier_version_kept_is_read(
     settings: Settings, fake_embedder: FakeEmbedder
 ) -> None:
     fill(settings, fake_embedder).close()
-    [table] = (settings.data_dir / "indexes" / "images").glob("*.lance")
+    [table] = (settings.local_dir / "indexes" / "images").glob("*.lance")
     table.with_suffix(".sources.json").write_text('{"pics": "/a/pics"}')
     with open_index(settings) as index:
         assert index.load_sources() == {"pics": KnownSource(place="/a/pics")}

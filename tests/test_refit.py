@@ -43,7 +43,7 @@ pytestmark = pytest.mark.slow
 
 def take_in(settings: Settings, path: Path) -> None:
     """What `ingest` does with a folder, without its confidence."""
-    take_in_source(settings, open_source(str(path), data_dir=settings.data_dir))
+    take_in_source(settings, open_source(str(path), data_dir=settings.local_dir))
 
 
 def take_in_source(settings: Settings, source: Source) -> None:
@@ -104,7 +104,7 @@ def assert_as_ingested(settings: Settings, tmp_path: Path, *paths: Path) -> None
 
 
 def tables(settings: Settings) -> list[str]:
-    folder = settings.data_dir / "indexes" / settings.index
+    folder = settings.local_dir / "indexes" / settings.index
     return sorted(path.name for path in folder.glob("*.lance"))
 
 
@@ -140,8 +140,8 @@ def test_a_small_start_as_users_run_it(tmp_path: Path, settings: Settings) -> No
     assert done is not None
     assert (done.images, done.embedded) == (165, 165)
     assert tables(settings) == ["__default__.2.lance"]
-    left = {path.suffix for path in (settings.data_dir / "indexes" / "images").iterdir()}
-    recipes = list((settings.data_dir / "indexes" / "images").glob("recipe-*"))
+    left = {path.suffix for path in (settings.local_dir / "indexes" / "images").iterdir()}
+    recipes = list((settings.local_dir / "indexes" / "images").glob("recipe-*"))
     assert [path.stem for path in recipes] == [f"recipe-{fingerprint(settings)}"], left
 
 
@@ -175,7 +175,7 @@ def test_all_sources_of_an_index_have_to_be_named(settings: Settings, tmp_path: 
 def test_data_sets_are_read_with_all_their_splits(settings: Settings) -> None:
     splits: list[Split] = ["train", "test"]
     for split in splits:
-        source = open_source("sample", data_dir=settings.data_dir, split=split)
+        source = open_source("sample", data_dir=settings.local_dir, split=split)
         take_in_source(settings, source.limited(20))
     code, out, err = run("worker", "refit", "sample")
     assert code == 0, err
@@ -622,7 +622,7 @@ def test_what_is_missing_is_said(tmp_path: Path, settings: Settings) -> None:
     code, _, err = run("worker", "refit", str(other), "--drop-others")
     assert (code, "none of the images of the index is in the source" in err) == (2, True)
     assert len(held(settings)) == 4
-    number = settings.data_dir / "indexes" / "images" / "__default__.generation"
+    number = settings.local_dir / "indexes" / "images" / "__default__.generation"
     number.write_text("x")
     with pytest.raises(StoreError, match="damaged"):
         open_index(settings)

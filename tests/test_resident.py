@@ -20,7 +20,7 @@ from image_search.settings import Settings
 from image_search.stores import create_index, open_index
 from image_search.stores.embedded import index as embedded
 from image_search.stores.embedded import resident
-from image_search.stores.embedded.files import IndexFiles
+from image_search.stores.embedded.local import LocalFiles
 from image_search.stores.embedded.snapshot import versions_in
 from image_search.values import DIMENSION
 from tests.support.indexes import MODEL, snapshots_after_writes
@@ -63,7 +63,7 @@ def create(settings: Settings, count: int = ROWS) -> VectorIndex:
 
 
 def snapshots_of(settings: Settings) -> Path:
-    return IndexFiles.of(settings).snapshots
+    return LocalFiles.of(settings).snapshots
 
 
 def newest(settings: Settings) -> Path:
@@ -171,13 +171,13 @@ def test_an_earlier_state_that_is_put_back_is_what_is_found(
     settings: Settings, tmp_path: Path
 ) -> None:
     with create(settings, 30) as index:
-        shutil.copytree(settings.data_dir, tmp_path / "earlier")
+        shutil.copytree(settings.local_dir, tmp_path / "earlier")
         index.upsert(records(30, 40))
         assert_answers(index, records(0, 70))
         saved = tmp_path / "snapshots"
         shutil.copytree(snapshots_of(settings), saved)
-    shutil.rmtree(settings.data_dir)
-    shutil.copytree(tmp_path / "earlier", settings.data_dir)
+    shutil.rmtree(settings.local_dir)
+    shutil.copytree(tmp_path / "earlier", settings.local_dir)
     # Its snapshots are of a state that came later; and then there is another state of its number.
     shutil.rmtree(snapshots_of(settings))
     shutil.copytree(saved, snapshots_of(settings))
@@ -223,7 +223,7 @@ def test_what_needs_more_memory_than_is_allowed_is_searched_in_the_table(
 def test_a_commit_that_the_folder_does_not_show_is_seen_within_a_second(settings: Settings) -> None:
     """As where the file system's clock is coarse, or another machine's."""
     with create(settings) as index, open_index(settings) as other:
-        versions = IndexFiles.of(settings).versions
+        versions = LocalFiles.of(settings).versions
         status = versions.stat()
         vector = records(ROWS)[0].embedding
         deadline = time.monotonic() + 60
@@ -246,7 +246,7 @@ def test_what_a_killed_writer_left_is_removed(settings: Settings) -> None:
 
 def test_snapshots_go_with_their_index(settings: Settings) -> None:
     create(settings).close()
-    files = IndexFiles.of(settings)
+    files = LocalFiles.of(settings)
     files.remove()
     assert list(files.folder.iterdir()) == []
 

@@ -323,12 +323,12 @@ def test_a_broken_store_is_reported_and_recovers(
 ) -> None:
     fill(settings, embedder)
     wait_for(new_client, 200)
-    settings.data_dir.rename(tmp_path / "away")
+    settings.local_dir.rename(tmp_path / "away")
     wait_for(new_client, 503, "no_index")
-    (tmp_path / "away").rename(settings.data_dir)
+    (tmp_path / "away").rename(settings.local_dir)
     wait_for(new_client, 200)
     assert upload(new_client, encode(QUERY)).status_code == 200
-    [versions] = settings.data_dir.rglob("_versions")
+    [versions] = settings.local_dir.rglob("_versions")
     for file in versions.iterdir():
         file.write_bytes(b"damaged")
     answer = wait_for(new_client, 503, "store_unavailable")
@@ -343,7 +343,7 @@ def test_health_fails_as_searches_do_when_a_file_of_the_index_is_damaged(
 ) -> None:
     fill(settings, embedder)
     wait_for(new_client, 200)
-    for file in settings.data_dir.rglob("*.lance"):
+    for file in settings.local_dir.rglob("*.lance"):
         if file.is_file():
             content = file.read_bytes()
             file.unlink()

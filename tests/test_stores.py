@@ -30,7 +30,14 @@ from image_search.settings import load_settings
 from image_search.stores import create_index, open_index
 from image_search.values import DIMENSION, Metadata, Metric, Pooling
 from image_search.words import words_of
-from tests.support.indexes import IN_SNAPSHOTS, MODEL, ON_DISK, STRAINED, use_store
+from tests.support.indexes import (
+    IN_A_BUCKET,
+    IN_SNAPSHOTS,
+    MODEL,
+    ON_DISK,
+    STRAINED,
+    use_store,
+)
 
 METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
 
@@ -39,7 +46,10 @@ METRICS: list[Metric] = ["cosine", "euclidean", "dotproduct"]
     params=[
         "embedded",
         "pinecone",
-        *(pytest.param(name, marks=pytest.mark.long) for name in (IN_SNAPSHOTS, ON_DISK, STRAINED)),
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in (IN_A_BUCKET, IN_SNAPSHOTS, ON_DISK, STRAINED)
+        ),
     ],
     autouse=True,
 )

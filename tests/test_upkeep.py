@@ -21,7 +21,7 @@ from image_search.manifest import Manifest
 from image_search.settings import Settings
 from image_search.stores import create_index, open_index
 from image_search.stores.embedded import upkeep
-from image_search.stores.embedded.files import IndexFiles
+from image_search.stores.embedded.local import LocalFiles
 from image_search.stores.embedded.locks import nobody_writing, writing
 from image_search.values import DIMENSION
 from tests.support.indexes import MODEL
@@ -50,7 +50,7 @@ def records(first: int, count: int = 1) -> list[Record]:
 
 def table(settings: Settings) -> Any:
     """The table as LanceDB itself opens it."""
-    files = IndexFiles.of(settings)
+    files = LocalFiles.of(settings)
     return lancedb.connect(files.folder).open_table(files.namespace)
 
 
@@ -71,7 +71,7 @@ def assert_holds(settings: Settings, expected: list[Record]) -> None:
 
 def shift_files(settings: Settings, days: float) -> None:
     """Let all files be older, which is what a clock that many days ahead makes of them."""
-    for path in IndexFiles.of(settings).folder.rglob("*"):
+    for path in LocalFiles.of(settings).folder.rglob("*"):
         changed = path.stat().st_mtime - days * SECONDS_A_DAY
         os.utime(path, (changed, changed))
 
@@ -187,7 +187,7 @@ def test_upkeep_that_fails_takes_no_commit_back(
 def test_files_of_a_write_in_flight_are_kept_whatever_the_clock_says(settings: Settings) -> None:
     index = create(settings)
     index.upsert(records(0, 10))
-    files = IndexFiles.of(settings)
+    files = LocalFiles.of(settings)
     [data] = (files.table / "data").iterdir()
     in_flight = data.with_stem("in-flight")
     shutil.copy(data, in_flight)
@@ -211,12 +211,12 @@ def test_every_write_holds_off_the_removal_of_files(
         "upsert": lambda: index.upsert(records(300)),
         "delete": lambda: index.delete(["r0000"]),
         "index": lambda: upkeep._index_vectors(
-            table(settings), IndexFiles.of(settings), "cosine", growth=1, segments=0
+            table(settings), LocalFiles.of(settings), "cosine", growth=1, segments=0
         ),
     }
     version = table(settings).version
     thread = threading.Thread(target=writes[write])
-    with nobody_writing(IndexFiles.of(settings).lock) as nobody:
+    with nobody_writing(LocalFiles.of(settings).lock) as nobody:
         assert nobody
         thread.start()
         thread.join(0.3)
@@ -321,7 +321,7 @@ def test_a_read_whose_files_were_removed_meanwhile_is_done_again(
         index.upsert(records(0, 3))
     with open_index(settings) as index:
         removed: list[tuple[Path, bytes]] = []
-        for path in (IndexFiles.of(settings).table / "data").iterdir():
+        for path in (LocalFiles.of(settings).table / "data").iterdir():
             removed.append((path, path.read_bytes()))
             path.unlink()
         tries = 0

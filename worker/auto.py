@@ -29,12 +29,12 @@ def source_to_ingest(
     if held is None and index is not None and index.count():
         return None
     if held == "sample":
-        return open_source("sample", split=split, data_dir=settings.data_dir)
+        return open_source("sample", split=split, data_dir=settings.local_dir)
     try:
-        return open_source("cifar10", split=split, data_dir=settings.data_dir)
+        return open_source("cifar10", split=split, data_dir=settings.local_dir)
     except DownloadError as exc:
         _log.warning("CIFAR-10 is not available, so the drawn sample is ingested: %s", exc.in_full)
-        return open_source("sample", split=split, data_dir=settings.data_dir)
+        return open_source("sample", split=split, data_dir=settings.local_dir)
 
 
 def source_to_search_for(index: VectorIndex, split: Split | None, settings: Settings) -> Source:
@@ -45,7 +45,7 @@ def source_to_search_for(index: VectorIndex, split: Split | None, settings: Sett
             "the index has neither CIFAR-10 nor the sample: name the images to search for, "
             f"{program('worker')} evaluate SOURCE"
         )
-    return open_source(held, split=split, held_out=True, data_dir=settings.data_dir)
+    return open_source(held, split=split, held_out=True, data_dir=settings.local_dir)
 
 
 def refuse_mixture(index: VectorIndex, source: Source, settings: Settings) -> None:

@@ -83,19 +83,20 @@ def _clock() -> str:
 
 
 def _disk(settings: Settings) -> str:
-    folder = settings.data_dir.absolute()
+    folder = settings.local_dir.absolute()
+    choice = variable("data_dir") if settings.local_dir == settings.data_dir else "XDG_CACHE_HOME"
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StoreError(
             f"the folder {folder} may not be written to: change its owner, or set "
-            f"{variable('data_dir')} to another one"
+            f"{choice} to another one"
         )
     free = shutil.disk_usage(folder).free
     if free < _LEAST_DISK:
         raise StoreError(
             f"{free / _LEAST_DISK:.1f} GiB are free in {folder}, and at least 1 is needed: make "
-            f"room, or set {variable('data_dir')} to another disk"
+            f"room, or set {choice} to another disk"
         )
     return f"{free / _LEAST_DISK:,.0f} GiB free in {folder}"
 

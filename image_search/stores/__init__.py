@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from image_search.errors import SettingsError
 from image_search.index import VectorIndex
 from image_search.manifest import Manifest
+from image_search.object_storage import S3Folder
 from image_search.recipe import Recipe
 from image_search.settings import Settings
 
@@ -63,20 +64,28 @@ def rights(settings: Settings) -> str:
         from image_search.stores import pinecone
 
         return pinecone.rights(settings)
+    if isinstance(settings.data_dir, S3Folder):
+        return "those of the bucket, which the record below tries"
     return "none needed: the embedded store has no key"
 
 
 def succession(settings: Settings) -> "AbstractContextManager[Succession]":
     """Make an index that takes the place of the one that the settings name.
 
-    Raises SettingsError for Pinecone, IndexNotFoundError, and StoreError where another process
-    makes one.
+    Raises SettingsError for Pinecone and object storage, IndexNotFoundError, and StoreError where
+    another process makes one.
     """
     if settings.store == "pinecone":
         raise SettingsError(
             "an index at Pinecone cannot be replaced while others may write to it: ingest its "
             "images into a new one (--index NAME), and then set IMAGE_SEARCH_INDEX=NAME for the "
             "service"
+        )
+    if isinstance(settings.data_dir, S3Folder):
+        raise SettingsError(
+            "an index in object storage cannot be replaced while others may write to it, as there "
+            "are no locks: ingest its images into a new one (--index NAME), and then set "
+            "IMAGE_SEARCH_INDEX=NAME for the service"
         )
     from image_search.stores import embedded
 

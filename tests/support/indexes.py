@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -19,6 +20,7 @@ from image_search.stores import create_index, open_index
 from image_search.stores.pinecone import requests
 from image_search.values import DIMENSION, Embeddings, Features, Pixels
 from tests.support.images import KINDS, PER_KIND, drawn
+from tests.support.object_storage import s3_emulator
 from tests.support.pinecone import API_KEY, Fault, PineconeEmulator
 from worker.ingest import ingest
 from worker.sources import Item, Source
@@ -57,6 +59,8 @@ def serve_fakes(
 # The embedded store, with all but a few rows in snapshots; and without a copy in memory.
 IN_SNAPSHOTS: Final = "embedded-in-snapshots"
 ON_DISK: Final = "embedded-on-disk"
+# The embedded store in a bucket of a server on loopback.
+IN_A_BUCKET: Final = "embedded-in-a-bucket"
 # Pinecone with reads that lag, and with a tenth of all requests to the index failing.
 STRAINED: Final = "pinecone-strained"
 _PASSING_FAULTS: Final = (
@@ -72,7 +76,7 @@ _PASSING_FAULTS: Final = (
 
 @contextmanager
 def use_store(name: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Settings are those of this store: a folder, or an emulator of Pinecone.
+    """Settings are those of this store: a folder, a bucket, or an emulator of Pinecone.
 
     On the strained one, whoever writes waits until it is seen. PINECONE_LAG are the seconds.
     """
@@ -83,6 +87,10 @@ def use_store(name: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
         if name == IN_SNAPSHOTS:
             snapshots_after_writes(patch)
         yield "embedded"
+        return
+    if name == IN_A_BUCKET:
+        with in_a_bucket(patch):
+            yield "embedded"
         return
     with PineconeEmulator() as emulator:
         patch.setenv("IMAGE_SEARCH_STORE", "pinecone")
@@ -96,6 +104,24 @@ def use_store(name: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
             emulator.fail_randomly(0.1, _PASSING_FAULTS, "/vectors|/query|stats")
             _flush_after_writes(patch)
         yield "pinecone"
+
+
+@contextmanager
+def in_a_bucket(patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The data folder is in a new bucket, whose address is given."""
+    from image_search.stores.embedded import resident
+
+    server = s3_emulator()
+    bucket = server.new_bucket()
+    with tempfile.TemporaryDirectory() as caches:
+        # What others write is seen at once, as in a folder.
+        patch.setattr(resident, "_MOST_SECONDS_BEHIND", 0.0)
+        patch.setenv("XDG_CACHE_HOME", caches)
+        for variable, value in server.environment.items():
+            patch.setenv(variable, value)
+        patch.setenv("IMAGE_SEARCH_STORE", "embedded")
+        patch.setenv("IMAGE_SEARCH_DATA_DIR", f"{bucket}/data")
+        yield bucket
 
 
 def snapshots_after_writes(patch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from worker.sources import open_source
 def sync(path: str, settings: Settings) -> None:
     """Ingest the source, and take out what it no longer has."""
     embedder = FakeEmbedder()
-    source = open_source(path, data_dir=settings.data_dir, s3_endpoint=settings.s3_endpoint)
+    source = open_source(path, data_dir=settings.local_dir, s3_endpoint=settings.s3_endpoint)
     with suppress(IndexNotFoundError), open_index(settings) as index:
         source = named_in(index, source)
     manifest = Manifest.new(embedder.model, "cosine", settings.namespace)

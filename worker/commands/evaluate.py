@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             source = open_chosen(arguments, settings, held_out=True)
         source = named_in(index, source)
         tell(source)
-        folder = arguments.output or settings.data_dir / "evaluation"
+        folder = arguments.output or settings.local_dir / "evaluation"
         report.make_folder(folder)
         embedder = load_embedder(index, settings)
         embedder.warm_up()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar
 
 from image_search.embedding import Embedder
@@ -180,7 +181,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         if arguments.prune is None:
             arguments.prune = _MOST_PRUNED_PERCENT
         # From now on, so that nothing is missed that changes during the first ingest.
-        following = changes(check_watch(arguments.source), settings.data_dir.resolve(), stop.event)
+        following = changes(check_watch(arguments.source), settings.local_dir.resolve(), stop.event)
         next(following, None)
     with ExitStack() as opened:
         cluster = None
@@ -345,7 +346,8 @@ def _bring_in_on(
 ) -> Summary:
     if os.path.exists(arguments.source):  # others start in other folders
         arguments.source = os.path.abspath(arguments.source)
-    settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
+    if isinstance(settings.data_dir, Path):
+        settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
     name = source.origin.name if source.origin is not None else ""
     job = Job(
         partial(_open_again, arguments, settings, name),

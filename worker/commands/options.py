@@ -108,7 +108,7 @@ def open_chosen(arguments: argparse.Namespace, settings: Settings, *, held_out: 
     """Open the source that the arguments name; raises SourceError."""
     source = open_source(
         arguments.source,
-        data_dir=settings.data_dir,
+        data_dir=settings.local_dir,
         split=arguments.split,
         held_out=held_out,
         label_from=arguments.label_from,

@@ -88,8 +88,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _whole(name: str, settings: Settings) -> list[Source]:
     """A source with all of its splits, which data sets have one by one."""
-    source = open_source(name, data_dir=settings.data_dir)
+    source = open_source(name, data_dir=settings.local_dir)
     if source.origin is not None:
         return [source]
     splits = [split for split in SPLITS if split in source.splits]
-    return [open_source(name, data_dir=settings.data_dir, split=split) for split in splits]
+    return [open_source(name, data_dir=settings.local_dir, split=split) for split in splits]

@@ -16,12 +16,12 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final, TypeVar, cast
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
-from image_search.errors import ImageError, SettingsError, SourceError
+from image_search.errors import ImageError, SourceError
+from image_search.object_storage import S3Server
 from image_search.progress import Progress
 from worker.sources.archive import TAR_SUFFIXES
 from worker.sources.files import (
@@ -236,15 +236,11 @@ def _file_system(scheme: str, bucket: str, endpoint: str) -> fs.FileSystem:
         "request_timeout": _SECONDS,
         "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
     }
-    if not endpoint:
+    server = S3Server.of(endpoint)
+    if server is None:
         with _errors(f"s3://{bucket}"):
             return fs.S3FileSystem(region=fs.resolve_s3_region(bucket), **options)
-    parts = urlsplit(endpoint)
-    if parts.scheme not in {"http", "https"} or not parts.netloc:
-        raise SettingsError(
-            f"IMAGE_SEARCH_S3_ENDPOINT={endpoint!r}: write an address as https://s3.example.org"
-        )
-    return fs.S3FileSystem(endpoint_override=parts.netloc, scheme=parts.scheme, **options)
+    return fs.S3FileSystem(endpoint_override=server.host, scheme=server.scheme, **options)
 
 
 def _may_have_google_keys() -> bool:

@@ -32,9 +32,9 @@ from image_search.recipe import Recipe
 from image_search.sample import ImageSample
 from image_search.stores.embedded import order, upkeep
 from image_search.stores.embedded import table as tables
-from image_search.stores.embedded.errors import errors_of_the_store, put_off_by_conflict
+from image_search.stores.embedded.errors import put_off_by_conflict
 from image_search.stores.embedded.files import IndexFiles
-from image_search.stores.embedded.locks import Reading, alone, writing
+from image_search.stores.embedded.locks import Reading
 from image_search.stores.embedded.nearest import nearest
 from image_search.stores.embedded.removal import remove_former
 from image_search.stores.embedded.resident import Resident
@@ -76,7 +76,7 @@ class EmbeddedIndex(VectorIndex):
         manifest_json: bytes | None,
         manifest: Manifest,
         calibration: Calibration | None,
-        reading: Reading,
+        reading: Reading | None,
         open_table: Callable[[], Any],
         most_bytes: int,
     ) -> None:
@@ -98,14 +98,14 @@ class EmbeddedIndex(VectorIndex):
         self._sample_version = files.sample_version()
 
     @classmethod
-    def open(cls, files: IndexFiles, reading: Reading, most_bytes: int) -> Self:
+    def open(cls, files: IndexFiles, reading: Reading | None, most_bytes: int) -> Self:
         """The index over the table of these files, which `reading` keeps as long as it is open.
 
         Its copy in memory, from which searches are answered, has `most_bytes` at most.
         Raises IndexMismatchError if its manifest is unreadable, and what LanceDB raises.
         """
-        files.remove_empty_versions()
-        return cls._of_table(tables.connect(files.folder), files, reading, most_bytes)
+        files.prepare()
+        return cls._of_table(tables.connect(files), files, reading, most_bytes)
 
     @classmethod
     def create(
@@ -118,7 +118,7 @@ class EmbeddedIndex(VectorIndex):
         if recipe is not None:
             # Before the table, so that no manifest is seen without its recipe.
             files.write_recipe(recipe)
-        connection = tables.connect(files.folder)
+        connection = tables.connect(files)
         try:
             connection.create_table(files.name, schema=tables.schema(manifest))
         except ValueError as exc:
@@ -126,18 +126,15 @@ class EmbeddedIndex(VectorIndex):
                 raise
         else:
             # What an index of this name that was removed has left.
-            files.remove_calibration()
-            files.remove_sample()
-            files.remove_snapshots()
+            files.remove_facts()
             if files == files.in_use():
-                files.remove_sources()
-                files.remove_deletions()
+                files.remove_shared_facts()
         files.sync()
-        return cls._of_table(connection, files, Reading(files.readers), most_bytes)
+        return cls._of_table(connection, files, files.reading(), most_bytes)
 
     @classmethod
     def _of_table(
-        cls, connection: Any, files: IndexFiles, reading: Reading, most_bytes: int
+        cls, connection: Any, files: IndexFiles, reading: Reading | None, most_bytes: int
     ) -> Self:
         def open_table() -> Any:
             return connection.open_table(files.name)
@@ -169,8 +166,8 @@ class EmbeddedIndex(VectorIndex):
             self.files.write_sample(sample)
 
     def update_sample(self, change: Callable[[ImageSample], ImageSample]) -> None:
-        with self._errors(), alone(self.files.facts_lock):
-            self.files.write_sample(change(self.files.read_sample()))
+        with self._errors():
+            self.files.update_sample(change)
 
     @property
     def sample_version(self) -> str:
@@ -181,22 +178,20 @@ class EmbeddedIndex(VectorIndex):
             return self.files.read_sources()
 
     def save_source(self, name: str, source: KnownSource) -> None:
-        with self._errors(), alone(self.files.facts_lock):
-            self.files.write_sources({**self.files.read_sources(), name: source})
+        with self._errors():
+            self.files.add_source(name, source)
 
     def load_deletions(self) -> dict[str, str]:
         with self._errors():
             return self.files.read_deletions()
 
     def save_deletions(self, deletions: Mapping[str, str]) -> None:
-        with self._errors(), alone(self.files.facts_lock):
+        with self._errors():
             self.files.add_deletions(deletions)
 
     def forget_deletions(self, ids: Collection[str]) -> None:
-        with self._errors(), alone(self.files.facts_lock):
-            known = self.files.read_deletions()
-            kept = {id_: digest for id_, digest in known.items() if id_ not in ids}
-            self.files.write_deletions(kept)
+        with self._errors():
+            self.files.forget_deletions(ids)
 
     def _load_recipe(self, fingerprint: str) -> Recipe:
         with self._errors():
@@ -213,7 +208,6 @@ class EmbeddedIndex(VectorIndex):
                 .when_not_matched_insert_all()
                 .execute(rows)
             )
-            self.files.sync()
 
     def _query(
         self, embeddings: Embeddings, top_k: int, filter_: Filter | None, *, thumbnails: bool
@@ -309,7 +303,6 @@ class EmbeddedIndex(VectorIndex):
     def _delete(self, ids: Sequence[str]) -> None:
         with self._writing():
             self._table.delete(ids_sql(ids))
-            self.files.sync()
 
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
         where = f"id > {literal(cursor)} AND {prefix_sql(prefix)}"
@@ -385,11 +378,13 @@ class EmbeddedIndex(VectorIndex):
 
     def flush(self) -> None:
         with self._errors():
-            with writing(self.files.lock), put_off_by_conflict("the column of words"):
+            with self.files.writing(), put_off_by_conflict("the column of words"):
                 upkeep.add_words(self._table)
             upkeep.tidy(self._table, self.files, self._manifest.metric)
             self.files.sync()
             remove_former(self.files)
+        if self.files.is_remote:  # a snapshot for this machine, which may never search
+            return
         try:
             with self._errors():
                 self._resident.refresh_snapshot()
@@ -399,7 +394,8 @@ class EmbeddedIndex(VectorIndex):
     def close(self) -> None:
         self._resident.close()
         del self._table
-        self._reading.close()
+        if self._reading is not None:
+            self._reading.close()
 
     def descriptions(self) -> Iterator[tuple[str, str | None, Metadata]]:
         """Id, label and metadata of each record, in any order; cheaper than to fetch them."""
@@ -411,9 +407,11 @@ class EmbeddedIndex(VectorIndex):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with self._errors(), writing(self.files.lock):
+        with self._errors(), self.files.writing():
             self.check_in_use()
             yield
+            self.files.sync()
+            self._resident.look_again()
 
     def check_in_use(self) -> None:
         with self._errors():
@@ -425,7 +423,7 @@ class EmbeddedIndex(VectorIndex):
         return WORDS in self._table.schema.names
 
     def _errors(self) -> AbstractContextManager[None]:
-        return errors_of_the_store(self.files.table)
+        return self.files.errors()
 
     def keep_up(self) -> None:
         """What was committed stays so, even where upkeep fails; the next commit tries again."""
@@ -454,5 +452,5 @@ def _check_not_replaced(table: Any, manifest_json: bytes | None, files: IndexFil
 
 def _replaced(files: IndexFiles) -> IndexReplacedError:
     return IndexReplacedError(
-        "the index was replaced by another: open it again", details=files.table
+        "the index was replaced by another: open it again", details=files.address
     )

@@ -4,16 +4,14 @@ from collections.abc import Iterator
 
 from image_search.errors import IndexMismatchError
 from image_search.stores.embedded import table as tables
-from image_search.stores.embedded.errors import errors_of_the_store
 from image_search.stores.embedded.files import IndexFiles
-from image_search.stores.embedded.locks import if_unused
 
 
 def remove_former(files: IndexFiles) -> bool:
     """Remove what is no longer in use where nobody reads it; returns whether nothing is left."""
     left = False
     for former in files.in_use().former():
-        with errors_of_the_store(former.table), if_unused(former.readers) as unread:
+        with former.errors(), former.if_unread() as unread:
             if unread:
                 remove(former)
             else:
@@ -37,7 +35,7 @@ def _all_in(files: IndexFiles) -> Iterator[IndexFiles]:
 def _recipe_of(files: IndexFiles) -> str:
     """The fingerprint of its recipe; empty where it has none, or is removed in part already."""
     try:
-        table = tables.connect(files.folder).open_table(files.name)
+        table = tables.connect(files).open_table(files.name)
         return tables.parse_manifest(tables.manifest_json(table), files).model.recipe_fingerprint
     except (OSError, RuntimeError, ValueError, IndexMismatchError):
         return ""

@@ -4,6 +4,9 @@ It has a view of one version of the table: a snapshot, less its rows that are go
 memory the rows that are in no snapshot. Each search looks whether there is a newer version, which
 costs a look at a folder, and follows it before it answers. Where that would take long, or memory
 does not suffice, the table itself is searched, and a thread catches up.
+
+Where the table is remote, a look takes requests: as long as there are searches, a thread looks and
+follows, and they are answered from the version that it found last.
 """
 
 import logging
@@ -11,16 +14,18 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, Final, Self
 
 import numpy as np
 import pyarrow as pa
 
+from image_search.errors import StoreError
 from image_search.filters import Filter
 from image_search.stores.embedded import table as tables
-from image_search.stores.embedded.files import IndexFiles
+from image_search.stores.embedded.files import IndexFiles, sync_folder
 from image_search.stores.embedded.locks import if_unused
 from image_search.stores.embedded.scores import Lengths, lengths_of
 from image_search.stores.embedded.snapshot import (
@@ -55,6 +60,10 @@ _FILTERS_REMEMBERED: Final = 64
 # system's clock. Whatever that says, the table itself is asked every half second.
 _SECONDS_OF_A_TICK: Final = 0.05
 _SECONDS_BETWEEN_LOOKS: Final = 0.5
+# What is remote is looked at as often, and until there was no search for so long; searches look for
+# themselves where the thread has not come to its end for so long.
+_SECONDS_UNTIL_IDLE: Final = 30.0
+_MOST_SECONDS_BEHIND: Final = 2.0
 # Snapshots are written a tenth of the time at most, and once a minute where that fails.
 _SECONDS_BETWEEN_TRIES: Final = 0.5
 _PAUSE_PER_WRITING: Final = 9
@@ -155,6 +164,12 @@ class Resident:
         self._folders = ((0, 0), (0, 0))
         self._folder_since = 0.0
         self._believed_until = -math.inf
+        # When the view was last known to be of the newest version; this process's writes, after
+        # which it is not; and the thread that looks, with the time of the last search.
+        self._confirmed = -math.inf
+        self._writes = 0
+        self._looker: threading.Thread | None = None
+        self._searched = -math.inf
         # The view of the newest version, or of one before; and a version that there is none of.
         self._making = threading.Lock()
         self._view: View | None = None
@@ -167,21 +182,26 @@ class Resident:
         self._closing = threading.Event()
 
     def view(self) -> View | None:
-        """The newest version; None where the table has to be searched. Raises as LanceDB."""
+        """The newest version; None where the table has to be searched. Raises as LanceDB.
+
+        Where the table is remote, it may be one of some moments ago, but has all that this process
+        has written.
+        """
         if self._most_bytes == 0:
             return None
-        version = self._newest()
-        view = self._view_at(version)
-        if view is not None:
+        if not self._files.is_remote:
+            return self._newest_view()
+        self._let_look()
+        view = self._view
+        if view is not None and time.monotonic() - self._confirmed < _MOST_SECONDS_BEHIND:
             return view
-        if self._without == version:
-            return None
-        if self._is_large is None:
-            self._is_large = self._table.count_rows() > _MOST_ROWS_FOLLOWED_AT_ONCE
-        view = None if self._is_large else self._follow(version)
-        if view is None:
-            self._catch_up_later()
-        return view
+        return self._confirmed_view()
+
+    def look_again(self) -> None:
+        """Let the next view have what this process has just written."""
+        with self._looking:
+            self._writes += 1
+            self._confirmed = -math.inf
 
     def refresh_snapshot(self) -> bool:
         """Write a snapshot where there is none, or much has changed since; returns whether it did.
@@ -202,16 +222,63 @@ class Resident:
     def close(self) -> None:
         """Give up what is being written, and let go of memory and files."""
         self._closing.set()
-        if self._thread is not None:
-            self._thread.join()
+        for thread in (self._thread, self._looker):
+            if thread is not None:
+                thread.join()
         self._view = None
+
+    def _newest_view(self) -> View | None:
+        version = self._newest()
+        view = self._view_at(version)
+        if view is not None:
+            return view
+        if self._without == version:
+            return None
+        if self._is_large is None:
+            self._is_large = self._table.count_rows() > _MOST_ROWS_FOLLOWED_AT_ONCE
+        view = None if self._is_large else self._follow(version)
+        if view is None:
+            self._catch_up_later()
+        return view
+
+    def _confirmed_view(self) -> View | None:
+        writes, started = self._writes, time.monotonic()
+        view = self._newest_view()
+        with self._looking:
+            if view is not None and writes == self._writes:
+                self._confirmed = started
+        return view
+
+    def _let_look(self) -> None:
+        self._searched = time.monotonic()
+        if self._looker is not None and self._looker.is_alive():
+            return
+        with self._looking:
+            is_alive = self._looker is not None and self._looker.is_alive()
+            if not is_alive and not self._closing.is_set():
+                self._looker = threading.Thread(
+                    target=self._keep_looking, name="looks at the index", daemon=True
+                )
+                self._looker.start()
+
+    def _keep_looking(self) -> None:
+        while not self._closing.wait(_SECONDS_BETWEEN_LOOKS):
+            if time.monotonic() - self._searched > _SECONDS_UNTIL_IDLE:
+                return
+            # Searches look for themselves then, and raise what has to be told.
+            with suppress(StoreError, *_ERRORS):
+                self._confirmed_view()
 
     def _newest(self) -> int:
         """The newest version that there is."""
         with self._looking:
             now = time.monotonic()
-            folders = (_state_of(self._files.versions), _state_of(self._files.data))
-            if folders == self._folders and now < self._believed_until:
+            folders = self._files.state()
+            if (
+                not self._files.is_remote
+                and folders == self._folders
+                and now < self._believed_until
+            ):
                 return self._version
             self._check()
             version = int(self._table.version)
@@ -370,7 +437,7 @@ class Resident:
                 self._identity,
                 self._metric,
                 former,
-                self._files.sync,
+                partial(sync_folder, self._files.snapshots.parent),
                 lambda: not self._closing.is_set(),
             )
 
@@ -417,15 +484,6 @@ def _has_most(snapshot: Snapshot, addresses: Addresses) -> bool:
     """Whether what a snapshot lacks is few enough to be in memory."""
     kept = int(are_among(snapshot.addresses, addresses).sum())
     return len(addresses) - kept <= _MOST_ROWS_IN_MEMORY and 2 * kept >= len(snapshot)
-
-
-def _state_of(folder: Path) -> tuple[int, int]:
-    """Another one when a file of it came or went; that of none is (0, 0)."""
-    try:
-        status = folder.stat()
-    except FileNotFoundError:
-        return 0, 0
-    return status.st_ino, status.st_mtime_ns
 
 
 def _addresses_of(table: Any) -> Addresses:

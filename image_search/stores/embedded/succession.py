@@ -13,9 +13,7 @@ from typing import Final
 from image_search.errors import StoreError
 from image_search.manifest import Manifest
 from image_search.recipe import Recipe
-from image_search.stores.embedded.errors import errors_of_the_store
 from image_search.stores.embedded.index import EmbeddedIndex
-from image_search.stores.embedded.locks import Reading, nobody_writing
 from image_search.stores.embedded.removal import remove, remove_former
 
 _SECONDS_FOR_WRITERS: Final = 60.0
@@ -31,14 +29,14 @@ class Succession:
 
     def open(self) -> EmbeddedIndex | None:
         """What an earlier run has left unfinished, if there is something. Raises StoreError."""
-        with errors_of_the_store(self._files.table):
+        with self._files.errors():
             if not self._files.has_table():
                 return None
-            return EmbeddedIndex.open(self._files, Reading(self._files.readers), self._most_bytes)
+            return EmbeddedIndex.open(self._files, self._files.reading(), self._most_bytes)
 
     def create(self, manifest: Manifest, recipe: Recipe | None) -> EmbeddedIndex:
         """A new, empty one, in place of what there is. Raises StoreError."""
-        with errors_of_the_store(self._files.table):
+        with self._files.errors():
             remove(self._files)
             return EmbeddedIndex.create(self._files, manifest, recipe, self._most_bytes)
 
@@ -47,7 +45,7 @@ class Succession:
         """Nobody writes to the former index meanwhile; who wants to, waits. Raises StoreError."""
         deadline = time.monotonic() + _SECONDS_FOR_WRITERS
         while True:
-            with nobody_writing(self.former.files.lock) as nobody:
+            with self.former.files.nobody_writing() as nobody:
                 if nobody:
                     yield
                     return
@@ -60,7 +58,7 @@ class Succession:
 
     def put_in_use(self) -> None:
         """Let it take the place of the former, at once and durably; while `writers_waiting`."""
-        with errors_of_the_store(self._files.table):
+        with self._files.errors():
             self._files.put_in_use()
 
     def remove_former(self) -> bool:

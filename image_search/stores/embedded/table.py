@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -41,12 +40,17 @@ _INDEX_CACHE_BYTES: Final = 256 << 20
 _METADATA_CACHE_BYTES: Final = 16 << 20
 
 
-def connect(folder: Path) -> Any:
-    """LanceDB's connection to a folder, where every read sees the newest version."""
+def connect(files: IndexFiles) -> Any:
+    """LanceDB's connection to the folder of tables, where every read sees the newest version."""
     session = lancedb.Session(
         index_cache_size_bytes=_INDEX_CACHE_BYTES, metadata_cache_size_bytes=_METADATA_CACHE_BYTES
     )
-    return lancedb.connect(folder, read_consistency_interval=timedelta(0), session=session)
+    return lancedb.connect(
+        files.uri,
+        read_consistency_interval=timedelta(0),
+        session=session,
+        storage_options=files.options,
+    )
 
 
 def schema(manifest: Manifest) -> pa.Schema:
@@ -68,7 +72,7 @@ def parse_manifest(manifest_json: bytes | None, files: IndexFiles) -> Manifest:
         raise IndexMismatchError(
             "the index has no manifest that this version reads: it was made by another program "
             "or version; use another IMAGE_SEARCH_DATA_DIR",
-            details=files.table,
+            details=files.address,
         ) from exc
 
 

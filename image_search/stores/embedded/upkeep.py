@@ -7,7 +7,6 @@ that only deletes, goes on where others stopped.
 import logging
 import math
 import time
-from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, Final
 
@@ -15,7 +14,6 @@ from lancedb.index import Bitmap, BTree, IvfSq
 
 from image_search.stores.embedded.errors import put_off_by_conflict
 from image_search.stores.embedded.files import IndexFiles
-from image_search.stores.embedded.locks import clock_is_right, nobody_writing, writing
 from image_search.stores.embedded.sql import WORDS
 from image_search.stores.embedded.table import DISTANCE, WORDS_FIELD, words_of
 from image_search.values import Metric
@@ -80,7 +78,7 @@ def _is_due(table: Any, files: IndexFiles) -> bool:
     deleted = fragments["num_fragments"] * fragments["lengths"]["mean"] - stats["num_rows"]
     if deleted > max(_MIN_DELETED_ROWS, _MAX_DELETED_SHARE * stats["num_rows"]):
         return True
-    before = time.time() - _KEEP_VERSIONS.total_seconds()
+    before = time.time() - (_KEEP_VERSIONS + files.clocks_differ).total_seconds()
     if files.versions_before(before) <= _MAX_OLD_VERSIONS:
         return False
     # Files are cheap to look at, but the time that counts is the one that the version has in it:
@@ -90,19 +88,12 @@ def _is_due(table: Any, files: IndexFiles) -> bool:
 
 
 def _compact(table: Any, files: IndexFiles) -> None:
-    """Join small files, index new rows, and remove old versions, and files of none.
-
-    The latter begins while nobody writes, so that what is left over is old, and what is written
-    meanwhile is new: others need to wait for the end only where the clock cannot be trusted.
-    """
-    with put_off_by_conflict("compaction"), ExitStack() as alone:
-        if not alone.enter_context(nobody_writing(files.lock)):
+    """Join small files, index new rows, and remove old versions, and files of none."""
+    with put_off_by_conflict("compaction"), files.cleaning() as may_clean:
+        if not may_clean:
             _log.debug("compaction was postponed: another process is writing")
             return
-        if clock_is_right(files.lock):
-            alone.close()
-            alone.enter_context(writing(files.lock))
-        table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+        table.optimize(cleanup_older_than=_KEEP_VERSIONS + files.clocks_differ)
 
 
 def _index_vectors(
@@ -116,7 +107,7 @@ def _index_vectors(
     if rows < _ROWS_FOR_VECTOR_INDEX:
         return
     indexes = {index.columns[0]: index for index in table.list_indices()}
-    with writing(files.lock), put_off_by_conflict("indexing"):
+    with files.writing(), put_off_by_conflict("indexing"):
         if "id" not in indexes:
             table.create_index("id", config=BTree())
             table.create_index("label", config=Bitmap())
