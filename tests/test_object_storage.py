@@ -283,7 +283,7 @@ sys.stdout = sys.stderr
 __main__.main()
 """
 IMAGES = 240
-KILLS = 10
+KILLS = 6
 
 
 @pytest.mark.long
@@ -298,7 +298,7 @@ def test_kill_9_of_two_workers_loses_nothing_and_makes_nothing_twice(
     moments = random.Random(9)
     counts = [0]
     with (
-        create_index(settings, manifest),
+        create_index(settings, manifest) as reader,
         forks(IMPORTS, INGEST) as start_one,
         forks(IMPORTS, INGEST) as start_other,
     ):
@@ -311,6 +311,8 @@ def test_kill_9_of_two_workers_loses_nothing_and_makes_nothing_twice(
                 time.sleep(moments.uniform(0, 0.1))
                 worker.kill()
             counts.append(count(settings))
+            found = [match.id for match in reader.query(np.ones(DIMENSION, np.float32), IMAGES)]
+            assert sorted(found) == sorted(reader.ids()), "what a service shows is what is there"
         assert counts == sorted(counts), "an acknowledged batch was lost"
         assert counts[1] < counts[-1] < IMAGES, "some were killed after a commit of theirs"
         last = start_one(), start_other()
