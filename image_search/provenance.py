@@ -15,6 +15,10 @@ class KnownSource(BaseModel):
     `place` is its path or address; empty for data sets that are made or downloaded. `prefix` is
     what the ids of its images begin with; empty in indexes of earlier versions. `ingested_at` is
     when the last ingest that ran to its end did so; None before.
+
+    A part that a worker of several ingests has an entry of its own: `shard` says which, I/N, and
+    `change` is another text whenever images of it may have been added. The source's entry has in
+    `settled` the changes of its parts that the index's confidences know.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -22,6 +26,9 @@ class KnownSource(BaseModel):
     place: str = ""
     prefix: str = ""
     ingested_at: datetime | None = None
+    shard: str = ""
+    change: str = ""
+    settled: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -29,6 +29,16 @@ def rank(id_: str) -> float:
     return int.from_bytes(hashlib.sha256(id_.encode()).digest()[:8]) / _RANKS
 
 
+def bound_to_mend(sample: "ImageSample", indexed: int) -> float:
+    """Below which rank the sample is to have all images of an index of so many.
+
+    0 where it stands for them as it is.
+    """
+    if indexed == 0 or replace(sample, indexed=indexed).is_representative:
+        return 0.0
+    return min(1.0, _SIZE / indexed)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSample:
     """Images drawn at random from all that were ingested, and their textures.

@@ -53,7 +53,7 @@ def take_in_source(settings: Settings, source: Source) -> None:
     except IndexNotFoundError:
         new = create_index_for(source, settings, threading.Event())
         assert new is not None
-        embedder, index = new
+        embedder, index = new.embedder, new.index
     with index:
         remember(index, source)
         ingest(named_in(index, source), index, embedder, settings)

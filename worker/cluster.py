@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -45,6 +45,8 @@ class Job:
     settings: Settings
     sampling: Sampling
     restore: bool
+    # After a run that was killed.
+    mend: bool
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,26 @@ class _Actor:
             self._source = self._job.open_source()
             self._embedder = load_embedder(self._index, self._job.settings)
             self._embedder.warm_up()
+            self._dealt: Sequence[Sequence[int]] = ()
         except ImageSearchError as exc:
             return _Failed(exc.in_full)
         return None
 
-    def ingest(self, number: int, parts: int) -> Summary | _Failed:
-        """Bring in one part of the source."""
+    def ingest(self, number: int, parts: int, *, again: bool) -> Summary | _Failed:
+        """Bring in one part of the source; `again`, if an actor was lost with it."""
+        if not self._dealt:
+            self._dealt = self._source.deal(parts)
         try:
             return ingest(
-                self._source.shard(number, parts),
+                self._source.at(self._dealt[number]),
                 self._index,
                 self._embedder,
                 self._job.settings,
                 sampling=self._job.sampling,
                 stop=self._stop,
                 restore=self._job.restore,
+                is_new=False,
+                mend=again or self._job.mend,
             )
         except ImageSearchError as exc:
             return _Failed(exc.in_full)
@@ -275,7 +282,8 @@ def _work(
                 run.awaited[actor.prepare.remote()] = (actor, "prepare", -1)
             elif run.left:
                 part = run.left.popleft()
-                run.awaited[actor.ingest.remote(part, run.parts)] = (actor, "ingest", part)
+                call = actor.ingest.remote(part, run.parts, again=run.tries[part] > 0)
+                run.awaited[call] = (actor, "ingest", part)
     if run.left:
         raise StoreError("all actors were lost: run it again to continue where it stopped")
 
@@ -296,13 +304,7 @@ def _give_back(run: _Run, part: int, reason: Exception) -> None:
 def _add(summary: Summary, part: Summary, progress: Progress) -> None:
     for id_, reason in {**part.unreadable, **part.damaged}.items():
         progress.message(f"skipped {readable(id_)}: {reason}")
-    for name in ("embedded", "unchanged", "relabelled", "moved", "deleted", "frames", "videos"):
-        setattr(summary, name, getattr(summary, name) + getattr(part, name))
-    summary.unreadable |= part.unreadable
-    summary.damaged |= part.damaged
-    summary.interrupted |= part.interrupted
-    sample = part.sample
-    summary.sample = summary.sample.joined(sample.ids, sample.textures, sample.bound)
+    summary.add(part)
     # A video counts once, however many frames it has.
     progress.update(
         part.embedded

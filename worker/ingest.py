@@ -31,7 +31,7 @@ from image_search.errors import ImageError, RecordError
 from image_search.index import Record, VectorIndex, check_embedding
 from image_search.moments import DAMAGE_FIELD, SAMPLING_FIELD, item_of
 from image_search.progress import Progress
-from image_search.sample import ImageSample, rank
+from image_search.sample import ImageSample, bound_to_mend, rank
 from image_search.settings import Settings
 from image_search.values import (
     DIGEST_FIELD,
@@ -90,6 +90,21 @@ class Summary:
     # Of what was embedded.
     sample: ImageSample = field(default_factory=ImageSample)
 
+    def add(self, other: "Summary") -> None:
+        """Count what another run did, too."""
+        for name in ("embedded", "unchanged", "relabelled", "moved", "deleted", "frames", "videos"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.unreadable |= other.unreadable
+        self.damaged |= other.damaged
+        self.interrupted |= other.interrupted
+        sample = other.sample
+        self.sample = self.sample.joined(sample.ids, sample.textures, sample.bound)
+
+    @property
+    def has_written(self) -> bool:
+        """Whether records were added or changed."""
+        return bool(self.embedded or self.relabelled or self.moved)
+
 
 class _Deleted:
     """In place of an image that was deleted over HTTP."""
@@ -137,6 +152,8 @@ def ingest(
     sampling: Sampling | None = None,
     stop: threading.Event | None = None,
     restore: bool = False,
+    is_new: bool | None = None,
+    mend: bool = False,
 ) -> Summary:
     """Bring the images of `source` into the index; resumable and idempotent.
 
@@ -144,12 +161,18 @@ def ingest(
     the index has under another id is not embedded again. Of a video the frames are taken that
     `sampling` says; one of which the index has these is not decoded again.
 
+    Where it is known whether the index can have any of them, `is_new` says so; else that is seen
+    when it begins. After a run that was killed, `mend` embeds those again that the sample of the
+    index lacks, at most some 2,000.
+
     `stop` ends it early: the batches in flight are finished and committed. Errors of the source
     and of the store are raised once what was embedded before them is committed, if it can be.
     """
     deletions = _Deletions(index.load_deletions(), restore=restore)
     stop = stop or threading.Event()
-    ingestion = _Ingestion(index, embedder, settings, stop, deletions, sampling=sampling)
+    ingestion = _Ingestion(
+        index, embedder, settings, stop, deletions, sampling=sampling, is_new=is_new, mend=mend
+    )
     summary = ingestion.run(source)
     if deletions.restored:
         index.forget_deletions(deletions.restored)
@@ -221,6 +244,9 @@ class _Ingestion:
         deletions: _Deletions | None,
         before_commit: Callable[[ImageSample], None] = lambda _: None,
         sampling: Sampling | None = None,
+        *,
+        is_new: bool | None = None,
+        mend: bool = False,
     ) -> None:
         self._index = index
         self._embedder = embedder
@@ -228,6 +254,12 @@ class _Ingestion:
         self._decoder = make_decoder(settings)
         self._stop = stop
         self._summary = Summary()
+        self._is_new = is_new
+        # Images of a rank below it are embedded again if the sample lacks them.
+        self._mended_below = 0.0
+        if mend and (bound := bound_to_mend(self._sample, index.count())):
+            self._mended_below = bound
+            self._summary.sample = ImageSample(bound=bound)
         # None: copies and what was deleted are embedded as others are.
         self._deletions = deletions
         self._before_commit = before_commit
@@ -268,10 +300,10 @@ class _Ingestion:
     def _read(self, source: Source) -> None:
         batch: list[_Decoded | Record] = []
         pool = ThreadPoolExecutor(cpu_count())
-        is_new = self._index.count() == 0
+        is_new = self._index.count() == 0 if self._is_new is None else self._is_new
         try:
             fresh = None if is_new else source.fresh
-            items = fresh(self._are_known) if fresh else source.items()
+            items = fresh(self._are_known, None) if fresh else source.items()
             for chunk in chunks_of(self._with_frames(items)):
                 known = self._look_up(pool, chunk, is_new=is_new)
                 for item, result in zip(chunk, self._decode_all(pool, chunk, known), strict=True):
@@ -326,7 +358,7 @@ class _Ingestion:
         return is_known
 
     def _is_known(self, item: Item, record: Record | None) -> bool:
-        if record is None:
+        if record is None or self._is_lost(item):
             return False
         is_complete = file_metadata.is_complete(record.metadata, self._settings.metadata)
         return is_complete and _is_described(item, record)
@@ -456,7 +488,11 @@ class _Ingestion:
         digests = list(_in_slices(pool, _digest_or_none, chunk, -(-len(chunk) // _DIGEST_SLICES)))
         if is_new:
             return _Known(digests, set(), {}, {})
-        pairs = [(item, one) for item, one in zip(chunk, digests, strict=True) if one]
+        pairs = [
+            (item, one)
+            for item, one in zip(chunk, digests, strict=True)
+            if one and not self._is_lost(item)
+        ]
         ids = [id_ for item, _ in pairs for id_ in ids_of(item)]
         if self._index.tells_states:
             states = {
@@ -566,6 +602,14 @@ class _Ingestion:
         sample = self._sample
         is_wanted = sample.is_representative and rank(item_of(new_id)) < sample.bound
         return not is_wanted or item_of(old_id) in self._sampled_items
+
+    def _is_lost(self, item: Item) -> bool:
+        """Whether the index's sample should have the image, and does not, after a kill."""
+        return (
+            rank(item.id) < self._mended_below
+            and item.sha256 is None
+            and item.id not in self._sampled
+        )
 
     @cached_property
     def _sample(self) -> ImageSample:

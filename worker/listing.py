@@ -28,7 +28,7 @@ class Listed:
 
 def list_sources(index: VectorIndex) -> list[Listed]:
     """The sources by name, and last the images that came otherwise. Raises StoreError."""
-    sources = index.load_sources()
+    sources = {name: one for name, one in index.load_sources().items() if not one.shard}
     names = {known.prefix or prefix_of_name(name): name for name, known in sources.items()}
     counts: Counter[str | None] = Counter()
     for id_ in index.ids():

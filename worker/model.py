@@ -4,6 +4,7 @@ import logging
 import random
 import statistics
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -20,7 +21,7 @@ from image_search.stores import create_index
 from image_search.values import AUTO, Pixels
 from image_search.weights import choose_weights, load_weights
 from worker.ingest import make_decoder, open_image
-from worker.recipes import fit_recipe
+from worker.recipes import fit_recipe, fitted_positions
 from worker.sources import Source
 
 _log = logging.getLogger(__name__)
@@ -44,9 +45,20 @@ class NewModel:
     recipe: Recipe | None
 
 
-def create_index_for(
-    source: Source, settings: Settings, stop: threading.Event
-) -> tuple[Embedder, VectorIndex] | None:
+@dataclass(frozen=True)
+class NewIndex:
+    """An index that was created, and its model.
+
+    `fitted` are the positions in the source that the model was fitted to, rising: their embeddings
+    cost nothing more. They are empty if another worker has created the index meanwhile.
+    """
+
+    embedder: Embedder
+    index: VectorIndex
+    fitted: Sequence[int]
+
+
+def create_index_for(source: Source, settings: Settings, stop: threading.Event) -> NewIndex | None:
     """A new index for the images of a source, and its model, fitted to them.
 
     None when `stop` was set meanwhile. Raises WeightsError, StoreError and what the source raises.
@@ -56,8 +68,9 @@ def create_index_for(
         return None
     index = create_index(settings, new.manifest, new.recipe)
     if index.manifest != new.manifest:  # another worker has created it meanwhile
-        return load_embedder(index, settings), index
-    return new.embedder, index
+        return NewIndex(load_embedder(index, settings), index, ())
+    fitted = sorted(fitted_positions(source.total)) if new.recipe else ()
+    return NewIndex(new.embedder, index, fitted)
 
 
 def fit_model(source: Source, settings: Settings, stop: threading.Event) -> NewModel | None:

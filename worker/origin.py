@@ -52,16 +52,28 @@ def named_in(index: VectorIndex, source: Source) -> Source:
     return origin.named(f"{origin.name}~{short}")
 
 
-def remember(index: VectorIndex, source: Source, ingested_at: datetime | None = None) -> None:
+def remember(
+    index: VectorIndex,
+    source: Source,
+    ingested_at: datetime | None = None,
+    settled: tuple[str, ...] | None = None,
+) -> None:
     """Keep in the index where the source is, and when it was ingested; raises StoreError.
 
-    Without a time, the one that the index has stays.
+    Without a time, the one that the index has stays, and so does what is settled.
     """
     name, prefix = registered_name(source), prefix_of(source)
     place = source.origin.place if source.origin else ""
     known = index.load_sources().get(name)
-    ingested_at = ingested_at or (known.ingested_at if known else None)
-    new = KnownSource(place=place, prefix=prefix, ingested_at=ingested_at)
+    before = known or KnownSource()
+    new = before.model_copy(
+        update={
+            "place": place,
+            "prefix": prefix,
+            "ingested_at": ingested_at or before.ingested_at,
+            "settled": before.settled if settled is None else settled,
+        }
+    )
     if new != known:
         index.save_source(name, new)
 

@@ -53,6 +53,11 @@ _ROUNDING: Final = 1e-6
 Floats = NDArray[np.float64]
 
 
+def fitted_positions(total: int, count: int = IMAGES) -> list[int]:
+    """Which of `total` items a recipe is fitted to, drawn at random and the same every time."""
+    return random.Random(0).sample(range(total), min(count, total))
+
+
 def form_for(input_size: int) -> Form:
     """What is made of features before they are projected, at this input size."""
     return _SMALL if input_size < _LARGE_INPUT else _LARGE
@@ -265,7 +270,7 @@ def _batches(
     labels: list[str | None],
 ) -> Iterator[Pixels]:
     """Pixels of images drawn at random, as sources are ordered by label, and their labels."""
-    chosen = set(random.Random(0).sample(range(source.total), min(count, source.total)))
+    chosen = set(fitted_positions(source.total, count))
     batch: list[Pixels] = []
     with Progress("fitting", len(chosen), "images") as progress, make_decoder(settings) as decoder:
         for item in source.pick(chosen):

@@ -40,10 +40,10 @@ from worker.commands.options import (
 )
 from worker.confidence import recalibrate, save_sample
 from worker.ingest import Summary, ingest
-from worker.model import create_index_for, load_embedder
+from worker.model import NewIndex, create_index_for, load_embedder
 from worker.origin import named_in, remember
 from worker.prune import SeenSource, check_prune, prune
-from worker.shards import Shard
+from worker.shards import Attempt, Changes, Shard, follows_a_kill
 from worker.signals import StopSignals
 from worker.sources import Source
 from worker.watch import changed_part, changes, check_watch
@@ -224,12 +224,13 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         if part is not None:
             by = f", as {part.told_by} say" if part.told_by else ""
             print(f"{part}{by}: {source.total:,} of these", flush=True)
+        created: NewIndex | None = None
         if index is None:
-            new = create_index_for(whole, settings, stop.event)
-            if new is None:
+            created = create_index_for(whole, settings, stop.event)
+            if created is None:
                 return stop.exit_code
-            embedder = new[0]
-            index = opened.enter_context(new[1])
+            embedder = created.embedder
+            index = opened.enter_context(created.index)
             built = index.manifest
             print(
                 f"new index {settings.index}: input size {built.model.input_size} "
@@ -238,23 +239,58 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             )
         elif cluster is None:
             embedder = load_embedder(index, settings)
+        mend = follows_a_kill(index, source)
         remember(index, source)
+        attempt = None
+        if part is not None:
+            attempt = Attempt(index, source, part)
+            mend = attempt.follows_a_kill
         started = time.monotonic()
+        summary = Summary()
+        if created is not None and (part is not None or cluster is not None):
+            # What the model was fitted to is embedded already, whoever else would have it to do.
+            others = _fitted_of_others(created, whole, part)
+            sampling = _sampling(arguments)
+            summary = ingest(
+                others, index, embedder, settings, sampling=sampling, stop=stop.event, is_new=True
+            )
         if cluster is not None:
-            summary = _bring_in_on(cluster, source, arguments, settings, stop)
+            if not summary.interrupted:
+                summary.add(_bring_in_on(cluster, source, arguments, settings, stop, mend=mend))
             if not summary.interrupted:
                 remember(index, source, datetime.now(UTC))
         else:
             embedder.warm_up()
             target = _Target(index, embedder, settings, opened)
-            summary, _ = _bring_in(
-                source, source, target, arguments, stop, restore=arguments.restore
+            is_new = None
+            if part is not None:
+                # Whoever creates an index puts what is others' into it, while they are at work.
+                is_new = created is not None and bool(created.fitted)
+            done, _ = _bring_in(
+                source,
+                source,
+                target,
+                arguments,
+                stop,
+                restore=arguments.restore,
+                is_new=is_new,
+                mend=mend,
+                is_whole=part is None,
             )
+            summary.add(done)
             index = target.index
-        index.flush()
-        if summary.embedded or summary.relabelled or summary.moved or index.calibration is None:
-            recalibrate(index, summary.sample, stop.event)
+        is_last = True
+        if attempt is not None:
+            if summary.has_written:
+                save_sample(index, summary.sample)
+            is_last = not summary.interrupted and attempt.end(
+                index, has_written=summary.has_written
+            )
+        if is_last:
+            _finish(index, source, summary, stop, is_shard=attempt is not None)
         _report(source, summary, index, settings, time.monotonic() - started)
+        if not is_last and not summary.interrupted:
+            print(f"{part} is finished: the last of them to finish fits confidences")
         if arguments.watch and not stop.exit_code:
             print(f"following {source.name}: press Ctrl-C to stop", flush=True)
         for changed in following:
@@ -264,6 +300,25 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
                 target.do(lambda: None)
         is_whole = not summary.unreadable and not summary.damaged and not source.skipped.lost
         return stop.exit_code or (0 if is_whole else EXIT_UNREADABLE)
+
+
+def _fitted_of_others(created: NewIndex, whole: Source, part: Shard | None) -> Source:
+    """What the model was fitted to, but for the own part of it, and videos: of them, one frame."""
+    own = set() if part is None else set(whole.deal(part.count)[part.number])
+    return whole.at([n for n in created.fitted if n not in own and n not in whole.videos])
+
+
+def _finish(
+    index: VectorIndex, source: Source, summary: Summary, stop: StopSignals, *, is_shard: bool
+) -> None:
+    """What is done once all is in the index; also what a shard that was killed has left."""
+    changes = Changes.of(index, source)
+    index.flush()
+    has_changed = not changes.are_settled or (summary.has_written and not is_shard)
+    if has_changed or index.calibration is None:
+        recalibrate(index, summary.sample, stop.event)
+    if not stop.event.is_set() and (is_shard or not changes.are_settled):
+        changes.settle(index, source)
 
 
 class _Target:
@@ -299,8 +354,14 @@ def _bring_in(
     stop: StopSignals,
     *,
     restore: bool = False,
+    is_new: bool | None = None,
+    mend: bool = False,
+    is_whole: bool = True,
 ) -> tuple[Summary, int]:
-    """Ingest a part of the source or all of it, and prune; returns how many were taken out, too."""
+    """Ingest a part of the source or all of it, and prune; returns how many were taken out, too.
+
+    Once that is done, the source as a whole is ingested, unless `is_whole` is false.
+    """
     index = target.index
 
     def work() -> tuple[Summary, int]:
@@ -315,12 +376,15 @@ def _bring_in(
             sampling=_sampling(arguments),
             stop=stop.event,
             restore=restore,
+            is_new=is_new if target.index is index else None,
+            mend=mend,
         )
         if summary.interrupted:
             return summary, 0
         most = arguments.prune
         pruned = 0 if most is None else prune(target.index, seen, most)
-        remember(target.index, source, datetime.now(UTC))
+        if is_whole:
+            remember(target.index, source, datetime.now(UTC))
         return summary, pruned
 
     return target.do(work)
@@ -343,6 +407,8 @@ def _bring_in_on(
     arguments: argparse.Namespace,
     settings: Settings,
     stop: StopSignals,
+    *,
+    mend: bool,
 ) -> Summary:
     if os.path.exists(arguments.source):  # others start in other folders
         arguments.source = os.path.abspath(arguments.source)
@@ -354,6 +420,7 @@ def _bring_in_on(
         settings,
         _sampling(arguments),
         arguments.restore,
+        mend,
     )
     return cluster.ingest(job, source.total, stop.event)
 
@@ -384,8 +451,7 @@ def _bring_in_changes(
         _log.warning("the index is not changed: %s", exc.in_full)
         return before
     index = target.index
-    written = summary.embedded + summary.moved + summary.relabelled
-    if written or pruned:
+    if summary.has_written or pruned:
         index.flush()
         save_sample(index, summary.sample)
         print(

@@ -342,9 +342,14 @@ def open_files(
             id_, former = ids_of(entry)
             return Item(id_, found.label, content, metadata, former, modified)
 
-        def fresh(are_known: Callable[[list[Item]], list[bool]]) -> Iterator[Item]:
-            for start in range(0, len(entries), _LOOKED_UP):
-                part = entries[start : start + _LOOKED_UP]
+        def fresh(
+            are_known: Callable[[list[Item]], list[bool]], positions: Collection[int] | None
+        ) -> Iterator[Item]:
+            wanted = entries
+            if positions is not None:
+                wanted = [entries[n] for n in sorted(positions) if n < len(entries)]
+            for start in range(0, len(wanted), _LOOKED_UP):
+                part = wanted[start : start + _LOOKED_UP]
                 known = are_known(
                     [item(e, unread if e.key in chosen.videos else b"") for e in part]
                 )

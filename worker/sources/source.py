@@ -5,12 +5,13 @@ import random
 import tarfile
 import zipfile
 import zlib
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Final, Literal, TypeVar, get_args
+from typing import BinaryIO, Final, Literal, TypeAlias, TypeVar, get_args
 from zlib import crc32
 
 from image_search.errors import ImageError, SourceError
@@ -62,6 +63,9 @@ class Item:
     sha256: str | None = None
 
 
+AreKnown: TypeAlias = Callable[[list[Item]], list[bool]]
+
+
 @dataclass(frozen=True)
 class Source:
     """A named, repeatable stream of `total` items.
@@ -80,9 +84,10 @@ class Source:
     some: Callable[[Collection[int]], Iterator[Item]] | None = field(default=None, repr=False)
     # Of a folder, what following it takes; see worker/watch.py.
     listing: "Listing | None" = field(default=None, repr=False)
-    # The items but those that the function knows, of which it is given all but the content, in
-    # order; where reading costs much, and a version in the metadata tells what has changed.
-    fresh: Callable[[Callable[[list[Item]], list[bool]]], Iterator[Item]] | None = field(
+    # The items, or those at the positions, but for those that the function knows, of which it is
+    # given all but the content, in order; where reading costs much, and a version in the metadata
+    # tells what has changed.
+    fresh: Callable[[AreKnown, Collection[int] | None], Iterator[Item]] | None = field(
         default=None, repr=False
     )
     # What its ids begin with, where it is, and how to name it otherwise, where that is free.
@@ -107,7 +112,7 @@ class Source:
             return self
         order = list(range(self.total))
         random.Random(0).shuffle(order)
-        return self._at(sorted(order[:most]))
+        return self.at(sorted(order[:most]))
 
     def shard(self, number: int, shards: int) -> "Source":
         """One of so many parts that have all items between them; the first `number` is 0.
@@ -115,12 +120,18 @@ class Source:
         Files are dealt out by their names, so that a folder may change meanwhile, and others by
         their positions.
         """
-        if self.listing is None:
-            return self._at(range(number, self.total, shards))
-        digests = (crc32(file_bytes(path)) for path in self.listing.paths)
-        return self._at([n for n, digest in enumerate(digests) if digest % shards == number])
+        return self.at(self.deal(shards)[number])
 
-    def _at(self, chosen: Sequence[int]) -> "Source":
+    def deal(self, shards: int) -> Sequence[Sequence[int]]:
+        """Where the items of each `shard` are among all, rising."""
+        if self.listing is None:
+            return [range(number, self.total, shards) for number in range(shards)]
+        dealt = [array("l") for _ in range(shards)]
+        for position, path in enumerate(self.listing.paths):
+            dealt[crc32(file_bytes(path)) % shards].append(position)
+        return dealt
+
+    def at(self, chosen: Sequence[int]) -> "Source":
         """The items at these positions, which rise."""
         whole_fresh = self.fresh
         within = set(chosen)
@@ -128,17 +139,10 @@ class Source:
         def some(positions: Collection[int]) -> Iterator[Item]:
             return self.pick({chosen[number] for number in positions if number < len(chosen)})
 
-        def fresh(are_known: Callable[[list[Item]], list[bool]]) -> Iterator[Item]:
-            are_chosen = (position in within for position in range(self.total))
-
-            def are_known_or_others(items: list[Item]) -> list[bool]:
-                own = list(islice(are_chosen, len(items)))
-                asked = [item for item, is_own in zip(items, own, strict=True) if is_own]
-                known = iter(are_known(asked))
-                return [next(known) if is_own else True for is_own in own]
-
+        def fresh(are_known: AreKnown, positions: Collection[int] | None) -> Iterator[Item]:
             assert whole_fresh is not None  # noqa: S101
-            return whole_fresh(are_known_or_others)
+            own = range(len(chosen)) if positions is None else positions
+            return whole_fresh(are_known, {chosen[n] for n in own if n < len(chosen)})
 
         return replace(
             self,
