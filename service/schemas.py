@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from image_search import __version__
+from image_search.duplicates import NEAR_DUPLICATE_COSINE
 from image_search.filters import FILTER_SCHEMA, JUNCTIONS, OPERATORS
 from image_search.manifest import ModelSpec
 from image_search.values import DIMENSION, MAX_ID_LENGTH, MetadataValue, Metric
@@ -629,6 +630,13 @@ class HealthResponse(BaseModel):
         str, Field(description="By what.", examples=[f"image-search {__version__}"])
     ]
     version: Annotated[str, Field(description="Version of this service.", examples=[__version__])]
+    near_duplicate_cosine: Annotated[
+        float,
+        Field(
+            description="The cosine from which on `deduplicate` takes two images for one.",
+            examples=[NEAR_DUPLICATE_COSINE["components"]],
+        ),
+    ]
     originals: Annotated[
         bool,
         Field(description="Whether it serves the files that images came from.", examples=[False]),

@@ -28,6 +28,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 from pydantic import BaseModel
 
+from image_search.duplicates import NEAR_DUPLICATE_COSINE
 from image_search.manifest import ModelSpec
 from image_search.settings import load_settings
 from image_search_client import (
@@ -64,6 +65,7 @@ from service.app import create_app
 from tests.support import ROOT
 from tests.support.images import KINDS, QUERY, draw, encode
 from tests.support.servers import SERVICE_KEY, listen
+from tests.support.waiting import wait_until
 from tools import sync_client
 from worker.sources import sample
 
@@ -241,6 +243,92 @@ def test_filters_scores_and_duplicates_reach_the_service(client: Client) -> None
             ask(QUERY, filter={"seed": {"$near": 3}})
         assert caught.value.code == "invalid_filter"
     assert both[0].matches == both[1].matches
+
+
+@pytest.mark.slow
+def test_near_duplicates_of_the_index_are_grouped(client: Client) -> None:
+    """As all pairs of the drawn images are, compared with NumPy."""
+    kinds = sample.KINDS[:8]
+    pictures = {f"{kind}/{seed}": draw(kind, seed) for kind in kinds for seed in range(8)}
+    rows = np.array([client.embed(picture).embedding for picture in pictures.values()])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, 0)
+    threshold = float(np.quantile(cosines, 0.99))
+    reached = (cosines >= threshold) | np.eye(len(rows), dtype=bool)
+    for _ in range(6):  # paths of up to 64 steps
+        reached = reached.astype(int) @ reached > 0
+    ids = np.array(list(pictures))
+    groups = {tuple(sorted(ids[row].tolist())) for row in reached if row.sum() > 1}
+    found = client.duplicates(threshold=threshold, progress=False)
+    assert [tuple(image.id for image in group) for group in found] == sorted(
+        groups, key=lambda group: (-len(group), group[0])
+    )
+    best = dict(zip(pictures, cosines.max(axis=1), strict=True))
+    for image in (image for group in found for image in group):
+        assert image.score == pytest.approx(best[image.id], abs=2e-3)
+        assert image.label == image.id.split("/")[0]
+    of_one = client.duplicates(threshold=threshold, labels=[KIND], progress=False)
+    assert {image.label for group in of_one for image in group} <= {KIND}
+
+
+@pytest.mark.slow
+def test_a_copy_is_a_near_duplicate(client: Client) -> None:
+    copied = draw(KIND, 3)
+    client.put_image("copy", copied.resize((64, 64)), label=KIND)
+    try:
+        groups = client.duplicates(progress=False)
+        assert [{"copy", f"{KIND}/3"} <= {image.id for image in group} for group in groups].count(
+            True
+        ) == 1
+    finally:
+        client.delete_image("copy")
+    for threshold in (0, 1.1, -0.5):
+        with pytest.raises(ValueError, match="threshold is"):
+            client.duplicates(threshold=threshold)
+
+
+def answered(**fields: object) -> tuple[int, dict[str, str], bytes]:
+    return 200, {}, json.dumps(fields).encode()
+
+
+def health_of(metric: str, recipe: str) -> tuple[int, dict[str, str], bytes]:
+    facts = {"status": "ok", "store": "embedded", "index": "images", "namespace": "__default__"}
+    facts |= {"created_at": "2026-11-23T21:33:42Z", "created_by": "image-search 0.1.0"}
+    model = {**dataclasses.asdict(result().model), "recipe": recipe}
+    return answered(**facts, count=2, metric=metric, model=model, version="0.1.0")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dotproduct", "euclidean"])
+def test_thresholds_are_cosines_whatever_the_metric_is(
+    scripted: Any, kind: Any, metric: str
+) -> None:
+    """Of two embeddings of length 1, which give Pinecone's score for the metric."""
+    a, b = (np.array(pair) / np.linalg.norm(pair) for pair in ([3, 1], [4, 0]))
+    score = ((a - b) ** 2).sum() if metric == "euclidean" else a @ b
+    parts = dataclasses.asdict(result())
+    match = {"id": "b", "label": None, "score": score}
+    server = scripted(
+        health_of(metric, "components"),
+        answered(images=[{"id": "a", "label": None}]),
+        answered(matches=[match], model=parts["model"], took_ms=parts["took_ms"]),
+    )
+    with closing(kind(server.url)) as client:
+        [group] = client.duplicates(threshold=0.9, progress=False)
+    assert [(image.id, image.score) for image in group] == [
+        (id_, pytest.approx(a @ b)) for id_ in "ab"
+    ]
+    sent = json.loads(server.bodies[2])
+    assert sent["min_score"] == pytest.approx(0.2 if metric == "euclidean" else 0.9)
+
+
+def test_near_duplicates_where_scores_are_no_cosines_are_refused(scripted: Any, kind: Any) -> None:
+    server = scripted(health_of("euclidean", "none"))
+    with closing(kind(server.url)) as client:
+        with pytest.raises(InvalidRequestError, match="python -m worker duplicates"):
+            client.duplicates(threshold=0.9)
+        with pytest.raises(ValueError, match="give one"):
+            client.duplicates()
 
 
 @pytest.mark.slow
@@ -438,8 +526,11 @@ def test_without_pillow_arrays_say_what_to_install(
 
 
 def test_health(client: Client) -> None:
+    # The count may be a second old: other tests put images.
+    wait_until(lambda: client.health().count == 64)
     health = client.health()
-    assert (health.status, health.count, health.store) == ("ok", 64, "embedded")
+    assert (health.status, health.store) == ("ok", "embedded")
+    assert health.near_duplicate_cosine == NEAR_DUPLICATE_COSINE["none"]
     assert health.created_at.tzinfo is not None
 
 
@@ -491,6 +582,7 @@ class ScriptedServer:
     def __init__(self, *script: Any) -> None:
         self.requests: list[str] = []
         self.headers: list[Any] = []
+        self.bodies: list[bytes] = []
         self.seconds = 0.0
         self.at_once = self.most_at_once = 0
         lock = threading.Lock()
@@ -501,6 +593,7 @@ class ScriptedServer:
             def do_GET(self) -> None:
                 outer.requests.append(f"{self.command} {self.path}")
                 outer.headers.append(self.headers)
+                outer.bodies.append(self.rfile.read(int(self.headers["Content-Length"] or 0)))
                 step = script[min(len(outer.requests), len(script)) - 1]
                 with lock:
                     outer.at_once += 1

@@ -459,6 +459,8 @@ def test_lines_of_json_are_as_documented(
     )
     assert queried | {"url", "code", "detail"} == documented["query"]
     assert fields("list") == documented["list"]
+    groups = fields("duplicates", "--threshold", "0.01")
+    assert groups | {"id", "label", "score"} == documented["duplicates"]
     compared = fields("compare", picture, "--id", image)
     assert compared | {"image", "url", "id"} == documented["compare"]
     try:
@@ -531,6 +533,22 @@ def test_images_are_listed_in_a_table_and_in_lines(capsys: pytest.CaptureFixture
     assert f"did you mean '{KIND}'?" in run.err
     assert Run(capsys, "list", "--limit", "-1").code == 2
     assert Run(capsys, "list", "--filter", '{"a": {"$near": 1}}').code == 1
+
+
+@pytest.mark.slow
+def test_near_duplicates_are_printed_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "duplicates", "--label", KIND, "--threshold", "0.01", "--json")
+    groups = [json.loads(line) for line in run.out.splitlines()]
+    assert [group["group"] for group in groups] == [*range(1, len(groups) + 1)]
+    run = Run(capsys, "duplicates", "--label", KIND, "--threshold", "0.01")
+    assert run.code == 0
+    assert run.out.startswith(f"group 1: {len(groups[0]['images'])} images\nscore  label")
+    for image in groups[0]["images"]:
+        assert f"{image['score']:.3f}  {KIND}" in run.out
+        assert image["id"] in run.out
+    run = Run(capsys, "duplicates", "--label", KIND, "--threshold", "1")
+    assert (run.code, run.out) == (0, "no near-duplicates\n")
+    assert Run(capsys, "duplicates", "--threshold", "2").code == 2
 
 
 def test_a_listed_name_and_date_are_readable(

@@ -27,6 +27,7 @@ from image_search_client.errors import (
 from image_search_client.inputs import Example, GroupBy, ImageInput, LabelFrom
 from image_search_client.results import (
     Comparison,
+    Duplicate,
     EmbedResult,
     FolderResult,
     Health,
@@ -45,6 +46,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Comparison",
+    "Duplicate",
     "EmbedResult",
     "Example",
     "FolderResult",

@@ -10,8 +10,9 @@ from urllib.parse import quote
 import httpx2
 from tqdm.auto import tqdm
 
-from image_search_client import folders, results, retries, threads, tls
+from image_search_client import duplicates, folders, results, retries, threads, tls
 from image_search_client.errors import (
+    ImageNotFoundError,
     ImageRejectedError,
     ImageSearchError,
     InvalidRequestError,
@@ -36,6 +37,7 @@ from image_search_client.inputs import (
 )
 from image_search_client.results import (
     Comparison,
+    Duplicate,
     EmbedResult,
     FolderResult,
     Health,
@@ -489,6 +491,70 @@ class Client:
             if not page.cursor:
                 return
             parameters["cursor"] = page.cursor
+
+    def duplicates(
+        self,
+        *,
+        threshold: float | None = None,
+        labels: Sequence[str] = (),
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        concurrency: int = 8,
+        progress: bool = True,
+    ) -> list[tuple[Duplicate, ...]]:
+        """Groups of images that are nearly the same picture, the largest first.
+
+        Every image is a query, so it takes as long as so many searches. Images that are linked by
+        pairs form a group, so two of it may be less alike than `threshold`. A video counts as one
+        image. An image is compared with 100 others at most: a larger group may come in parts.
+
+        Args:
+            threshold: The least cosine similarity of two near-duplicates, above 0 and at most 1;
+                None for what the service takes when it leaves out near-duplicates.
+            labels: Only images with one of these labels; empty for all.
+            filter: Only images whose metadata pass, as for `search`.
+            concurrency: How many requests at once.
+            progress: Show a progress bar, on a terminal and in Jupyter.
+
+        Raises:
+            InvalidRequestError: The index's scores are no cosines, or a filter is not valid.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
+        if threshold is not None and not 0 < threshold <= 1:
+            raise ValueError(f"threshold is {threshold}; it must be above 0 and at most 1")
+        health = self.health()
+        if threshold is None:
+            threshold = health.near_duplicate_cosine
+        if threshold is None:
+            raise ValueError("this service does not say a threshold: give one")
+        scores = duplicates.Scores(health)
+        min_score = scores.of(threshold)
+        images = [
+            duplicates.Image.of(image)
+            for image in self.iter_images(labels=labels, filter=filter, page_size=1000)
+        ]
+        groups = duplicates.Groups()
+
+        def compare(image: duplicates.Image) -> None:
+            try:
+                found = self.query(
+                    id=image.id,
+                    top_k=duplicates.MOST_MATCHES,
+                    labels=labels,
+                    filter=filter,
+                    min_score=min_score,
+                    thumbnails=False,
+                    group_by="video",
+                )
+            except ImageNotFoundError:
+                return  # deleted meanwhile
+            for match in found:
+                groups.join(image, duplicates.Image.of(match), scores.cosine(match.score))
+
+        with tqdm(total=len(images), unit=" images", disable=None if progress else True) as bar:
+            for _ in threads.map_ordered(compare, images, concurrency):
+                bar.update()
+        return groups.listed()
 
     def thumbnail(self, id: str) -> Thumbnail:  # noqa: A002
         """The thumbnail of an image of the index, a JPEG. Raises ImageNotFoundError."""

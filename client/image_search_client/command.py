@@ -223,6 +223,30 @@ def make_parser() -> argparse.ArgumentParser:
         "--id", action="append", default=[], metavar="ID", help="an image of the index; repeatable"
     )
 
+    duplicates = command(
+        "duplicates", _duplicates, "print groups of images that are nearly the same picture"
+    )
+    duplicates.add_argument(
+        "--threshold",
+        type=float,
+        metavar="COSINE",
+        help="least cosine similarity of two near-duplicates, above 0 and at most 1 (default: "
+        "measured for the recipe of the index)",
+    )
+    duplicates.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="only images with this label; repeat it to allow several",
+    )
+    duplicates.add_argument(
+        "--filter",
+        type=_json_object,
+        metavar="JSON",
+        help="""only images whose metadata passes, such as '{"year": {"$gte": 2020}}'""",
+    )
+
     put = command("put", _put, "insert an image, or all images of a folder, or replace them")
     put.add_argument(
         "id",
@@ -507,6 +531,22 @@ def _list(client: Client, arguments: Arguments) -> int:
     print(terminal.table([("label", "taken", "id"), *rows]))
     if next(images, None) is not None:
         print(f"image-search: the first {len(found):,}; --limit 0 lists all", file=sys.stderr)
+    return 0
+
+
+def _duplicates(client: Client, arguments: Arguments) -> int:
+    groups = client.duplicates(
+        threshold=arguments.threshold, labels=arguments.label, filter=arguments.filter
+    )
+    for number, group in enumerate(groups, start=1):
+        if arguments.json:
+            _print_json({"group": number, "images": [asdict(image) for image in group]})
+            continue
+        rows = [(f"{image.score:.3f}", image.label or "-", readable(image.id)) for image in group]
+        print(("\n" if number > 1 else "") + f"group {number}: {len(group):,} images")
+        print(terminal.table([("score", "label", "id"), *rows], right=(0,)))
+    if not groups and not arguments.json:
+        print("no near-duplicates")
     return 0
 
 

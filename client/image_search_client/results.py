@@ -262,8 +262,23 @@ class FolderResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Duplicate:
+    """An image of a group of near-duplicates; of a video, its frame that is most like another.
+
+    `score` is the cosine similarity to the nearest image of the group.
+    """
+
+    id: str
+    label: str | None
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
-    """What answers searches; `count` is the number of images in the index."""
+    """What answers searches; `count` is the number of images in the index.
+
+    `near_duplicate_cosine` is the cosine from which on two images are taken for one picture.
+    """
 
     status: str
     store: str
@@ -275,6 +290,7 @@ class Health:
     created_at: datetime
     created_by: str
     version: str
+    near_duplicate_cosine: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

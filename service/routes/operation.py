@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from image_search import __version__
+from image_search.duplicates import NEAR_DUPLICATE_COSINE
 from service import metrics, problems
 from service.schemas import HealthResponse, StatusResponse
 
@@ -40,6 +41,7 @@ async def health(request: Request) -> HealthResponse:
         index=settings.index,
         count=count,
         version=__version__,
+        near_duplicate_cosine=NEAR_DUPLICATE_COSINE[manifest.model.recipe],
         originals=request.state.originals.are_served,
         **dict(manifest),
     )
