@@ -6,6 +6,7 @@ import signal
 import sys
 from typing import Final
 
+from image_search import __version__
 from image_search.errors import ImageSearchError, SettingsError
 from image_search.program import program
 from image_search.settings import load_settings
@@ -70,6 +71,7 @@ def make_parser(prog: str = "python -m service") -> argparse.ArgumentParser:
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"image-search {__version__}")
     parser.add_argument(
         "--check",
         action="store_true",

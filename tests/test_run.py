@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from image_search import __version__
 from image_search.settings import Settings
 from image_search.stores import open_index
 from service import listening
@@ -159,6 +160,7 @@ def test_the_commands_run(name: str) -> None:
     done = run_command(name, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {name}")
+    assert run_command(name, "--version").stdout == f"image-search {__version__}\n"
     done = run_command(name, "--wrong")
     assert done.returncode == 2
     assert f"{name}: error:" in done.stderr

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from image_search import __version__
 from image_search.errors import ImageSearchError, SettingsError, SourceError
 from image_search.program import program
 from image_search.settings import load_settings
@@ -54,6 +55,7 @@ def make_parser(prog: str = "python -m worker") -> argparse.ArgumentParser:
         epilog=ingest.EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"image-search {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (ingest, evaluate, copy, sources, refit, duplicates, doctor):
         command.add(commands)
