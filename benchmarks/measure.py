@@ -28,7 +28,7 @@ from worker.sources import Split, open_source
 
 # As the worker chooses for CIFAR-10's images, unless IMAGE_SEARCH_INPUT_SIZE says otherwise.
 INPUT_SIZE = 96 if load_settings().input_size == "auto" else int(load_settings().input_size)
-ACTIVATION_IMAGES = 256  # as many as the worker takes
+ACTIVATION_IMAGES = 64  # as many as the worker takes
 BATCH = 128
 MEBI = 1024 * 1024
 Name = TypeVar("Name")

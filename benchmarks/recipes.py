@@ -44,6 +44,7 @@ CHOOSING_QUERIES = 500
 FLOAT32_IMAGES = 1_000
 FLOAT32_QUERIES = 300
 SIZES = (32, 64, 96, 128, 160)
+ACTIVATION_COUNTS = (16, 64, 256)
 
 Labels = NDArray[np.str_]
 Expand = Callable[[Embeddings, Embeddings], Embeddings]
@@ -97,9 +98,9 @@ class DataSet:
         asked = self.queries and Images(self.queries.items[:queries])
         return DataSet(self.name, Images(self.indexed.items[:images]), asked)
 
-    def maxima(self, size: int) -> tuple[float, ...]:
-        """For int8."""
-        drawn = Images(self.indexed.items[:ACTIVATION_IMAGES])
+    def maxima(self, size: int, images: int = ACTIVATION_IMAGES) -> tuple[float, ...]:
+        """For int8, measured on so many images."""
+        drawn = Images(self.indexed.items[:images])
         return measure_activation_maxima(weights(), np.concatenate(list(drawn.pixels(size))))
 
 
@@ -302,6 +303,17 @@ def precisions(data: DataSet, sizes: Sequence[int]) -> Table:
     return Table(f"{data.name}: int8 against float32", header, rows)
 
 
+def activations(data: DataSet, size: int) -> Table:
+    """How many images the activations are measured on."""
+    name, form = automatic(size)
+    rows = []
+    for count in ACTIVATION_COUNTS:
+        seen = Seen.of(data, size, data.maxima(size, count), (form.pooling,))
+        rows.append([str(count), *seen.precision(seen.fit(name, form)).cells()])
+    title = f"{data.name}: choosing how many images activations are measured on, at {size} pixels"
+    return Table(title, ["images", "P@1", "P@10", "mAP"], rows)
+
+
 def report(data: DataSet, size: int) -> Table:
     """All recipes at the size that `auto` chooses."""
     chosen, form = automatic(size)
@@ -371,6 +383,7 @@ def main() -> None:
             print(forms(subset, size, automatic(size)[0]), flush=True)
             small_set = data.smaller(FLOAT32_IMAGES, FLOAT32_QUERIES)
             print(precisions(small_set, SIZES), flush=True)
+            print(activations(subset, size), flush=True)
     indexed = Images(small.items[: arguments.images])
     print(report(DataSet("CIFAR-10, other half of the tests", indexed, Images(tests[half:])), 96))
     print(report(DataSet("Photos of val", photos, held_out), 160))

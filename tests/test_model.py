@@ -7,7 +7,7 @@ import pytest
 
 from image_search.errors import ImageError
 from image_search.settings import Settings, load_settings
-from worker.model import activation_sample, choose_input_size
+from worker.model import choose_input_size, draw_images
 from worker.sources import Item, Source
 
 
@@ -24,15 +24,16 @@ def numbered(count: int, made: list[int]) -> Source:
     return Source("numbered", count, items)
 
 
-def test_activation_sample_is_of_what_will_be_ingested(settings: Settings) -> None:
-    made: list[int] = []
-    source = numbered(200, made).limited(6)
-    drawn = [int(item.id) for item in source.items()]
-    made.clear()
-    pixels = activation_sample(source, 32, settings)
-    assert pixels[:, 0, 0, 0].tolist() == [number for number in drawn if number % 3]
-    assert made == list(range(drawn[-1] + 1))
-    assert len(activation_sample(numbered(200, []), 32, settings)) == 133
+def test_what_int8_is_fitted_to_is_drawn_of_what_will_be_ingested(settings: Settings) -> None:
+    source = numbered(200, []).limited(6)
+    drawn = {int(item.id) for item in source.items()}
+    images = draw_images(source, settings)
+    greys = [np.asarray(image)[0, 0, 0] for image in images]
+    assert sorted(greys) == sorted(number for number in drawn if number % 3)
+    greys = [np.asarray(image)[0, 0, 0] for image in draw_images(numbered(200, []), settings)]
+    assert 50 < len(set(greys)) == len(greys) < 80
+    # Also the first of them are of the whole source.
+    assert min(greys[:20]) < 40 < 160 < max(greys[:20])
 
 
 def sized(small: int, large: int) -> Source:
@@ -56,12 +57,14 @@ def test_the_usual_size_of_images_decides_the_input_size(
     small: int, large: int, limit: int | None, size: int, median: str
 ) -> None:
     settings = load_settings(input_size="auto")
-    found, reason = choose_input_size(sized(small, large).limited(limit), settings)
+    found, reason = choose_input_size(
+        draw_images(sized(small, large).limited(limit), settings), settings
+    )
     assert found == size
     assert median in reason
 
 
-def test_a_set_input_size_is_kept_without_looking_at_an_image() -> None:
-    made: list[int] = []
-    found, reason = choose_input_size(numbered(10, made), load_settings(input_size=64))
-    assert (found, reason, made) == (64, "as set", [])
+def test_a_set_input_size_is_kept() -> None:
+    settings = load_settings(input_size=64)
+    for images in ([], draw_images(numbered(10, []), settings)):
+        assert choose_input_size(images, settings) == (64, "as set")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from PIL import Image
 
 from image_search.embedding import Embedder, Network, has_gpu, measure_activation_maxima, to_pixels
 from image_search.errors import ImageError
@@ -18,7 +19,7 @@ from image_search.manifest import Manifest
 from image_search.recipe import Recipe
 from image_search.settings import Settings
 from image_search.stores import create_index
-from image_search.values import AUTO, Pixels
+from image_search.values import AUTO
 from image_search.weights import choose_weights, load_weights
 from worker.ingest import make_decoder, open_image
 from worker.recipes import fit_recipe, fitted_positions
@@ -31,9 +32,9 @@ _SMALL_INPUT: Final = 96
 _LARGE_INPUT: Final = 160
 # Images with a shorter side below this show too little for the large input to be worth its cost.
 _SMALL_IMAGE: Final = 80
-_SIZED_IMAGES: Final = 100
-# 64 images of a single class measured as well as 256 of all: within 0.1 points of precision@10.
-_ACTIVATION_IMAGES: Final = 256
+_DRAWN_IMAGES: Final = 100
+# 256 gave the same precision@10 and mAP: python -m benchmarks.recipes
+_ACTIVATION_IMAGES: Final = 64
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ def fit_model(source: Source, settings: Settings, stop: threading.Event) -> NewM
     """
     weights = choose_weights(settings.weights)
     load_weights(weights)  # what is wrong with them is told before images are read
-    input_size, reason = choose_input_size(source, settings)
+    drawn = draw_images(source, settings)
+    input_size, reason = choose_input_size(drawn, settings)
     maxima: tuple[float, ...] = ()
-    if settings.precision == "int8" or (settings.precision == "auto" and not has_gpu()):
-        pixels = activation_sample(source, input_size, settings)
-        if len(pixels):
-            maxima = measure_activation_maxima(weights, pixels)
+    if drawn and (settings.precision == "int8" or (settings.precision == "auto" and not has_gpu())):
+        pixels = [to_pixels(image, input_size) for image in drawn[:_ACTIVATION_IMAGES]]
+        maxima = measure_activation_maxima(weights, np.array(pixels))
     fitted = fit_recipe(source, weights, input_size, maxima, settings, stop)
     if stop.is_set():
         return None
@@ -118,44 +119,34 @@ def load_embedder(index: VectorIndex, settings: Settings) -> Embedder:
     return embedder
 
 
-def choose_input_size(source: Source, settings: Settings) -> tuple[int, str]:
-    """The input size of a new index for the images of a source, and why.
+def draw_images(source: Source, settings: Settings) -> list[Image.Image]:
+    """Up to 100 images of a source, drawn at random, upright, and those that can be read.
 
-    Without a setting, the median of the shorter sides of up to 100 images decides, which are drawn
-    at random.
+    Each may be reduced, but not below what any input size that can be chosen takes.
+    """
+    largest = _LARGE_INPUT if settings.input_size == AUTO else settings.input_size
+    count = min(_DRAWN_IMAGES, source.total)
+    images = []
+    with make_decoder(settings) as decoder:
+        for item in source.pick(set(random.Random(0).sample(range(source.total), count))):
+            if isinstance(item.content, ImageError):
+                continue
+            with suppress(ImageError):  # ingest reports it
+                images.append(open_image(item.content, largest, decoder))
+    random.Random(0).shuffle(images)  # a source may be in the order of its labels
+    return images
+
+
+def choose_input_size(images: Sequence[Image.Image], settings: Settings) -> tuple[int, str]:
+    """The input size of a new index for such images, and why.
+
+    Without a setting, the median of their shorter sides decides.
     """
     if settings.input_size != AUTO:
         return settings.input_size, "as set"
-    count = min(_SIZED_IMAGES, source.total)
-    drawn = set(random.Random(0).sample(range(source.total), count))
-    sides = []
-    with make_decoder(settings) as decoder:
-        for item in source.pick(drawn):
-            if isinstance(item.content, ImageError):
-                continue
-            with suppress(ImageError):  # ingest reports it
-                sides.append(min(open_image(item.content, _LARGE_INPUT, decoder).size))
-    if not sides:
+    if not images:
         return _LARGE_INPUT, "as no image could be read to choose another"
-    median = int(statistics.median(sides))
+    median = int(statistics.median(min(image.size) for image in images))
     kind = "small" if median < _SMALL_IMAGE else "large"
     size = _SMALL_INPUT if median < _SMALL_IMAGE else _LARGE_INPUT
     return size, f"for {kind} images: the median of the shorter sides is {median} pixels"
-
-
-def activation_sample(source: Source, input_size: int, settings: Settings) -> Pixels:
-    """What int8 is fitted to: the first readable images of the source, 256 at most.
-
-    uint8 [n, input_size, input_size, 3].
-    """
-    pixels: list[Pixels] = []
-    with make_decoder(settings) as decoder:
-        for item in source.items():
-            if isinstance(item.content, ImageError):
-                continue
-            with suppress(ImageError):  # ingest reports it
-                image = open_image(item.content, input_size, decoder)
-                pixels.append(to_pixels(image, input_size))
-            if len(pixels) == _ACTIVATION_IMAGES:
-                break
-    return np.array(pixels)
