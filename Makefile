@@ -55,8 +55,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 
 lock:  ## write the lock files anew: what pyproject.toml asks for, in the versions that they have
 	@[ -x $(BIN)/uv ] || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; }
-	$(COMPILE) --extra dev --extra bench pyproject.toml client/pyproject.toml --output-file requirements.lock
-	$(COMPILE) --constraint requirements.lock --extra service --extra video pyproject.toml client/pyproject.toml \
+	$(COMPILE) --group build --extra dev --extra bench pyproject.toml client/pyproject.toml --output-file requirements.lock
+	$(COMPILE) --constraint requirements.lock --group build --extra service --extra video pyproject.toml client/pyproject.toml \
 	  --output-file requirements-run.lock
 	$(COMPILE) --constraint requirements.lock --extra service pyproject.toml --output-file requirements-service.lock
 	$(COMPILE) --constraint requirements.lock --extra gpu pyproject.toml --output-file requirements-gpu.lock
@@ -96,7 +96,7 @@ $(VENV)/.installed $(VENV)/.running: pyproject.toml client/pyproject.toml VERSIO
 	$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python tools/install.py $(filter %.lock,$^)
 	@echo "installing this checkout itself"
-	@$(PIP) install --quiet --no-deps --editable . --editable ./client
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable . --editable ./client
 	@$(PIP) check >/dev/null || { $(PIP) check; echo "error: the lock file is stale: make lock" >&2; exit 1; }
 	@touch $@
 
