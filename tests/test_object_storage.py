@@ -35,7 +35,7 @@ from tests.support.indexes import (
     count,
     in_a_bucket,
 )
-from tests.support.object_storage import KEYS, s3_emulator
+from tests.support.object_storage import KEYS, S3Emulator, s3_emulator
 from tests.support.processes import forks, run, service
 from tests.support.servers import Quiet, find_free_port
 from tests.support.waiting import wait_until
@@ -141,16 +141,19 @@ def test_a_refit_is_refused_and_says_what_to_do(bucket: str) -> None:  # noqa: A
 
 
 class _Server(Quiet):
-    """One that holds nothing, and answers `status` and `body` to what it is sent."""
+    """One that holds nothing, and answers `status` and `body` to what it is sent by `methods`."""
 
     status = 200
     body = b""
+    methods = ("GET", "PUT", "POST", "HEAD")
 
     def _answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         listing = b'<?xml version="1.0"?><ListBucketResult></ListBucketResult>'
-        content = self.body or (listing if self.command == "GET" else b"")
-        self.send_response(self.status)
+        status, content = 200, listing if self.command == "GET" else b""
+        if self.command in self.methods:
+            status, content = self.status, self.body or content
+        self.send_response(status)
         self.send_header("ETag", '"etag"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -160,10 +163,10 @@ class _Server(Quiet):
 
 
 @contextmanager
-def answering(status: int, code: str = "") -> Iterator[str]:
-    """The address of a server that always answers so."""
+def answering(status: int, code: str = "", **attributes: object) -> Iterator[str]:
+    """The address of a server that answers so."""
     body = f"<Error><Code>{code}</Code></Error>".encode() if code else b""
-    handler = type("Handler", (_Server,), {"status": status, "body": body})
+    handler = type("Handler", (_Server,), {"status": status, "body": body, **attributes})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -218,6 +221,35 @@ def test_a_server_that_ignores_conditions_is_refused(elsewhere: pytest.MonkeyPat
         elsewhere.setenv("IMAGE_SEARCH_S3_ENDPOINT", url)
         with pytest.raises(StoreError, match=r"ignores the conditions of puts.*use a server that"):
             create(load_settings())
+
+
+def test_keys_that_may_only_read_make_no_index(elsewhere: pytest.MonkeyPatch) -> None:
+    with answering(403, "AccessDenied", methods=("PUT", "POST")) as url:
+        elsewhere.setenv("IMAGE_SEARCH_S3_ENDPOINT", url)
+        with pytest.raises(IndexNotFoundError):
+            open_index(load_settings())
+        with pytest.raises(StoreError, match=r"refuses the keys: .* may list, read, write"):
+            create(load_settings())
+
+
+@pytest.mark.long
+def test_a_server_that_stops_is_explained(elsewhere: pytest.MonkeyPatch) -> None:
+    server = S3Emulator()
+    for name, value in server.environment.items():
+        elsewhere.setenv(name, value)
+    elsewhere.setenv("IMAGE_SEARCH_DATA_DIR", f"{server.new_bucket()}/data")
+    with create(load_settings()) as index:
+        index.upsert(records(0, 5))
+        server.stop()
+        for use in (
+            lambda: index.fetch(["r0000"]),
+            lambda: index.upsert(records(5)),
+            index.load_sources,
+            index.labels,
+            lambda: open_index(load_settings()),
+        ):
+            with pytest.raises(StoreError, match="not reachable: check IMAGE_SEARCH_S3_ENDPOINT"):
+                use()
 
 
 def test_amazons_variables_name_the_server(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

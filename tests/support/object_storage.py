@@ -9,7 +9,7 @@ KEYS: Final = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing
 
 
 class S3Emulator:
-    """A server that runs until the end of the process."""
+    """A server that runs until it is stopped, or the process ends."""
 
     def __init__(self) -> None:
         # Few tests need them, and they take long to import.
@@ -19,6 +19,7 @@ class S3Emulator:
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
+        self.stop = server.stop
         host, port = server.get_host_and_port()
         self.url = f"http://{host}:{port}"
         self.client: Any = boto3.client(

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Final, Self
 from uuid import uuid4
 
-from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, PermissionDeniedError, PreconditionError
 from obstore.store import S3Store
 from pyarrow import fs
 
@@ -274,7 +274,7 @@ def _check_conditions(root: S3Folder, server: S3Server | None, region: str) -> N
             store.put(key, _CHECK_CONTENT, mode={"e_tag": '"another"'})
         except PreconditionError:
             return
-    except PermissionError:  # who may not put anything overwrites nothing
+    except PermissionDeniedError:  # who may not put anything overwrites nothing
         return
     raise StoreError(
         "the index failed: its object storage ignores the conditions of puts, and two that write "

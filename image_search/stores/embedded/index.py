@@ -288,13 +288,11 @@ class EmbeddedIndex(VectorIndex):
 
     def _fetch(self, ids: Sequence[str], *, thumbnails: bool) -> dict[str, Record]:
         columns = tables.columns(thumbnails=thumbnails)
-        query = self._table.search().where(ids_sql(ids)).select(columns).limit(len(ids))
-        rows = self._read(query.to_arrow)
+        rows = self._rows(columns, ids_sql(ids), limit=len(ids))
         return {record.id: record for record in tables.records_of(rows)}
 
     def _find_digests(self, digests: Collection[str]) -> dict[str, list[str]]:
-        query = self._table.search().where(digests_sql(digests)).select(["id", "metadata"])
-        rows = self._read(query.limit(None).to_arrow)
+        rows = self._rows(["id", "metadata"], digests_sql(digests))
         found: dict[str, list[str]] = {}
         for id_, metadata in zip(rows["id"].to_pylist(), rows["metadata"].to_pylist(), strict=True):
             found.setdefault(json.loads(metadata)[DIGEST_FIELD], []).append(id_)
@@ -306,8 +304,7 @@ class EmbeddedIndex(VectorIndex):
 
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
         where = f"id > {literal(cursor)} AND {prefix_sql(prefix)}"
-        query = self._table.search().where(where).select(["id"]).order_by([_BY_ID])
-        ids = self._read(query.limit(limit + 1).to_arrow)["id"].to_pylist()
+        ids = self._rows(["id"], where, limit=limit + 1, by=_BY_ID)["id"].to_pylist()
         return IdPage(ids[:limit], ids[limit - 1] if len(ids) > limit else "")
 
     def list_images(self, listing: Listing, *, limit: int = 100, cursor: str = "") -> Page:
@@ -333,8 +330,7 @@ class EmbeddedIndex(VectorIndex):
         if cursor:
             where += f" AND id {'<' if descending else '>'} {literal(cursor)}"
         by_id = ColumnOrdering(column_name="id", ascending=not descending)
-        query = self._table.search().where(where).select(["id"]).order_by([by_id])
-        ids = self._read(query.limit(limit + 1).to_arrow)["id"].to_pylist()
+        ids = self._rows(["id"], where, limit=limit + 1, by=by_id)["id"].to_pylist()
         return ids[:limit], ids[limit - 1] if len(ids) > limit else ""
 
     def _positions_of(
@@ -349,8 +345,7 @@ class EmbeddedIndex(VectorIndex):
         if not ids:
             return []
         columns = ["id", "label", "metadata", *(["thumbnail"] if thumbnails else [])]
-        query = self._table.search().where(ids_sql(ids)).select(columns).limit(len(ids))
-        rows = self._read(query.to_arrow).to_pylist()
+        rows = self._rows(columns, ids_sql(ids), limit=len(ids)).to_pylist()
         found = {
             row["id"]: Listed(
                 row["id"], row["label"], json.loads(row["metadata"]), row.get("thumbnail") or b""
@@ -361,12 +356,10 @@ class EmbeddedIndex(VectorIndex):
 
     def ids(self, prefix: str = "") -> Iterator[str]:
         # One scan, as each page of the list would sort what is left.
-        query = self._table.search().where(prefix_sql(prefix)).select(["id"])
-        rows = self._read(query.limit(None).to_arrow)
-        yield from rows["id"].to_pylist()
+        yield from self._rows(["id"], prefix_sql(prefix))["id"].to_pylist()
 
     def labels(self) -> dict[str, int | None]:
-        rows = self._read(self._table.search().select(["label"]).limit(None).to_arrow)
+        rows = self._rows(["label"])
         counts = {
             pair["values"]: pair["counts"] for pair in rows["label"].value_counts().to_pylist()
         }
@@ -399,8 +392,7 @@ class EmbeddedIndex(VectorIndex):
 
     def descriptions(self) -> Iterator[tuple[str, str | None, Metadata]]:
         """Id, label and metadata of each record, in any order; cheaper than to fetch them."""
-        query = self._table.search().select(["id", "label", "metadata"]).limit(None)
-        rows = self._read(query.to_arrow)
+        rows = self._rows(["id", "label", "metadata"])
         columns = (rows[name].to_pylist() for name in ("id", "label", "metadata"))
         for id_, label, metadata in zip(*columns, strict=True):
             yield id_, label, json.loads(metadata)
@@ -432,6 +424,25 @@ class EmbeddedIndex(VectorIndex):
                 upkeep.keep_up(self._table, self.files, self._manifest.metric)
         except StoreError as exc:
             _log.warning("the index is not compacted, and searches become slower: %s", exc.in_full)
+
+    def _rows(
+        self,
+        columns: list[str],
+        where: str = "",
+        *,
+        limit: int | None = None,
+        by: ColumnOrdering | None = None,
+    ) -> Any:
+        """These columns of the rows that a condition holds for, as Arrow's table."""
+
+        def read() -> Any:
+            # Already to begin a query is to read the table.
+            query = self._table.search().select(columns).limit(limit)
+            if where:
+                query = query.where(where)
+            return (query.order_by([by]) if by else query).to_arrow()
+
+        return self._read(read)
 
     def _read(self, read: Callable[[], T]) -> T:
         """What `read` returns; it reads the newest version, and that may be removed meanwhile."""
