@@ -188,12 +188,14 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyP
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [
-        (403, "InvalidAccessKeyId", "refuses the keys: check AWS_ACCESS_KEY_ID"),
-        (403, "SignatureDoesNotMatch", "refuses the keys: check AWS_ACCESS_KEY_ID"),
-        (403, "AccessDenied", "refuses the keys: .* may list, read, write and delete"),
+        (403, "InvalidAccessKeyId", "refuses the keys, .*: check AWS_ACCESS_KEY_ID"),
+        (403, "SignatureDoesNotMatch", "refuses the keys, .*: check AWS_ACCESS_KEY_ID"),
+        (403, "AccessDenied", "refuses the keys.* may list, read, write and delete"),
         (403, "RequestTimeTooSkewed", "clock of this machine is wrong"),
         (404, "NoSuchBucket", "bucket does not exist: create it, or set IMAGE_SEARCH_DATA_DIR"),
         (301, "PermanentRedirect", "another region: set AWS_REGION"),
+        (503, "SlowDown", "overloaded or broken: try again later"),
+        (405, "MethodNotAllowed", "an object of it is missing or damaged"),
     ],
 )
 def test_what_a_server_refuses_is_explained(
@@ -228,7 +230,7 @@ def test_keys_that_may_only_read_make_no_index(elsewhere: pytest.MonkeyPatch) ->
         elsewhere.setenv("IMAGE_SEARCH_S3_ENDPOINT", url)
         with pytest.raises(IndexNotFoundError):
             open_index(load_settings())
-        with pytest.raises(StoreError, match=r"refuses the keys: .* may list, read, write"):
+        with pytest.raises(StoreError, match=r"refuses the keys.* may list, read, write"):
             create(load_settings())
 
 

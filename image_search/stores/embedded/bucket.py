@@ -30,7 +30,7 @@ from image_search.stores.embedded.files import TABLE_SUFFIX, IndexFiles
 
 # Of servers that have no regions.
 _ANY_REGION: Final = "us-east-1"
-_CONNECT_TIMEOUT: Final = "5s"
+_CONNECT_TIMEOUT: Final = "3s"
 # A sample, the largest object that is put here, has some 50 MB.
 _TIMEOUT: Final = "60s"
 _RETRIES: Final = 3

@@ -11,7 +11,7 @@ from image_search.errors import StoreError
 # What object storage and its clients say, in lower case, and what to do.
 _REASONS: Final = (
     (
-        ("nosuchbucket",),
+        ("nosuchbucket", "' not found"),
         "its bucket does not exist: create it, or set IMAGE_SEARCH_DATA_DIR to another",
     ),
     (
@@ -19,21 +19,26 @@ _REASONS: Final = (
         "the clock of this machine is wrong: set it",
     ),
     (
-        ("accessdenied", "invalidaccesskeyid", "signaturedoesnotmatch", "403", "401", "credential"),
-        "its bucket refuses the keys: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that "
-        "they may list, read, write and delete there",
+        # The last is where a machine at Amazon would be asked for the keys of its role.
+        (
+            *("accessdenied", "invalidaccesskeyid", "signaturedoesnotmatch", "access_denied"),
+            *("403 forbidden", "status: 403", "401 unauthorized", "status: 401"),
+            *("credential", "169.254.169.254"),
+        ),
+        "its bucket refuses the keys, or there are none: check AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, and that they may list, read, write and delete there",
     ),
     (
         ("redirect", "authorizationheadermalformed", "301 moved"),
         "its bucket is in another region: set AWS_REGION",
     ),
     (
-        ("error sending request", "connect", "timed out", "timeout", "dns"),
+        ("error sending request", "network_connection", "timed out"),
         "its object storage is not reachable: check IMAGE_SEARCH_S3_ENDPOINT and the network, and "
         "try again",
     ),
     (
-        ("slowdown", "status: 5", "status code: 5"),
+        ("slowdown", "serviceunavailable", "internalerror", "status: 5", "status code: 5"),
         "its object storage is overloaded or broken: try again later",
     ),
 )
