@@ -3,7 +3,8 @@
 usage: python -m benchmarks.soak SOURCE [--images N] [--seconds N]
 
 Images are upserted and deleted over HTTP, the worker ingests more and fits the index again, and
-services and workers are killed with SIGKILL. Meanwhile each answer is compared with an exact search
+services and workers are killed with SIGKILL. While the index is fitted again, images are deleted,
+but not upserted. Meanwhile each answer is compared with an exact search
 in NumPy, of the images that are known to be in the index: those that nobody has been changing for a
 second. It ends with exit code 1 where an answer is wrong.
 """
@@ -46,6 +47,8 @@ READY_SHARE = 0.7
 FILES_PER_INGEST = 0.02
 SECONDS_TO_BE_SEEN = 1.0
 SECONDS_BETWEEN_WRITES = 0.1
+# While images are only deleted.
+SECONDS_BETWEEN_DELETES = 0.5
 SECONDS_BETWEEN_KILLS = 15.0
 REFIT_EVERY = 2  # runs of the worker
 WORKERS_KILLED = 0.3
@@ -156,6 +159,7 @@ class Soak:
         self._ready = [threading.Event(), threading.Event()]
         self._services: list[Service] = []
         self._refit_since = time.monotonic()
+        self._refitting = threading.Event()
         self._waiting = list(items)
         self._failed: list[BaseException] = []
         self.found = Found()
@@ -210,13 +214,17 @@ class Soak:
         self.found.counts["services killed"] += 1
 
     def _write(self) -> None:
-        self._done.wait(SECONDS_BETWEEN_WRITES * random.uniform(0, 2))
+        refitting = self._refitting.is_set()
+        pause = SECONDS_BETWEEN_DELETES if refitting else SECONDS_BETWEEN_WRITES
+        self._done.wait(pause * random.uniform(0, 2))
         item = random.choice(self._items)
         if item.is_there is None and item in self._waiting:
             return
         if item.is_there is False and item.changes == 0:
             return  # the worker brings it
         is_there = not item.is_there
+        if is_there and self._refitting.is_set():
+            return  # else the refit, which has to have it, begins again, and gives up in the end
         service = random.choice(self._services)
         change = item.begin()
         url = f"{service.url}/images/{item.id}"
@@ -256,8 +264,10 @@ class Soak:
 
     def _refit(self) -> None:
         self._refit_since = time.monotonic()
+        self._refitting.set()
         if self._ran("refit", str(self._pictures), may_kill=True):
             self.found.counts["fitted again"] += 1
+        self._refitting.clear()
 
     def _ran(self, *command: str, may_kill: bool) -> bool:
         """Whether a worker came to its end."""
