@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lancedb.merge import LanceMergeInsertBuilder
 
 from image_search.errors import (
     IndexMismatchError,
@@ -281,6 +282,28 @@ def test_what_many_save_at_once_is_all_kept(bucket: str) -> None:  # noqa: ARG00
         assert index.load_sources() == {f"s{n}": KnownSource(place=f"/{n}") for n in range(6)}
         assert index.load_deletions().keys() == {f"d{n}" for n in range(6)}
         assert sorted(index.ids()) == [f"r{n:04d}" for n in range(6)]
+
+
+def test_a_commit_that_others_come_before_is_made_again(
+    bucket: str,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures = iter(
+        ["Retryable commit conflict for version 3", "Too many concurrent writers. Attempted 10"]
+    )
+    execute = LanceMergeInsertBuilder.execute
+
+    def fail(*arguments: Any) -> Any:
+        text = next(failures, "")
+        if text:
+            raise RuntimeError(f"lance error: {text}")
+        return execute(*arguments)
+
+    with create(load_settings()) as index:
+        monkeypatch.setattr(LanceMergeInsertBuilder, "execute", fail)
+        index.upsert(records(0, 3))
+        assert index.count() == 3
+    assert next(failures, "") == ""
 
 
 def test_searches_see_what_another_wrote_without_looking_for_themselves(

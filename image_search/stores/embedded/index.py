@@ -32,7 +32,7 @@ from image_search.recipe import Recipe
 from image_search.sample import ImageSample
 from image_search.stores.embedded import order, upkeep
 from image_search.stores.embedded import table as tables
-from image_search.stores.embedded.errors import put_off_by_conflict
+from image_search.stores.embedded.errors import put_off_by_conflict, until_no_conflict
 from image_search.stores.embedded.files import IndexFiles
 from image_search.stores.embedded.locks import Reading
 from image_search.stores.embedded.nearest import nearest
@@ -202,12 +202,12 @@ class EmbeddedIndex(VectorIndex):
         with self._writing():
             if not self._has_words():
                 rows = rows.drop_columns(WORDS)
-            (
+            merge = (
                 self._table.merge_insert("id")
                 .when_matched_update_all()
                 .when_not_matched_insert_all()
-                .execute(rows)
             )
+            until_no_conflict(lambda: merge.execute(rows))
 
     def _query(
         self, embeddings: Embeddings, top_k: int, filter_: Filter | None, *, thumbnails: bool
@@ -300,7 +300,7 @@ class EmbeddedIndex(VectorIndex):
 
     def _delete(self, ids: Sequence[str]) -> None:
         with self._writing():
-            self._table.delete(ids_sql(ids))
+            until_no_conflict(lambda: self._table.delete(ids_sql(ids)))
 
     def list_ids(self, *, prefix: str = "", limit: int = 100, cursor: str = "") -> IdPage:
         where = f"id > {literal(cursor)} AND {prefix_sql(prefix)}"
