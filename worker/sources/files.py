@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
 from typing import BinaryIO, Final, Literal, cast
@@ -117,7 +118,8 @@ class Chosen:
 
     def add(self, file: File, start: Callable[[], bytes]) -> None:
         """Take the file if it is an image or a video; `start` reads its first bytes."""
-        if any(is_hidden(part) for part in file.name.split("/")):
+        folder, _, own = file.name.rpartition("/")
+        if is_hidden(own) or _is_hidden_folder(folder):
             self.skip(Kind.HIDDEN, file.name)
             return
         kind = self._kind(file.name)
@@ -167,6 +169,11 @@ class Chosen:
         if not known:
             return None
         return Kind.UNSUPPORTED if known.startswith("image/") else Kind.NOT_IMAGE
+
+
+@lru_cache(maxsize=1024)
+def _is_hidden_folder(path: str) -> bool:
+    return any(is_hidden(part) for part in path.split("/"))
 
 
 def is_hidden(name: str) -> bool:

@@ -126,8 +126,14 @@ class _Walk:
                     raise
                 self._chosen.skip(Kind.UNREADABLE, folder)
                 continue
+            is_searchable = _is_searchable(entries)
             for entry in entries:
-                self._add(f"{folder}/{entry.name}" if folder else entry.name, entry, pending)
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                # What the folder itself tells costs nothing more, as there may be a million files.
+                if is_searchable and entry.is_file(follow_symlinks=False):
+                    self._take(name)
+                else:
+                    self._add(name, entry, pending)
 
     def _add(
         self,
@@ -149,15 +155,28 @@ class _Walk:
             elif _identity(status) not in self._visited:
                 pending.append((name, status))
         elif stat.S_ISREG(status.st_mode):
-            self._chosen.add(File(name, name), partial(_start, self._root / name))
+            self._take(name)
         else:
             self._chosen.skip(Kind.SPECIAL, name)
+
+    def _take(self, name: str) -> None:
+        self._chosen.add(File(name, name), partial(_start, self._root, name))
+
+
+def _is_searchable(entries: "list[os.DirEntry[str]]") -> bool:
+    """Whether what a folder has can be reached, and not only listed."""
+    try:
+        for entry in entries[:1]:
+            entry.stat(follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def _identity(status: os.stat_result) -> _Identity:
     return status.st_dev, status.st_ino
 
 
-def _start(file: Path) -> bytes:
-    with open_file(file) as opened:
+def _start(path: Path, name: str = "") -> bytes:
+    with open_file(path / name if name else path) as opened:
         return opened.read(START_BYTES)
