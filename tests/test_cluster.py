@@ -1,5 +1,6 @@
 """An ingest on a cluster of Ray, of which two nodes are processes on this machine."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks import names
 from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
 from tests.support.images import folder_of
@@ -119,6 +121,12 @@ def test_what_a_cluster_cannot_give_is_told_at_once(nodes: Any, folder: Path) ->
 
 class _Holder:
     def hold(self) -> None: ...
+
+
+def test_a_driver_that_lists_many_names_takes_little_memory(tmp_path: Path) -> None:
+    # NAMES=1000000 is the full form.
+    table = names.measure(int(os.environ.get("NAMES", "20000")), tmp_path)
+    assert table.figures["driver, MiB"] < names.ASKED_MEBIBYTES
 
 
 def test_wrong_usage_is_told(folder: Path) -> None:

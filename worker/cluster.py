@@ -33,15 +33,18 @@ _SECONDS_TO_BEGIN: Final = 60.0
 _SECONDS_TO_CONNECT: Final = 10.0
 _SECONDS_BETWEEN_LOOKS: Final = 0.5
 _TRIES: Final = 3
+_PARTS_PER_ACTOR: Final = 8
+_MOST_IN_PART: Final = 8 * RECORDS_PER_COMMIT
 # Actors that are started in place of lost ones, for each that there was.
 _REPLACED: Final = 10
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every actor is told: how to open the source, and how to ingest it."""
+    """What every actor is told: how the index knows the source, and how to ingest it."""
 
-    open_source: Callable[[], Source]
+    name: str
+    limit: int | None
     settings: Settings
     sampling: Sampling
     restore: bool
@@ -71,23 +74,40 @@ class _Failed:
 class _Actor:
     """Runs on a node of the cluster."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self) -> None:
         self._stop = threading.Event()
+        self._is_open = threading.Event()
+        self._opened: Source | _Failed | None = None
 
     def begin(self) -> None:
         """Answers once the actor has a place on a node."""
 
-    def prepare(self) -> _Failed | None:
-        """Open the index and the source, and load the model."""
+    def open(self, open_source: Callable[[], Source]) -> None:
+        """List what the source has, while the model is still being fitted elsewhere."""
         try:
-            self._index = open_index(self._job.settings)
-            self._source = self._job.open_source()
-            self._embedder = load_embedder(self._index, self._job.settings)
+            self._opened = open_source()
+        except ImageSearchError as exc:
+            self._opened = _Failed(exc.in_full)
+        finally:
+            self._is_open.set()
+
+    def prepare(self, job: Job) -> _Failed | None:
+        """Open the index, and load the model."""
+        self._job = job
+        try:
+            self._index = open_index(job.settings)
+            self._embedder = load_embedder(self._index, job.settings)
             self._embedder.warm_up()
-            self._dealt: Sequence[Sequence[int]] = ()
         except ImageSearchError as exc:
             return _Failed(exc.in_full)
+        self._is_open.wait()
+        source = self._opened
+        if not isinstance(source, Source):
+            return source
+        if source.origin is not None:
+            source = source.origin.named(job.name)
+        self._source = source.limited(job.limit)
+        self._dealt: Sequence[Sequence[int]] = ()
         return None
 
     def ingest(self, number: int, parts: int, *, again: bool) -> Summary | _Failed:
@@ -119,8 +139,11 @@ class _Run:
     """Parts that are still to be given out, and who works on which."""
 
     ray: Any
-    parts: int
-    left: deque[int]
+    # Makes an actor.
+    kind: Any
+    open_source: Callable[[], Source]
+    parts: int = 0
+    left: deque[int] = field(default_factory=deque)
     summary: Summary = field(default_factory=Summary)
     # What is waited for: who does it, and which part it is, if it is one.
     awaited: dict[Any, tuple[Any, str, int]] = field(default_factory=dict)
@@ -132,13 +155,16 @@ class Cluster:
 
     It is the one that RAY_ADDRESS names, or that this machine belongs to; or one is started here.
     Raises SettingsError where it cannot be reached, or gives nothing to work with. It is connected
-    to before an index is opened, as a cluster that is started here is forked.
+    to before an index is opened, as a cluster that is started here is forked. Its actors begin to
+    open the source at once.
     """
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share, open_source: Callable[[], Source]) -> None:
         self._ray = _connected()
         try:
-            self._actors, self._options = _placed(self._ray, share)
+            self._actors, options = _placed(self._ray, share)
+            self._run = _Run(self._ray, self._ray.remote(**options)(_Actor), open_source)
+            _start(self._run, self._actors)
         except BaseException:
             self._ray.shutdown()
             raise
@@ -155,13 +181,14 @@ class Cluster:
         Raises StoreError where the cluster loses a part again and again, or an actor ends with an
         error, and SettingsError where no actor gets a place.
         """
-        parts = -(-total // RECORDS_PER_COMMIT)
-        actors = min(self._actors, parts)
-        run = _Run(self._ray, parts, deque(range(parts)))
-        kind = self._ray.remote(**self._options)(_Actor)
-        _start(run, kind, job, actors)
+        run, actors = self._run, self._actors
+        # Enough parts for actors to end at about the same time, and no more, as an actor is idle
+        # between two. What is lost with an actor is less, as it commits meanwhile.
+        smallest = -(-total // RECORDS_PER_COMMIT)
+        run.parts = max(min(smallest, _PARTS_PER_ACTOR * actors), -(-total // _MOST_IN_PART))
+        run.left.extend(range(run.parts))
         with Progress(f"ingesting on {actors} actors", total, "images") as progress:
-            _work(run, kind, job, _REPLACED * actors, progress, stop)
+            _work(run, job, _REPLACED * actors, progress, stop)
         return run.summary
 
 
@@ -231,15 +258,15 @@ def _placed(ray: Any, share: Share) -> tuple[int, dict[str, Any]]:
     return max(1, actors), options
 
 
-def _start(run: _Run, kind: Any, job: Job, count: int) -> None:
+def _start(run: _Run, count: int) -> None:
     for _ in range(count):
-        actor = kind.remote(job)
+        actor = run.kind.remote()
         run.awaited[actor.begin.remote()] = (actor, "begin", -1)
+        actor.open.remote(run.open_source)
 
 
 def _work(
     run: _Run,
-    kind: Any,
     job: Job,
     replacements: int,
     progress: Progress,
@@ -271,7 +298,7 @@ def _work(
                 _give_back(run, part, exc)
                 if replacements:
                     replacements -= 1
-                    _start(run, kind, job, 1)
+                    _start(run, 1)
                 continue
             if isinstance(result, _Failed):
                 raise StoreError(result.message)
@@ -279,7 +306,7 @@ def _work(
             if isinstance(result, Summary):
                 _add(run.summary, result, progress)
             if step == "begin":
-                run.awaited[actor.prepare.remote()] = (actor, "prepare", -1)
+                run.awaited[actor.prepare.remote(job)] = (actor, "prepare", -1)
             elif run.left:
                 part = run.left.popleft()
                 call = actor.ingest.remote(part, run.parts, again=run.tries[part] > 0)

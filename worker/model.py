@@ -50,8 +50,8 @@ class NewModel:
 class NewIndex:
     """An index that was created, and its model.
 
-    `fitted` are the positions in the source that the model was fitted to, rising: their embeddings
-    cost nothing more. They are empty if another worker has created the index meanwhile.
+    `fitted` are the positions in the source that the model was fitted to: their embeddings cost
+    nothing more. They are empty if another worker has created the index meanwhile.
     """
 
     embedder: Embedder
@@ -70,7 +70,7 @@ def create_index_for(source: Source, settings: Settings, stop: threading.Event) 
     index = create_index(settings, new.manifest, new.recipe)
     if index.manifest != new.manifest:  # another worker has created it meanwhile
         return NewIndex(load_embedder(index, settings), index, ())
-    fitted = sorted(fitted_positions(source.total)) if new.recipe else ()
+    fitted = fitted_positions(source.total) if new.recipe else ()
     return NewIndex(new.embedder, index, fitted)
 
 

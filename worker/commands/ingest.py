@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -43,6 +43,7 @@ from worker.ingest import Summary, ingest
 from worker.model import NewIndex, create_index_for, load_embedder
 from worker.origin import named_in, remember
 from worker.prune import SeenSource, check_prune, prune
+from worker.recipes import fitted_positions
 from worker.shards import Attempt, Changes, Shard, follows_a_kill
 from worker.signals import StopSignals
 from worker.sources import Source
@@ -188,7 +189,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         if arguments.on:
             _check_cluster(arguments)
             share = Share(arguments.actors, arguments.gpus_per_actor)
-            cluster = opened.enter_context(Cluster(share))
+            open_source, _ = _opened_elsewhere(arguments, settings)
+            cluster = opened.enter_context(Cluster(share, open_source))
         try:
             index: VectorIndex | None = opened.enter_context(open_index(settings))
         except IndexNotFoundError:
@@ -247,16 +249,34 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             mend = attempt.follows_a_kill
         started = time.monotonic()
         summary = Summary()
+        fitted: Sequence[int] = ()
         if created is not None and (part is not None or cluster is not None):
-            # What the model was fitted to is embedded already, whoever else would have it to do.
-            others = _fitted_of_others(created, whole, part)
-            sampling = _sampling(arguments)
+            # They are embedded already, whoever else would have it to do.
+            fitted = created.fitted
+        elif mend and part is not None and part.creates_index:
+            # A former attempt may have added them, and was killed before it kept their sample.
+            fitted = fitted_positions(whole.total)
+        if fitted:
             summary = ingest(
-                others, index, embedder, settings, sampling=sampling, stop=stop.event, is_new=True
+                _of_others(fitted, whole, part),
+                index,
+                embedder,
+                settings,
+                sampling=_sampling(arguments),
+                stop=stop.event,
+                is_new=created is not None,
+                mend=mend,
             )
         if cluster is not None:
-            if not summary.interrupted:
-                summary.add(_bring_in_on(cluster, source, arguments, settings, stop, mend=mend))
+            job = Job(
+                source.origin.name if source.origin is not None else "",
+                arguments.limit,
+                _opened_elsewhere(arguments, settings)[1],
+                _sampling(arguments),
+                arguments.restore,
+                mend,
+            )
+            summary.add(cluster.ingest(job, source.total, stop.event))
             if not summary.interrupted:
                 remember(index, source, datetime.now(UTC))
         else:
@@ -302,10 +322,10 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         return stop.exit_code or (0 if is_whole else EXIT_UNREADABLE)
 
 
-def _fitted_of_others(created: NewIndex, whole: Source, part: Shard | None) -> Source:
+def _of_others(fitted: Sequence[int], whole: Source, part: Shard | None) -> Source:
     """What the model was fitted to, but for the own part of it, and videos: of them, one frame."""
     own = set() if part is None else set(whole.deal(part.count)[part.number])
-    return whole.at([n for n in created.fitted if n not in own and n not in whole.videos])
+    return whole.at(sorted(n for n in fitted if n not in own and n not in whole.videos))
 
 
 def _finish(
@@ -401,36 +421,16 @@ def _check_cluster(arguments: argparse.Namespace) -> None:
         raise SettingsError("--on needs to be told the SOURCE, as others open it, too")
 
 
-def _bring_in_on(
-    cluster: Cluster,
-    source: Source,
-    arguments: argparse.Namespace,
-    settings: Settings,
-    stop: StopSignals,
-    *,
-    mend: bool,
-) -> Summary:
-    if os.path.exists(arguments.source):  # others start in other folders
-        arguments.source = os.path.abspath(arguments.source)
+def _opened_elsewhere(
+    arguments: argparse.Namespace, settings: Settings
+) -> tuple[Callable[[], Source], Settings]:
+    """What opens the source, and the settings, for processes that start in other folders."""
+    if os.path.exists(arguments.source):
+        absolute = {"source": os.path.abspath(arguments.source)}
+        arguments = argparse.Namespace(**{**vars(arguments), **absolute})
     if isinstance(settings.data_dir, Path):
         settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
-    name = source.origin.name if source.origin is not None else ""
-    job = Job(
-        partial(_open_again, arguments, settings, name),
-        settings,
-        _sampling(arguments),
-        arguments.restore,
-        mend,
-    )
-    return cluster.ingest(job, source.total, stop.event)
-
-
-def _open_again(arguments: argparse.Namespace, settings: Settings, name: str) -> Source:
-    """The source as another process opened it, which is known by this name in the index."""
-    source = open_chosen(arguments, settings, held_out=False)
-    if source.origin is not None:
-        source = source.origin.named(name)
-    return source.limited(arguments.limit)
+    return partial(open_chosen, arguments, settings, held_out=False), settings
 
 
 def _bring_in_changes(
