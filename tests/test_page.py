@@ -193,6 +193,24 @@ def test_a_phone_offers_its_camera(open_page: Callable[..., Page], url: str) -> 
     assert chooser.value.element.get_attribute("capture") == "environment"
 
 
+def test_the_header_has_room_for_its_links_on_a_phone(
+    open_page: Callable[..., Page], url: str
+) -> None:
+    page = open_page(url, viewport=PHONE, is_mobile=True, has_touch=True)
+    for width in (PHONE["width"], 320):
+        page.set_viewport_size({"width": width, "height": 640})
+        edges = []
+        for name in ("#home", "#index summary", "#browse-link"):
+            box = page.locator(name).bounding_box()
+            assert box is not None
+            edges += [box["x"], box["x"] + box["width"]]
+        assert edges == sorted(edges)
+        assert edges[-1] <= width
+    expect(page.locator(".ways").get_by_role("link", name="API")).to_be_visible()
+    page.locator("#browse-link").tap()
+    expect(page.get_by_role("heading", name="Browse")).to_be_visible()
+
+
 def test_a_picture_can_be_pasted(page: Page, index: VectorIndex, embedder: Embedder) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate(
