@@ -215,10 +215,16 @@ class Settings(BaseSettings):
 
     @property
     def local_dir(self) -> Path:
-        """The folder for what stays on this machine: the data folder, or a cache of the user's."""
+        """The folder for what stays on this machine: the data folder, or a cache of the user's.
+
+        Raises SettingsError if the user has no home folder.
+        """
         if isinstance(self.data_dir, Path):
             return self.data_dir
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError as exc:
+            raise SettingsError("there is no home folder for caches: set XDG_CACHE_HOME") from exc
         return Path(caches) / "image-search"
 
 

@@ -90,6 +90,17 @@ def test_the_data_folder_can_be_in_a_bucket(
     assert settings.local_dir == tmp_path / "image-search"
 
 
+def test_without_a_home_folder_caches_need_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    with pytest.raises(SettingsError, match="set XDG_CACHE_HOME"):
+        _ = load_settings(data_dir="s3://photos").local_dir
+    assert load_settings().local_dir == load_settings().data_dir
+
+
 @pytest.mark.parametrize("text", ["s3://", "s3:///prefix", "gs://photos/index", "https://a/b"])
 def test_other_addresses_are_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("IMAGE_SEARCH_DATA_DIR", text)
