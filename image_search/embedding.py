@@ -143,10 +143,7 @@ class Embedder:
 
     def warm_up(self) -> None:
         """Run once, so that the first user does not wait for it."""
-        pixels = np.zeros((2, self.model.input_size, self.model.input_size, 3), np.uint8)
-        # An image alone is computed otherwise than several.
-        for images in (1, 2):
-            self.embed(pixels[:images])
+        self.embed(np.zeros((1, self.model.input_size, self.model.input_size, 3), np.uint8))
         _release_memory()
 
 

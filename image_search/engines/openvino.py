@@ -33,12 +33,6 @@ _PIXELS_AT_ONCE: Final = 128 * 96 * 96
 # In float32: 22 of 96 pixels a side, or 8 of 160.
 _PIXELS_MEASURED_AT_ONCE: Final = 8 * 160 * 160
 
-# How a network is compiled. The cores wait for each other after each layer: with 32 images of 32
-# pixels on two cores, that is a sixth of the processor time, and more beside other work. Two halves
-# of a batch, with a half of the cores each, wait once.
-_ALL_CORES: Final = {"PERFORMANCE_HINT": "LATENCY"}
-_HALF_OF_THE_CORES_EACH: Final = {"NUM_STREAMS": "2"}
-
 
 def compile_forward(
     convolutions: Sequence[Convolution],
@@ -56,24 +50,12 @@ def compile_forward(
         for pooling in poolings
         for block in pooling.blocks
     ]
-    model = ov.Model([ops.concat(pooled, 1).output(0)], [layers[0]])
-    one = _compile(model, _ALL_CORES).create_infer_request()
-    in_halves = _compile(model, _HALF_OF_THE_CORES_EACH)
-    halves = [in_halves.create_infer_request() for _ in range(2)]
+    request = _compile([ops.concat(pooled, 1).output(0)], layers[0])
     lock = threading.Lock()
 
     def forward(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         with lock:
-            if len(batch) == 1:
-                return np.array(one.infer([batch])[0])
-            outputs = []
-            for part in _parts(batch, _PIXELS_AT_ONCE):
-                busy = list(zip(halves, _halves(part), strict=False))
-                for request, half in busy:
-                    request.start_async([half])
-                for request, _ in busy:
-                    request.wait()
-                    outputs.append(np.array(request.get_output_tensor().data))
+            outputs = [request.infer([part])[0].copy() for part in _parts(batch, _PIXELS_AT_ONCE)]
         return np.concatenate(outputs)
 
     return forward
@@ -86,7 +68,7 @@ def measure_activation_maxima(
     (parameter, _, *inputs), _ = _network(convolutions, pixels.shape[1], ())
     # Here and not in NumPy, so that the activations of no layer are put out.
     largest = [ops.reduce_max(activations, [0, 1, 2, 3]).output(0) for activations in inputs]
-    request = _compile(ov.Model(largest, [parameter]), _ALL_CORES).create_infer_request()
+    request = _compile(largest, parameter)
     maxima = []
     for part in _parts(pixels, _PIXELS_MEASURED_AT_ONCE):
         maxima.append(list(request.infer([part]).values()))
@@ -98,12 +80,6 @@ def _parts(batch: NDArray[np.uint8], most_pixels: int) -> list[NDArray[np.uint8]
     """Of uint8 [n, size, size, 3], each with so many pixels at most."""
     at_once = max(1, most_pixels // batch.shape[1] ** 2)
     return [batch[start : start + at_once] for start in range(0, len(batch), at_once)]
-
-
-def _halves(part: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """The second has no more images than the first; of one image, there is one half."""
-    middle = -(-len(part) // 2)
-    return [half for half in (part[:middle], part[middle:]) if len(half)]
 
 
 def _network(
@@ -149,6 +125,13 @@ def _rounded(values: Any, least: Any, most: Any, levels: int) -> Any:
     return ops.fake_quantize(values, *bounds, *bounds, levels)
 
 
-def _compile(model: Any, settings: dict[str, str]) -> Any:
+def _compile(outputs: Sequence[Any], pixels: Any) -> Any:
+    model = ov.Model(list(outputs), [pixels])
     # Some processors would take bfloat16 otherwise, whose embeddings differ.
-    return ov.Core().compile_model(model, "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"})
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Bound to a core each, its threads wait, and actively, for the one whose core is taken.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return ov.Core().compile_model(model, "CPU", settings).create_infer_request()
