@@ -10,6 +10,7 @@ import pytest
 
 from image_search.calibration import Calibration
 from image_search.errors import SettingsError
+from image_search.provenance import KnownSource
 from image_search.sample import TEXTURES, ImageSample, bound_to_mend, rank
 from image_search.settings import Settings, load_settings
 from image_search.stores import open_index
@@ -20,6 +21,7 @@ from tests.support.sources import opened
 from tests.support.waiting import wait_until
 from worker.ingest import ingest
 from worker.listing import list_sources
+from worker.origin import named_in
 from worker.shards import Attempt, Changes, Shard, follows_a_kill
 from worker.sources.source import Item, Source
 
@@ -153,6 +155,20 @@ def test_attempts_know_of_each_other(settings: Settings) -> None:
     assert not attempt(0).follows_a_kill
     assert attempt(1).follows_a_kill
     assert attempt(2, 3).follows_a_kill
+
+
+def test_what_shards_keep_in_the_index_is_no_source(settings: Settings, tmp_path: Path) -> None:
+    index = fill(settings, FakeEmbedder())
+    source = opened(folder_of(tmp_path / "pics", 3))
+    assert source.origin is not None
+    known = KnownSource(place=source.origin.place)
+    # In this order, as a store may list them so.
+    index.save_source("pics~1/0/2", known.model_copy(update={"shard": "0/2"}))
+    index.save_source("pics~1", known)
+    named = named_in(index, source)
+    assert named.origin is not None
+    assert named.origin.name == "pics~1"
+    assert [one.name for one in list_sources(index)] == ["pics~1", None]
 
 
 def test_what_the_sample_lacks_after_a_kill_is_embedded_again(settings: Settings) -> None:
