@@ -35,9 +35,7 @@ def named_in(index: VectorIndex, source: Source) -> Source:
     origin = source.origin
     if origin is None:
         return source
-    places = {
-        name: known.place for name, known in index.load_sources().items() if not known.shard
-    }
+    places = {name: known.place for name, known in index.load_sources().items() if not known.shard}
     names = [name for name in places if name == origin.name or name.startswith(f"{origin.name}~")]
     for name in names:
         if places[name] == origin.place:
