@@ -17,16 +17,12 @@ from image_search.stores.embedded.snapshot import Mask, Positions, Snapshot, fla
 from image_search.values import Embeddings, Metadata, Metric
 
 # Of partitions, so many times the root of their number are searched. Chosen by the ten nearest of
-# 500 test images; of 500 others, 0.996 are found so among CIFAR-10's 50,000 images, 0.998 among
-# 200,000 and 0.991 among 1,000,000, copies that have noise. With half as many candidates, it is
-# 0.966 there. By dot product, partitions tell less of their rows.
-_PROBES_PER_ROOT: Final[dict[Metric, float]] = {"cosine": 3.5, "euclidean": 3.5, "dotproduct": 7.0}
-# So many of the nearest by codes are compared exactly for each match, and so many at least: of few
-# rows 130, by which as many of the ten nearest are found as by 200.
+# 500 test images, as embedded by default; of 500 others, 0.991 are found so among CIFAR-10's
+# 50,000 images. By dot product, partitions tell less of their rows.
+_PROBES_PER_ROOT: Final[dict[Metric, float]] = {"cosine": 4.5, "euclidean": 4.5, "dotproduct": 7.0}
+# So many of the nearest by codes are compared exactly for each match, and so many at least.
 _CANDIDATES_PER_MATCH: Final = 4
 _MIN_CANDIDATES: Final = 200
-_MIN_CANDIDATES_OF_FEW: Final = 130
-_FEW_ROWS: Final = 100_000
 # For more matches than that, all partitions are searched.
 _MAX_TOP_K_OF_PROBES: Final = 100
 # Where no more rows may be found, all of them are compared, and codes are not looked at. For few
@@ -85,8 +81,7 @@ def _among_old(
     snapshot: Snapshot, metric: Metric, queries: Embeddings, top_k: int, mask: Mask
 ) -> _Candidates:
     rows = int(np.count_nonzero(mask))
-    least = _MIN_CANDIDATES if len(snapshot) > _FEW_ROWS else _MIN_CANDIDATES_OF_FEW
-    count = max(least, _CANDIDATES_PER_MATCH * top_k)
+    count = max(_MIN_CANDIDATES, _CANDIDATES_PER_MATCH * top_k)
     if rows <= count or rows * len(queries) <= _MOST_ROWS_COMPARED_IN_PLACE:
         return _for_each(np.flatnonzero(mask), queries)
     if rows <= _MOST_ROWS_COMPARED:
