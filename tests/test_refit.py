@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ from tests.support.videos import scene, write_video
 from tests.support.waiting import wait_until
 from worker import ingest as ingestion
 from worker.confidence import recalibrate
-from worker.ingest import ingest
+from worker.ingest import chunks_of, ingest
 from worker.model import create_index_for, load_embedder
 from worker.origin import named_in, remember
 from worker.recipes import LEAST_IMAGES
 from worker.refit import Refit, refit
-from worker.sources import Source, Split, open_source
+from worker.sources import Item, Source, Split, open_source
 
 pytestmark = pytest.mark.slow
 
@@ -289,6 +289,24 @@ def test_what_is_deleted_and_relabelled_meanwhile_stays_so(
     changed = after["pics/label1/0001.png"]
     assert (changed.label, changed.metadata["n"]) == ("another", 1)
     assert fingerprint(settings) == done.model.recipe_fingerprint
+
+
+def test_what_is_deleted_while_pictures_are_compared_is_not_missed(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path / "pics", 12)
+    take_in(settings, folder)
+
+    def after_a_deletion(items: Iterator[Item]) -> Iterator[list[Item]]:
+        with open_index(settings) as index:
+            index.delete(["pics/label0/0000.png"])
+        return chunks_of(items)
+
+    monkeypatch.setattr("worker.refit.chunks_of", after_a_deletion)
+    done = again(settings, folder)
+    assert done is not None
+    assert done.images == 11
+    assert "pics/label0/0000.png" not in held(settings)
 
 
 def test_what_is_put_meanwhile_is_not_lost(

@@ -172,6 +172,9 @@ class _Images:
                         positions.append(position)
                     position += 1
                 progress.update(len(chunk))
+        if self.others:
+            # What was deleted meanwhile need not be embedded.
+            self.others &= set(self.index.ids())
 
         def pick(chosen: Collection[int]) -> Iterator[Item]:
             return whole.pick({positions[number] for number in chosen})
