@@ -217,7 +217,9 @@ class Soak:
         refitting = self._refitting.is_set()
         pause = SECONDS_BETWEEN_DELETES if refitting else SECONDS_BETWEEN_WRITES
         self._done.wait(pause * random.uniform(0, 2))
-        item = random.choice(self._items)
+        deleted = [item for item in self._items if item.is_there is False and item.changes]
+        # As often one of the few that can be upserted.
+        item = random.choice(deleted if deleted and random.random() < 0.5 else self._items)
         if item.is_there is None and item in self._waiting:
             return
         if item.is_there is False and item.changes == 0:

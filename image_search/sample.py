@@ -90,6 +90,11 @@ class ImageSample:
         )
 
     @property
+    def is_all(self) -> bool:
+        """Whether no image was left out."""
+        return self.bound == 1.0
+
+    @property
     def is_representative(self) -> bool:
         """Whether it is large enough, and was drawn from nearly all images of the index."""
         drawn_from = len(self.ids) / self.bound

@@ -52,7 +52,7 @@ BOTH = pytest.mark.parametrize(
     "browser", ["chromium", pytest.param("firefox", marks=pytest.mark.long)], indirect=True
 )
 TOP_K = 24
-expect.set_options(timeout=10_000)
+expect.set_options(timeout=30_000)
 KEY = "open sesame"
 OTHER = draw(KINDS[2], 999)
 NASTY = "<img src=x onerror=alert(1)>"

@@ -154,6 +154,7 @@ def ingest(
     restore: bool = False,
     is_new: bool | None = None,
     mend: bool = False,
+    before_commit: Callable[[ImageSample], None] = lambda _: None,
 ) -> Summary:
     """Bring the images of `source` into the index; resumable and idempotent.
 
@@ -163,7 +164,8 @@ def ingest(
 
     Where it is known whether the index can have any of them, `is_new` says so; else that is seen
     when it begins. After a run that was killed, `mend` embeds those again that the sample of the
-    index lacks, at most some 2,000.
+    index lacks, at most some 2,000. `before_commit` gets the sample of all that was embedded until
+    then.
 
     `stop` ends it early: the batches in flight are finished and committed. Errors of the source
     and of the store are raised once what was embedded before them is committed, if it can be.
@@ -171,7 +173,15 @@ def ingest(
     deletions = _Deletions(index.load_deletions(), restore=restore)
     stop = stop or threading.Event()
     ingestion = _Ingestion(
-        index, embedder, settings, stop, deletions, sampling=sampling, is_new=is_new, mend=mend
+        index,
+        embedder,
+        settings,
+        stop,
+        deletions,
+        before_commit,
+        sampling,
+        is_new=is_new,
+        mend=mend,
     )
     summary = ingestion.run(source)
     if deletions.restored:
@@ -189,8 +199,7 @@ def embed_all(
 ) -> Summary:
     """Bring every image of `source` into the index, also deleted ones and copies; resumable.
 
-    `before_commit` gets the sample of all that was embedded until then, so that none of it is lost
-    to a crash. Else as `ingest`.
+    With what `before_commit` gets, none of the sample is lost to a crash. Else as `ingest`.
     """
     return _Ingestion(index, embedder, settings, stop, None, before_commit).run(source)
 

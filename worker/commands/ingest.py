@@ -20,6 +20,7 @@ from image_search.errors import (
 )
 from image_search.index import VectorIndex
 from image_search.program import or_make
+from image_search.sample import ImageSample
 from image_search.settings import Settings
 from image_search.stores import open_index
 from image_search.videos import Sampling
@@ -384,6 +385,14 @@ def _bring_in(
     """
     index = target.index
 
+    def keep(sample: ImageSample) -> None:
+        # Of a small ingest, so that none of it is embedded again after a kill. The sample of a
+        # large one is saved at its end, as each time takes a while.
+        if sample.is_all:
+            target.index.update_sample(
+                lambda stored: stored.joined(sample.ids, sample.textures, sample.bound)
+            )
+
     def work() -> tuple[Summary, int]:
         # Another index may lack more than the part.
         seen = SeenSource(part if target.index is index else source)
@@ -398,6 +407,7 @@ def _bring_in(
             restore=restore,
             is_new=is_new if target.index is index else None,
             mend=mend,
+            before_commit=keep,
         )
         if summary.interrupted:
             return summary, 0
