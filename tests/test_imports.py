@@ -21,6 +21,7 @@ BREAKAGES = {
     "decoding-is-light": ("image_search/decoding/plain.py", "import openvino"),
     "lancedb": ("image_search/stores/__init__.py", "import lancedb"),
     "arrow": ("worker/ingest.py", "import pyarrow"),
+    "obstore": ("worker/ingest.py", "import obstore"),
     "faiss": ("worker/duplicates.py", "import faiss"),
     "pinecone": ("image_search/stores/embedded/index.py", "import pinecone"),
     "pyav": ("image_search/videos.py", "import av"),
