@@ -81,10 +81,12 @@ def fit_model(source: Source, settings: Settings, stop: threading.Event) -> NewM
     """
     weights = choose_weights(settings.weights)
     load_weights(weights)  # what is wrong with them is told before images are read
-    drawn = draw_images(source, settings)
+    is_int8 = settings.precision == "int8" or (settings.precision == "auto" and not has_gpu())
+    needs_images = is_int8 or settings.input_size == AUTO
+    drawn = draw_images(source, settings) if needs_images else []
     input_size, reason = choose_input_size(drawn, settings)
     maxima: tuple[float, ...] = ()
-    if drawn and (settings.precision == "int8" or (settings.precision == "auto" and not has_gpu())):
+    if drawn and is_int8:
         pixels = [to_pixels(image, input_size) for image in drawn[:_ACTIVATION_IMAGES]]
         maxima = measure_activation_maxima(weights, np.array(pixels))
     fitted = fit_recipe(source, weights, input_size, maxima, settings, stop)

@@ -138,19 +138,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many matches, 1 to 100 (default: 10)",
     )
-    query.add_argument(
-        "--label",
-        action="append",
-        default=[],
-        metavar="LABEL",
-        help="only images with this label; repeat it to allow several",
-    )
-    query.add_argument(
-        "--filter",
-        type=_json_object,
-        metavar="JSON",
-        help="""only images whose metadata passes, such as '{"year": {"$gte": 2020}}'""",
-    )
+    _add_choice(query, """'{"year": {"$gte": 2020}}'""")
     query.add_argument(
         "--min-score", type=float, metavar="X", help="only matches at least this similar"
     )
@@ -184,19 +172,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="only images with all of these words in their name, label or metadata",
     )
-    listed.add_argument(
-        "--label",
-        action="append",
-        default=[],
-        metavar="LABEL",
-        help="only images with this label; repeat it to allow several",
-    )
-    listed.add_argument(
-        "--filter",
-        type=_json_object,
-        metavar="JSON",
-        help="""only images whose metadata passes, such as '{"taken": {"$gte": "2024-07-01"}}'""",
-    )
+    _add_choice(listed, """'{"taken": {"$gte": "2024-07-01"}}'""")
     listed.add_argument(
         "--prefix", default="", metavar="TEXT", help="only ids that start with TEXT"
     )
@@ -233,19 +209,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="least cosine similarity of two near-duplicates, above 0 and at most 1 (default: "
         "measured for the recipe of the index)",
     )
-    duplicates.add_argument(
-        "--label",
-        action="append",
-        default=[],
-        metavar="LABEL",
-        help="only images with this label; repeat it to allow several",
-    )
-    duplicates.add_argument(
-        "--filter",
-        type=_json_object,
-        metavar="JSON",
-        help="""only images whose metadata passes, such as '{"year": {"$gte": 2020}}'""",
-    )
+    _add_choice(duplicates, """'{"year": {"$gte": 2020}}'""")
 
     put = command("put", _put, "insert an image, or all images of a folder, or replace them")
     put.add_argument(
@@ -273,6 +237,23 @@ def make_parser() -> argparse.ArgumentParser:
     command("labels", _labels, "print the labels of the index, and how many images have each")
     command("health", _health, "print the state of the service, or why it cannot answer")
     return parser
+
+
+def _add_choice(parser: argparse.ArgumentParser, example: str) -> None:
+    """Options that choose a part of the index."""
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="only images with this label; repeat it to allow several",
+    )
+    parser.add_argument(
+        "--filter",
+        type=_json_object,
+        metavar="JSON",
+        help=f"only images whose metadata passes, such as {example}",
+    )
 
 
 def _json_object(text: str) -> dict[str, Any]:

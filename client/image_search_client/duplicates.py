@@ -1,13 +1,13 @@
 """Groups of near-duplicates, made of the pairs that searches find."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from image_search_client.errors import InvalidRequestError
 from image_search_client.results import Duplicate, Health, IndexedImage, Match, MetadataValue
 
 # As many matches as one search gives.
-MOST_MATCHES = 100
+MOST_MATCHES: Final = 100
 
 
 class Image(NamedTuple):
