@@ -417,14 +417,14 @@ def throttling(emulator: PineconeEmulator) -> Callable[[], None]:
 
 @pytest.fixture
 def strays_collected() -> Iterator[None]:
-    """Collect what other tests would be blamed for.
+    """Let connections go that nobody closes, and collect them before another test is blamed for it.
 
     anyio drops a connection without closing it whose task is cancelled while it is being made. A
     service keeps from the collector all that is there once it has loaded its index.
     """
-    yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
+        yield
         gc.unfreeze()
         gc.collect()
 
