@@ -79,8 +79,8 @@ check: setup docs  ## linter, formatter, strict types, import rules, documentati
 	  echo "SKIPPED: TypeScript needs npx, and a network once: the page's types were not checked"; \
 	fi
 
-bench: setup  ## measure speed and memory, as ratios of one run
-	$(BIN)/python -m benchmarks.bench $(SOURCE:auto=sample)
+bench: setup  ## measure speed and memory against the goals; OTHER=FOLDER has another commit to compare with
+	$(BIN)/python -m benchmarks.bench $(SOURCE:auto=sample) $(if $(OTHER),--other $(OTHER))
 
 install: $(RUNNING)  ## install what running needs
 

@@ -6,10 +6,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import normalised, timed
+from benchmarks.measure import Default, normalised, timed
 from image_search.filters import Condition
 from image_search.index import Record
-from image_search.manifest import Manifest
 from image_search.settings import Settings
 from image_search.stores import create_index
 from image_search.values import DIMENSION, Embeddings
@@ -28,10 +27,10 @@ class FaissComparison:
     """Our index and a FAISS index with the same records."""
 
     def __init__(
-        self, settings: Settings, manifest: Manifest, real: Embeddings, labels: list[str]
+        self, settings: Settings, default: Default, real: Embeddings, labels: list[str]
     ) -> None:
         faiss.omp_set_num_threads(THREADS)
-        self._index = create_index(settings, manifest)
+        self._index = create_index(settings, default.manifest(settings), default.recipe)
         self._flat = faiss.IndexFlatIP(DIMENSION)
         self._rows: list[tuple[str, str, bytes]] = []
         self._ranks = np.empty(0, np.int64)

@@ -38,7 +38,7 @@ Name = TypeVar("Name")
 class Table:
     """What one measurement shows.
 
-    `notes` hold the ratios against what was asked. A figure named `curve @ x` is a point of a plot.
+    `notes` hold the ratios against what was asked.
     """
 
     title: str

@@ -36,6 +36,7 @@ IMAGES = 1_000
 CONCURRENCIES = (1, 32)
 SECONDS = {1: 5, 32: 8}  # in a turn, by clients
 ROUNDS = 3
+STARTS = 3
 AT_ONCE = 32
 SECONDS_UNTIL_READY = 300
 
@@ -100,11 +101,15 @@ def measure(source: str, images: int, other: Path | None, data: Path) -> list[Ta
     """All of it; the indexes stay in the folder."""
     script = write_forms(source, data)
     with ExitStack() as running:
-        servers, starts = {}, []
-        for name, command, environ, folder in commands(source, images, other, data):
-            server = Server(name, command, environ, folder)
-            servers[name] = running.enter_context(server.running())
-            starts.append([name, f"{server.seconds:.1f}", f"{server.mebibytes:,.0f}"])
+        all_servers = [
+            Server(name, command, environ, folder)
+            for name, command, environ, folder in commands(source, images, other, data)
+        ]
+        for _ in range(STARTS - 1):
+            for server in all_servers:
+                with server.running():
+                    pass
+        servers = {each.name: running.enter_context(each.running()) for each in all_servers}
         engine = running.enter_context(engine_process(environ_of(data / "ours")))
         turns: dict[tuple[str, int], list[Turn]] = {}
         engines: list[tuple[float, float]] = []
@@ -119,7 +124,7 @@ def measure(source: str, images: int, other: Path | None, data: Path) -> list[Ta
                     turns.setdefault((name, clients), []).append(turn)
         resident = {name: memory_of(servers[name]) for name in servers}
     return [
-        start_table(starts, resident),
+        start_table(all_servers, resident),
         *(
             table(images, clients, {name: turns[name, clients] for name in servers}, engines)
             for clients in CONCURRENCIES
@@ -131,7 +136,7 @@ def write_forms(source: str, data: Path) -> Path:
     """The script for `wrk`, beside the bodies of requests with images of the test split."""
     folder = data / "forms"
     folder.mkdir(parents=True, exist_ok=True)
-    content_type = ""
+    content_type, number = "", 0
     items = open_source(source, split="test", data_dir=data).items()
     for number, item in zip(range(1, IMAGES + 1), items, strict=False):
         content = item.content
@@ -140,7 +145,7 @@ def write_forms(source: str, data: Path) -> Path:
         body, content_type = image_form(content)
         (folder / f"{number}.form").write_bytes(body)
     script = folder / "search.lua"
-    script.write_text(SCRIPT.format(folder=folder, count=IMAGES, content_type=content_type))
+    script.write_text(SCRIPT.format(folder=folder, count=number, content_type=content_type))
     return script
 
 
@@ -183,7 +188,8 @@ def make_index(
     done = data / f"{images}.done"
     if done.exists():
         return
-    worker = [python, "-m", "worker", "ingest", str(Path(source).absolute())]
+    named = str(Path(source).absolute()) if Path(source).exists() else source
+    worker = [python, "-m", "worker", "ingest", named]
     worker += ["--limit", str(images)]
     subprocess.run(worker, env=environ, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     done.touch()
@@ -193,10 +199,13 @@ class Server:
     """A process that answers POST /search."""
 
     def __init__(self, name: str, command: list[str], environ: Mapping[str, str], folder: Path):
+        self.name = name
         self._port = PORTS[name]
         self._command, self._folder = command, folder
         self._environ = {**environ, "IMAGE_SEARCH_PORT": str(self._port)}
-        self.seconds = self.mebibytes = 0.0
+        # Of each start: until it answered, and resident then.
+        self.seconds: list[float] = []
+        self.mebibytes: list[float] = []
 
     @contextmanager
     def running(self) -> Iterator[psutil.Process]:
@@ -212,8 +221,8 @@ class Server:
                 if time.perf_counter() - started > SECONDS_UNTIL_READY:
                     sys.exit(f"a server does not answer: {' '.join(self._command)}")
                 time.sleep(0.02)
-            self.seconds = time.perf_counter() - started
-            self.mebibytes = memory_of(psutil.Process(process.pid))
+            self.seconds.append(time.perf_counter() - started)
+            self.mebibytes.append(memory_of(psutil.Process(process.pid)))
             yield psutil.Process(process.pid)
         finally:
             process.terminate()
@@ -279,13 +288,23 @@ def memory_of(process: psutil.Process) -> float:
     return sum(each.memory_info().rss for each in every) / MEBI
 
 
-def start_table(starts: Sequence[Sequence[str]], resident: Mapping[str, float]) -> Table:
-    """Time to ready, and memory."""
-    return Table(
-        "Start and memory",
-        ["", "seconds to ready", "MiB resident then", "after all searches"],
-        [[*row, f"{resident[row[0]]:,.0f}"] for row in starts],
-    )
+def start_table(servers: Sequence[Server], resident: Mapping[str, float]) -> Table:
+    """Time to ready, and memory: medians of all starts."""
+    rows, figures = [], {}
+    ours = servers[0]
+    for each in servers:
+        seconds, mebibytes = statistics.median(each.seconds), statistics.median(each.mebibytes)
+        rows.append(
+            [each.name, f"{seconds:.1f}", f"{mebibytes:,.0f}", f"{resident[each.name]:,.0f}"]
+        )
+        figures[f"{each.name}: seconds to ready"] = seconds
+        figures[f"{each.name}: MiB"] = mebibytes
+        figures[f"{each.name}: MiB after all searches"] = resident[each.name]
+        figures[f"seconds to ready, over {each.name}'s"] = statistics.median(ours.seconds) / seconds
+        figures[f"MiB, over {each.name}'s"] = statistics.median(ours.mebibytes) / mebibytes
+    header = ["", "seconds to ready", "MiB resident then", "after all searches"]
+    note = f"medians of {STARTS} starts in turns"
+    return Table("Start and memory", header, rows, [note], figures)
 
 
 def table(
@@ -320,6 +339,9 @@ def table(
         figures[f"{name}: searches/s @ {clients}"] = rate
         figures[f"{name}: p50, ms @ {clients}"] = 1000 * p50
         figures[f"{name}: core-ms @ {clients}"] = 1000 * cores
+        figures[f"{name}: core-ms over the engine's @ {clients}"] = cores / engine
+        figures[f"rate over {name}'s @ {clients}"] = faster
+        figures[f"p50 over {name}'s @ {clients}"] = of_p50
     header = ["", "searches/s", "p50 ms", "p99 ms", "core-ms a search"]
     header += ["of the engine's", "ours: times its rate", "ours: p50 over its"]
     rate = statistics.median(rate for rate, _ in engines)

@@ -8,8 +8,9 @@ answer with ids, labels, scores and thumbnails; FAISS takes them from a Python l
 
 import itertools
 import statistics
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 from benchmarks.faiss_comparison import RANKS, THREADS, TOP_K, FaissComparison
 from benchmarks.measure import (
+    INPUT_SIZE,
     Default,
     Table,
     batches,
@@ -28,6 +30,8 @@ from benchmarks.measure import (
     parser,
     ready_process,
 )
+from benchmarks.searches import OURS as SERVICE
+from benchmarks.searches import STARTS, Server, environ_of
 from image_search.settings import load_settings
 from image_search.values import Embeddings
 
@@ -70,12 +74,17 @@ class Result:
     recall: float
     build_seconds: float
     reader_mebibytes: float
+    service_seconds: float
+    service_mebibytes: float
     filtered: dict[int, dict[float | None, float]]
     recalls: dict[float, float]
 
 
-def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> list[Table]:
-    """One index grows from size to size; at each, both are queried in turns."""
+def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> Iterator[Table]:
+    """One index grows from size to size; at each, both are queried in turns.
+
+    After each, the tables are those of all sizes so far.
+    """
     pixels, labels = load_images(source, "train", images)
     default = Default.of(pixels)
     real = embed_all(default.embedder.embed, pixels)
@@ -84,12 +93,13 @@ def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> list[Tabl
     )
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(store="embedded", metric="cosine", data_dir=Path(folder))
-        both = FaissComparison(settings, default.manifest(settings), real, labels)
+        both = FaissComparison(settings, default, real, labels)
         file = Path(folder) / "queries.npy"
         np.save(file, queries)
         results: list[Result] = []
         for size in sizes:
             seconds = both.grow(size) + (results[-1].build_seconds if results else 0)
+            print(f"{size:,} vectors: built in {seconds:.0f} s", flush=True)
             recall = recall_of(both, queries)
             p50 = {
                 at_once: medians(in_turns(askers(both, queries, at_once), ROUNDS[at_once], calls))
@@ -106,12 +116,23 @@ def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> list[Tabl
                 for share in SHARES
             }
             _, mebibytes = ready_process(READER_PROCESS, folder, str(file))
-            results.append(Result(size, p50, recall, seconds, mebibytes, filtered, recalls))
-    return [
-        *(query_table(results, at_once) for at_once in CALLS),
-        filter_table(results),
-        build_table(results),
-    ]
+            service = start_service(Path(folder))
+            results.append(
+                Result(size, p50, recall, seconds, mebibytes, *service, filtered, recalls)
+            )
+            yield from (query_table(results, at_once) for at_once in CALLS)
+            yield filter_table(results)
+            yield build_table(results)
+
+
+def start_service(data: Path) -> tuple[float, float]:
+    """Seconds until the service answers, and its MiB resident then: medians of some starts."""
+    environ = environ_of(data) | {"IMAGE_SEARCH_INPUT_SIZE": str(INPUT_SIZE)}
+    server = Server(SERVICE, [sys.executable, "-m", "service"], environ, Path(__file__).parents[1])
+    for _ in range(STARTS):
+        with server.running():
+            pass
+    return statistics.median(server.seconds), statistics.median(server.mebibytes)
 
 
 def ranks_of(share: float | None) -> int | None:
@@ -175,9 +196,7 @@ def query_table(results: Sequence[Result], at_once: int) -> Table:
                 f"{result.recall:.4f}",
             ]
         )
-        figures |= {f"{name} @ {result.size}": 1000 * p50[name] for name in p50}
-        figures[f"ours / FAISS, {result.size} vectors"] = to_faiss
-        figures[f"ours / ours at {first.size}, {result.size} vectors"] = to_first
+        figures |= {f"{name}, {at_once} at once @ {result.size}": 1000 * p50[name] for name in p50}
         figures[f"recall@{TOP_K}, {result.size} vectors"] = result.recall
     header = ["vectors", "ours, p50 ms", f"FAISS flat, {THREADS} threads, p50 ms"]
     header += ["ours / FAISS", f"ours / ours at {first.size:,}", f"recall@{TOP_K}"]
@@ -215,11 +234,16 @@ def build_table(results: Sequence[Result]) -> Table:
                 f"{result.build_seconds:.1f}",
                 f"{rate:,.0f}",
                 f"{result.reader_mebibytes:,.0f}",
+                f"{result.service_seconds:.1f}",
+                f"{result.service_mebibytes:,.0f}",
             ]
         )
         figures[f"seconds to build, {result.size} vectors"] = result.build_seconds
         figures[f"MiB of a reading process, {result.size} vectors"] = result.reader_mebibytes
+        figures[f"service: seconds to ready, {result.size} vectors"] = result.service_seconds
+        figures[f"service: MiB, {result.size} vectors"] = result.service_mebibytes
     header = ["vectors", "upserts and flushes so far, s", "vectors/s", "reading process, MiB"]
+    header += ["service: seconds to ready", "MiB resident then"]
     return Table("Embedded store: build and memory", header, rows, [], figures)
 
 
@@ -228,8 +252,8 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N")
     chosen = arguments.parse_args()
-    for table in measure(chosen.source, chosen.images, chosen.sizes):
-        print(table)
+    tables = {table.title: table for table in measure(chosen.source, chosen.images, chosen.sizes)}
+    print(*tables.values(), sep="\n")
 
 
 if __name__ == "__main__":
