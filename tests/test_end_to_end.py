@@ -271,6 +271,47 @@ def test_kill_9_of_the_worker_loses_and_breaks_nothing(
     assert_same_records(open_index(undisturbed), open_index(settings))
 
 
+# Ends itself with SIGKILL right after its fifth commit; the next run comes to its end.
+INGEST_IN_TWO = """
+import signal
+commit = ingest._Ingestion._commit
+commits = 0
+def commit_until_killed(self, records):
+    global commits
+    commit(self, records)
+    commits += 1
+    if commits == 5 and not os.path.exists(os.environ["REPORT"]):
+        open(os.environ["REPORT"], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+ingest._Ingestion._commit = commit_until_killed
+ingest._SECONDS_PER_COMMIT = 0
+sys.argv[1:] = ["ingest", os.environ["SOURCE"], "--batch-size", "8"]
+out = open(os.environ["REPORT"], "a") if os.path.exists(os.environ["REPORT"]) else sys.stderr
+with contextlib.redirect_stdout(out):
+    __main__.main()
+out.close()
+"""
+
+
+def test_a_small_ingest_that_was_killed_is_not_embedded_again(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE", str(folder_of(tmp_path / "noise", 100)))
+    report = tmp_path / "report.txt"
+    monkeypatch.setenv("REPORT", str(report))
+    manifest = Manifest.new(FakeEmbedder().model, "cosine", settings.namespace)
+    with (
+        create_index(settings, manifest) as index,
+        forks(f"import contextlib\n{IMPORTS}", INGEST_IN_TWO) as start_worker,
+    ):
+        start_worker().wait()
+        assert report.read_text() == "", "it was not killed"
+        assert index.count() == 40
+        start_worker().wait()
+        assert index.count() == 100
+    assert "60 images embedded, 40 unchanged" in report.read_text()
+
+
 @pytest.mark.long
 def test_kill_9_in_the_middle_of_videos(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
