@@ -5,6 +5,7 @@ Images that may be costly to decode wait for others of their kind alone, and hav
 
 import asyncio
 import hashlib
+import io
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -462,6 +463,10 @@ def _fail(jobs: Sequence[_Job], error: Exception) -> None:
 
 def _content(job: _ImageJob) -> bytes:
     """Read only by who decodes it, so that no more uploads than threads are held as bytes."""
+    # What `tempfile` holds in memory is not copied: to get memory for megabytes takes longer.
+    held = getattr(job.file, "_file", job.file)
+    if isinstance(held, io.BytesIO):
+        return held.getvalue()
     job.file.seek(0)
     return job.file.read()
 
