@@ -274,6 +274,11 @@ class VectorIndex(ABC):
     def _fetch(self, ids: Sequence[str], *, thumbnails: bool) -> dict[str, Record]: ...
 
     @property
+    def is_in_memory(self) -> bool:
+        """Whether a query without a filter would now be answered from memory, in a moment."""
+        return False
+
+    @property
     def thumbnails_are_apart(self) -> bool:
         """Whether reading them with matches costs as much as reading them afterwards."""
         return False

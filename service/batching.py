@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class Stage(Generic[Job]):
@@ -80,22 +81,23 @@ class Stage(Generic[Job]):
             self._waiting.extend(jobs)
             self._changed.notify()
 
-    def put_or_do(self, job: Job) -> None:
-        """Do a job in this thread, where one of the stage's own would begin with it at once.
+    def put_or_do(self, job: Job, work: Callable[[list[Job]], Result]) -> Result | None:
+        """What `work` makes of a job in this thread, where nobody else works; else it waits, None.
 
-        Else another thread has to wake up for it. What is no Exception ends this thread, as it ends
-        the stage's own.
+        Another thread would have to wake up for it. What is no Exception ends this thread, as it
+        ends the stage's own.
         """
         with self._changed:
-            if self._waiting or self._all_busy or self._closing:
+            if self._waiting or self._since or self._closing:
                 self._waiting.append(job)
                 self._changed.notify()
-                return
+                return None
             self._begin()
         try:
-            self._work([job])
+            return work([job])
         except Exception as exc:
             self._fail([job], exc)
+            return None
         finally:
             self._end()
 

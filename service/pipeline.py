@@ -346,9 +346,15 @@ class Pipeline:
             job.thumbnail = images.thumbnail(image)
             job.file_metadata = file_metadata.chosen(image.info, self._file_metadata)
         job.timing.add("decode", started, time.perf_counter())
-        self._embedding.put_or_do(job)
+        queries = self._embedding.put_or_do(job, self._embedded)
+        if queries:
+            self._query_here(queries)
 
     def _embed(self, jobs: list[_ImageJob]) -> None:
+        self._querying.put(self._embedded(jobs))
+
+    def _embedded(self, jobs: list[_ImageJob]) -> list[_QueryJob]:
+        """Embed images, and answer those that have no query."""
         self._metrics.queued(self.queue_depth)
         jobs = _wanted(jobs)
         # While the service changes to another index, a batch can hold queries to both.
@@ -393,8 +399,17 @@ class Pipeline:
                     job.frames,
                 )
                 self._answer(job, embedded)
-        self._querying.put(queries)
         self._metrics.queued(self.queue_depth)
+        return queries
+
+    def _query_here(self, queries: list[_QueryJob]) -> None:
+        """Query in this thread, which decodes, if that takes a moment and nothing waits for it."""
+        [query] = queries
+        waiting = len(self._decoding) + len(self._embedding)
+        if waiting or not query.selection.is_simple or not query.loaded.index.is_in_memory:
+            self._querying.put(queries)
+        else:
+            self._querying.put_or_do(query, self._query)
 
     def _query(self, jobs: list[_QueryJob]) -> None:
         groups = _grouped(

@@ -115,6 +115,11 @@ class Selection:
             wanted *= _SPARE
         return wanted + len(self.without)
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether the store is asked once, and for the nearest of all."""
+        return self.filter is None and self._needs_no_more
+
     def with_thumbnails(self, index: VectorIndex) -> bool:
         """Whether to ask for candidates with thumbnails; else `choose` reads those it needs."""
         return self.thumbnails and (self.group_by == "none" or not index.thumbnails_are_apart)

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -304,6 +304,40 @@ def test_queries_that_ask_alike_share_a_call(server: Server, fake_settings: Sett
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("memory", "parameters"),
+    [
+        pytest.param(0, {}, id="on disk"),
+        pytest.param(None, {"label": [KINDS[0]]}, id="with a filter"),
+        pytest.param(None, {"deduplicate": True}, id="without duplicates"),
+    ],
+)
+def test_queries_that_may_take_long_keep_no_picture_from_being_decoded(
+    fake_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    memory: int | None,
+    parameters: dict[str, Any],
+) -> None:
+    settings = fake_settings
+    if memory is not None:
+        settings = settings.model_copy(update={"index_memory": memory})
+    with serving(settings, monkeypatch) as server:
+        assert best(server.search(0)) == IMAGES[0][0]
+        server.gates["query"].close()
+        slow = server.begin(0, **parameters)
+        server.until_entered("query", 1)
+        server.gates["decode"].close()
+        answers = []
+        for number in range(STAGES["decode"]):
+            answers.append(server.begin(number))
+            server.until_entered("decode", number + 1)
+        server.gates["decode"].open()
+        server.gates["query"].open()
+        assert slow.result().status_code == 200
+        assert [best(answer.result()) for answer in answers] == [id_ for id_, _ in IMAGES[:2]]
+
+
+@pytest.mark.slow
 def test_one_bad_image_fails_alone(server: Server) -> None:
     [embedder] = server.embedders
     embedder.zeros = embedder.pixels(IMAGES[5][1])
@@ -389,9 +423,10 @@ def puts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         put(self, jobs)
         seen.extend([0] * len(jobs))
 
-    def counted_one(self: Stage[Any], job: Any) -> None:
-        put_or_do(self, job)
+    def counted_one(self: Stage[Any], job: Any, work: Callable[[list[Any]], Any]) -> Any:
+        result = put_or_do(self, job, work)
         seen.append(0)
+        return result
 
     monkeypatch.setattr(Stage, "put", counted)
     monkeypatch.setattr(Stage, "put_or_do", counted_one)

@@ -215,9 +215,12 @@ def test_what_needs_more_memory_than_is_allowed_is_searched_in_the_table(
         index.flush()
         assert not snapshots_of(settings).exists()
         assert_answers(index, records(0, ROWS))
+        assert not index.is_in_memory
     with open_index(settings) as index:
         index.flush()
         assert newest(settings).is_dir()
+        assert_answers(index, records(0, ROWS))
+        assert index.is_in_memory
 
 
 def test_a_commit_that_the_folder_does_not_show_is_seen_within_a_second(settings: Settings) -> None:

@@ -231,6 +231,10 @@ class EmbeddedIndex(VectorIndex):
         columns = tables.columns(thumbnails=thumbnails)
         return self._read(lambda: self._find(embeddings, top_k, filter_, columns))
 
+    @property
+    def is_in_memory(self) -> bool:
+        return not self.files.is_remote and self._resident.has_newest
+
     def _find(
         self, embeddings: Embeddings, top_k: int, filter_: Filter | None, columns: list[str]
     ) -> list[list[Match]]:

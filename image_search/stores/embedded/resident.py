@@ -197,6 +197,11 @@ class Resident:
             return view
         return self._confirmed_view()
 
+    @property
+    def has_newest(self) -> bool:
+        """Whether the view is that of the newest version that is known."""
+        return self._view_at(self._version) is not None
+
     def look_again(self) -> None:
         """Let the next view have what this process has just written."""
         with self._looking:
