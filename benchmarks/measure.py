@@ -151,8 +151,11 @@ def medians(seconds: Mapping[Name, list[float]]) -> dict[Name, float]:
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def ready_process(code: str, *arguments: str) -> tuple[float, float]:
-    """Seconds until a Python process that runs `code` prints a line, and its MiB resident then."""
+def ready_process(code: str, *arguments: str) -> tuple[float, float, float]:
+    """Seconds until a Python process that runs `code` prints a line, and its MiB resident then.
+
+    The last are those without mapped files, which the system can drop at any time; on Linux.
+    """
     started = time.perf_counter()
     command = [sys.executable, "-c", f"{code}\nprint(flush=True)\ninput()", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -161,9 +164,9 @@ def ready_process(code: str, *arguments: str) -> tuple[float, float]:
         if not process.stdout.readline():
             sys.exit("a process to be measured failed")
         seconds = time.perf_counter() - started
-        mebibytes = psutil.Process(process.pid).memory_info().rss / MEBI
+        memory = psutil.Process(process.pid).memory_info()
         process.communicate(b"\n")
-    return seconds, mebibytes
+    return seconds, memory.rss / MEBI, (memory.rss - getattr(memory, "shared", 0)) / MEBI
 
 
 def batches(rows: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:

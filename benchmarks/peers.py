@@ -135,4 +135,4 @@ def onnx_runtime_process(convolutions: Sequence[Convolution]) -> tuple[float, fl
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vgg16.onnx"
         path.write_bytes(onnx_model(convolutions))
-        return ready_process(ONNX_RUNTIME_PROCESS, str(path))
+        return ready_process(ONNX_RUNTIME_PROCESS, str(path))[:2]

@@ -74,6 +74,7 @@ class Result:
     recall: float
     build_seconds: float
     reader_mebibytes: float
+    reader_own_mebibytes: float
     service_seconds: float
     service_mebibytes: float
     filtered: dict[int, dict[float | None, float]]
@@ -115,10 +116,10 @@ def measure(source: str, images: int, sizes: Sequence[int] = SIZES) -> Iterator[
                 share: recall_of(both, queries[:FILTER_QUERIES], ranks_of(share))
                 for share in SHARES
             }
-            _, mebibytes = ready_process(READER_PROCESS, folder, str(file))
+            _, mebibytes, own = ready_process(READER_PROCESS, folder, str(file))
             service = start_service(Path(folder))
             results.append(
-                Result(size, p50, recall, seconds, mebibytes, *service, filtered, recalls)
+                Result(size, p50, recall, seconds, mebibytes, own, *service, filtered, recalls)
             )
             yield from (query_table(results, at_once) for at_once in CALLS)
             yield filter_table(results)
@@ -234,16 +235,18 @@ def build_table(results: Sequence[Result]) -> Table:
                 f"{result.build_seconds:.1f}",
                 f"{rate:,.0f}",
                 f"{result.reader_mebibytes:,.0f}",
+                f"{result.reader_own_mebibytes:,.0f}",
                 f"{result.service_seconds:.1f}",
                 f"{result.service_mebibytes:,.0f}",
             ]
         )
         figures[f"seconds to build, {result.size} vectors"] = result.build_seconds
         figures[f"MiB of a reading process, {result.size} vectors"] = result.reader_mebibytes
+        figures[f"MiB of its own, {result.size} vectors"] = result.reader_own_mebibytes
         figures[f"service: seconds to ready, {result.size} vectors"] = result.service_seconds
         figures[f"service: MiB, {result.size} vectors"] = result.service_mebibytes
     header = ["vectors", "upserts and flushes so far, s", "vectors/s", "reading process, MiB"]
-    header += ["service: seconds to ready", "MiB resident then"]
+    header += ["without mapped files", "service: seconds to ready", "MiB resident then"]
     return Table("Embedded store: build and memory", header, rows, [], figures)
 
 
