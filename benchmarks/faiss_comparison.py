@@ -80,7 +80,7 @@ class FaissComparison:
             bits = np.packbits(self._ranks < ranks, bitorder="little")
             parameters = SEARCH_LIBRARY.SearchParameters(sel=SEARCH_LIBRARY.IDSelectorBitmap(bits))
         _, numbers = self._flat.search(normalised(queries), TOP_K, params=parameters)
-        found = [[self._rows[number] for number in row] for row in numbers.tolist()]
+        found = [[self._rows[number] for number in row if number >= 0] for row in numbers.tolist()]
         return [[id_ for id_, _, _ in matches] for matches in found]
 
     def _vectors(self, numbers: NDArray[np.int64]) -> Embeddings:

@@ -176,7 +176,10 @@ def recall_of(both: FaissComparison, queries: Embeddings, ranks: int | None = No
         for ask in (both.ours, both.faiss)
     )
     pairs = zip(found, exact, strict=True)
-    return statistics.mean(len(set(ours) & set(faiss)) / TOP_K for ours, faiss in pairs)
+    return statistics.mean(
+        len(set(ours) & set(faiss)) / len(faiss) if faiss else float(not ours)
+        for ours, faiss in pairs
+    )
 
 
 def query_table(results: Sequence[Result], at_once: int) -> Table:
