@@ -186,6 +186,7 @@ def test_lancedb_comes_without_its_client_of_remote_catalogues() -> None:
 
 @pytest.mark.slow
 def test_words_of_a_table_of_an_earlier_version_are_added_by_the_worker(settings: Settings) -> None:
+    settings = settings.model_copy(update={"index_memory": 0})
     index = create(settings)
     rng = np.random.default_rng(0)
     rows = rng.random((12_000, DIMENSION), np.float32)

@@ -129,7 +129,8 @@ def test_old_versions_are_removed_by_whoever_comes_next(
 def test_compaction_keeps_the_partitions_of_the_vector_index(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "_ROWS_FOR_VECTOR_INDEX", 2_000)
+    monkeypatch.setattr(upkeep, "_ROWS_FOR_INDEXES", 2_000)
+    settings = settings.model_copy(update={"index_memory": 0})
     with create(settings) as index:
         index.upsert(records(0, 2_000))
         index.flush()
@@ -143,6 +144,38 @@ def test_compaction_keeps_the_partitions_of_the_vector_index(
         assert partitions(settings) >= before
 
 
+@pytest.mark.slow
+def test_a_vector_index_is_built_where_the_table_is_searched(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_ROWS_FOR_INDEXES", 300)
+    on_disk = settings.model_copy(update={"index_memory": 0})
+    with create(settings) as index:
+        index.upsert(records(0, 400))
+        index.flush()
+    assert indexed(settings) == {"id", "label"}
+    assert_holds(on_disk, records(0, 400))
+    with open_index(on_disk) as index:
+        index.flush()
+    assert indexed(settings) == {"id", "label", "embedding"}
+    # Once it is there, it is kept up.
+    with open_index(settings) as index:
+        index.upsert(records(400, 400))
+        index.flush()
+    [vectors] = [i for i in table(settings).list_indices() if i.columns == ["embedding"]]
+    assert vectors.name == "embedding_800"
+    assert_holds(on_disk, records(0, 800))
+    with create(settings.model_copy(update={"namespace": "large"})) as large:
+        monkeypatch.setattr(upkeep, "_ROWS_FOR_VECTOR_INDEX_BESIDE_MEMORY", 400)
+        large.upsert(records(0, 400))
+        large.flush()
+    assert "embedding" in indexed(settings.model_copy(update={"namespace": "large"}))
+
+
+def indexed(settings: Settings) -> set[str]:
+    return {column for index in table(settings).list_indices() for column in index.columns}
+
+
 def partitions(settings: Settings) -> int:
     opened = table(settings)
     query = opened.search(records(0)[0].embedding, vector_column_name="embedding")
@@ -154,7 +187,8 @@ def partitions(settings: Settings) -> int:
 def test_the_vector_index_has_few_segments(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "_ROWS_FOR_VECTOR_INDEX", 500)
+    monkeypatch.setattr(upkeep, "_ROWS_FOR_INDEXES", 500)
+    settings = settings.model_copy(update={"index_memory": 0})
     monkeypatch.setattr(upkeep, "_MAX_SMALL_FRAGMENTS", 4)
     monkeypatch.setattr(upkeep, "_MAX_SEGMENTS", 3)
     with create(settings) as index:
@@ -204,14 +238,14 @@ def test_files_of_a_write_in_flight_are_kept_whatever_the_clock_says(settings: S
 def test_every_write_holds_off_the_removal_of_files(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, write: str
 ) -> None:
-    monkeypatch.setattr(upkeep, "_ROWS_FOR_VECTOR_INDEX", 300)
+    monkeypatch.setattr(upkeep, "_ROWS_FOR_INDEXES", 300)
     index = create(settings)
     index.upsert(records(0, 300))
     writes: dict[str, Callable[[], None]] = {
         "upsert": lambda: index.upsert(records(300)),
         "delete": lambda: index.delete(["r0000"]),
-        "index": lambda: upkeep._index_vectors(
-            table(settings), LocalFiles.of(settings), "cosine", growth=1, segments=0
+        "index": lambda: upkeep.tidy(
+            table(settings), LocalFiles.of(settings), "cosine", lambda _: False
         ),
     }
     version = table(settings).version

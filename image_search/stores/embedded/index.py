@@ -377,7 +377,7 @@ class EmbeddedIndex(VectorIndex):
         with self._errors():
             with self.files.writing(), put_off_by_conflict("the column of words"):
                 upkeep.add_words(self._table)
-            upkeep.tidy(self._table, self.files, self._manifest.metric)
+            upkeep.tidy(self._table, self.files, self._manifest.metric, self._resident.fits)
             self.files.sync()
             remove_former(self.files)
         if self.files.is_remote:  # a snapshot for this machine, which may never search
@@ -425,7 +425,8 @@ class EmbeddedIndex(VectorIndex):
         """What was committed stays so, even where upkeep fails; the next commit tries again."""
         try:
             with self._errors():
-                upkeep.keep_up(self._table, self.files, self._manifest.metric)
+                metric = self._manifest.metric
+                upkeep.keep_up(self._table, self.files, metric, self._resident.fits)
         except StoreError as exc:
             _log.warning("the index is not compacted, and searches become slower: %s", exc.in_full)
 

@@ -202,6 +202,13 @@ class Resident:
         """Whether the view is that of the newest version that is known."""
         return self._view_at(self._version) is not None
 
+    def fits(self, rows: int) -> bool:
+        """Whether searches of so many rows are answered from memory.
+
+        Of a remote table that is not known: each machine makes a snapshot when it searches first.
+        """
+        return not self._files.is_remote and rows * BYTES_A_ROW <= self._most_bytes
+
     def look_again(self) -> None:
         """Let the next view have what this process has just written."""
         with self._looking:

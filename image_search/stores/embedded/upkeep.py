@@ -7,6 +7,7 @@ that only deletes, goes on where others stopped.
 import logging
 import math
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
@@ -29,8 +30,11 @@ _MIN_DELETED_ROWS: Final = 100
 _KEEP_VERSIONS: Final = timedelta(minutes=10)
 _MAX_OLD_VERSIONS: Final = 50
 
-# Below this many rows a scan of them all is as fast as an index, and exact.
-_ROWS_FOR_VECTOR_INDEX: Final = 10_000
+# Of fewer rows, all are read in some milliseconds.
+_ROWS_FOR_INDEXES: Final = 10_000
+# Where searches are answered from memory, the table is searched only until there is a snapshot. Up
+# to so many rows, each search then takes a tenth of a second at most without a vector index.
+_ROWS_FOR_VECTOR_INDEX_BESIDE_MEMORY: Final = 100_000
 _VECTOR_INDEX: Final = "embedding_"
 # To which words are added at once.
 _ROWS_OF_WORDS: Final = 10_000
@@ -42,17 +46,20 @@ _KMEANS_ITERATIONS: Final = 10
 _KMEANS_SAMPLES: Final = 64
 
 
-def keep_up(table: Any, files: IndexFiles, metric: Metric) -> None:
-    """What is due after a commit; cheap when nothing is."""
+def keep_up(table: Any, files: IndexFiles, metric: Metric, fits: Callable[[int], bool]) -> None:
+    """What is due after a commit; cheap when nothing is.
+
+    `fits` says of a number of rows whether searches of them are answered from memory.
+    """
     if _is_due(table, files):
         _compact(table, files)
-        _index_vectors(table, files, metric, growth=4, segments=_MAX_SEGMENTS)
+        _index(table, files, metric, fits, growth=4, segments=_MAX_SEGMENTS)
 
 
-def tidy(table: Any, files: IndexFiles, metric: Metric) -> None:
-    """Everything that makes queries faster, after many commits or a long time."""
+def tidy(table: Any, files: IndexFiles, metric: Metric, fits: Callable[[int], bool]) -> None:
+    """Everything that makes queries faster, after many commits or a long time; see `keep_up`."""
     _compact(table, files)
-    _index_vectors(table, files, metric, growth=1.1, segments=_MAX_SEGMENTS // 2)
+    _index(table, files, metric, fits, growth=1.1, segments=_MAX_SEGMENTS // 2)
 
 
 def add_words(table: Any) -> None:
@@ -96,15 +103,21 @@ def _compact(table: Any, files: IndexFiles) -> None:
         table.optimize(cleanup_older_than=_KEEP_VERSIONS + files.clocks_differ)
 
 
-def _index_vectors(
-    table: Any, files: IndexFiles, metric: Metric, *, growth: float, segments: int
+def _index(
+    table: Any,
+    files: IndexFiles,
+    metric: Metric,
+    fits: Callable[[int], bool],
+    *,
+    growth: float,
+    segments: int,
 ) -> None:
     """Build the indexes for the first time, or that of vectors again.
 
     Again if the rows are `growth` times those that it was built for, or it has more `segments`.
     """
     rows = table.count_rows()
-    if rows < _ROWS_FOR_VECTOR_INDEX:
+    if rows < _ROWS_FOR_INDEXES:
         return
     indexes = {index.columns[0]: index for index in table.list_indices()}
     with files.writing(), put_off_by_conflict("indexing"):
@@ -112,6 +125,8 @@ def _index_vectors(
             table.create_index("id", config=BTree())
             table.create_index("label", config=Bitmap())
         old = indexes.get("embedding")
+        if old is None and fits(rows) and rows < _ROWS_FOR_VECTOR_INDEX_BESIDE_MEMORY:
+            return
         if (
             old is not None
             and rows < growth * int(old.name.removeprefix(_VECTOR_INDEX))
