@@ -16,13 +16,14 @@ from image_search.stores.embedded.search_library import faiss
 from image_search.stores.embedded.snapshot import Mask, Positions, Snapshot, flat_index, normalised
 from image_search.values import Embeddings, Metadata, Metric
 
-# Of partitions, so many times the root of their number are searched. Chosen by the ten nearest of
-# 500 test images, as embedded by default; of 500 others, 0.991 are found so among CIFAR-10's
-# 50,000 images. By dot product, partitions tell less of their rows.
-_PROBES_PER_ROOT: Final[dict[Metric, float]] = {"cosine": 4.5, "euclidean": 4.5, "dotproduct": 7.0}
+# Of partitions, so many times the root of their number are searched. With the number of candidates,
+# it was chosen by python -m benchmarks.candidates, so that 0.99 of the ten nearest are found among
+# CIFAR-10's 50,000 images, as embedded by default. By dot product, partitions tell less of their
+# rows.
+_PROBES_PER_ROOT: Final[dict[Metric, float]] = {"cosine": 5.0, "euclidean": 5.0, "dotproduct": 7.0}
 # So many of the nearest by codes are compared exactly for each match, and so many at least.
-_CANDIDATES_PER_MATCH: Final = 4
-_MIN_CANDIDATES: Final = 200
+_CANDIDATES_PER_MATCH: Final = 8
+_MIN_CANDIDATES: Final = 150
 # For more matches than that, all partitions are searched.
 _MAX_TOP_K_OF_PROBES: Final = 100
 # Where no more rows may be found, all of them are compared, and codes are not looked at. For few

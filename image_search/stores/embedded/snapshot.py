@@ -53,6 +53,10 @@ _MIN_TRAINING_ROWS: Final = 4096
 _ITERATIONS: Final = 10
 # Each part has 16 codes of two numbers, which are found sooner.
 _ITERATIONS_OF_CODES: Final = 5
+# FAISS scans a partition for all queries at once. Query by query takes a fifth less, as long as the
+# codes fit into the processor's cache: as much among 200,000 rows, a fifth more among 1,000,000.
+_SCAN_BY_QUERY: Final = 11
+_MOST_ROWS_SCANNED_BY_QUERY: Final = 100_000
 # Code, number in FAISS, address and length.
 BYTES_A_ROW: Final = 128 + 8 + 8 + 4
 
@@ -180,6 +184,8 @@ def open_snapshot(folder: Path, version: int, identity: bytes) -> Snapshot:
         vectors = np.load(place / "vectors.npy", mmap_mode="r")
         lengths = np.load(place / "lengths.npy")
         codes = faiss.read_index(str(place / "codes.faiss"))
+        if codes.ntotal <= _MOST_ROWS_SCANNED_BY_QUERY:
+            codes.implem = _SCAN_BY_QUERY
         with pa.memory_map(str(place / "rows.arrow")) as file:
             reader = pa.ipc.open_file(file)
             batches = [
