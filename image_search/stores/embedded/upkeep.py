@@ -32,8 +32,8 @@ _MAX_OLD_VERSIONS: Final = 50
 
 # Of fewer rows, all are read in some milliseconds.
 _ROWS_FOR_INDEXES: Final = 10_000
-# Where searches are answered from memory, the table is searched only until there is a snapshot. Up
-# to so many rows, each search then takes a tenth of a second at most without a vector index.
+# Where searches are answered from memory, the table is searched only until there is a snapshot.
+# Without a vector index, one query of fewer rows then takes up to a tenth of a second.
 _ROWS_FOR_VECTOR_INDEX_BESIDE_MEMORY: Final = 100_000
 _VECTOR_INDEX: Final = "embedding_"
 # To which words are added at once.
