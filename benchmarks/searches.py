@@ -2,8 +2,9 @@
 
 usage: python -m benchmarks.searches SOURCE [--images N] [--other FOLDER] [--data FOLDER]
 
-The other commit is a checkout with its own environment in `.venv`. All embed at 32 pixels, each
-with an index of the same images of its own; the obvious way, `benchmarks.obvious`, reads ours.
+The other commit is a checkout with its own environment in `.venv`. All embed at 32 pixels, or at
+IMAGE_SEARCH_INPUT_SIZE, each with an index of the same images of its own; the obvious way,
+`benchmarks.obvious`, reads ours.
 `wrk` has one thread, on the same processors.
 """
 
@@ -31,7 +32,7 @@ from worker.sources import open_source
 
 OURS, PEER, OTHER = "ours", "the obvious way", "the other commit"
 PORTS = {OURS: 8765, PEER: 8766, OTHER: 8767}
-INPUT_SIZE = 32
+INPUT_SIZE = int(os.environ.get("IMAGE_SEARCH_INPUT_SIZE", 32))
 IMAGES = 1_000
 CONCURRENCIES = (1, 32)
 SECONDS = {1: 5, 32: 8}  # in a turn, by clients
