@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.bench SOURCE [--other FOLDER] [--images N] [--vectors N]
 
-Takes some 25 minutes on two cores: it needs a quiet machine, `wrk`, and 20 GB of disk for a million
+Takes some 20 minutes on two cores: it needs a quiet machine, `wrk`, and 20 GB of disk for a million
 vectors. Each part runs in a process of its own: one that fails is named in the table. What is
 there is written to docs/benchmarks after each part. FOLDER has another commit: see
 `benchmarks.searches`.
